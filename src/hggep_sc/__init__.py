@@ -1,0 +1,29 @@
+"""Spatial gene expression from H&E histology: HGGEP on AnnData and SpatialData."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._settings import settings
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from . import datasets, get, pl, tl
+    from .config import Config
+    from .model import HGGEP
+
+__all__ = ["HGGEP", "Config", "__version__", "datasets", "get", "pl", "settings", "tl"]
+
+_HOMES = {"HGGEP": ".model", "Config": ".config"}
+
+
+def __getattr__(name: str) -> Any:
+    # torch, scanpy and spatialdata take seconds to import: they load on first use
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
+    if name in __all__:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

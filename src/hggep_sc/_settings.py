@@ -1,0 +1,44 @@
+"""Defaults a user may change, in one object: `hggep_sc.settings`."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _cache_dir() -> Path:
+    import pooch
+
+    return Path(pooch.os_cache("hggep_sc"))
+
+
+def _dataset_dir() -> Path:
+    return Path(os.environ.get("HGGEP_DATASETDIR") or _cache_dir())
+
+
+@dataclass
+class Settings:
+    """What a call falls back on where its own argument is left out.
+
+    Attributes
+    ----------
+    device
+        "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+    progress
+        Whether long calls show a progress bar.
+    dataset_dir
+        Where data sets and pretrained weights are looked for and downloaded to; the environment variable
+        `HGGEP_DATASETDIR` sets it.
+    cache_dir
+        Where files that code can make again (the images of synthetic sections) are kept.
+    patch_memory
+        Bytes of training patches held in memory; above it they go to a temporary file on disk.
+    """
+
+    device: str = "auto"
+    progress: bool = True
+    dataset_dir: Path = field(default_factory=_dataset_dir)
+    cache_dir: Path = field(default_factory=_cache_dir)
+    patch_memory: int = 4 * 2**30
+
+
+settings = Settings()

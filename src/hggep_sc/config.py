@@ -1,0 +1,187 @@
+"""Every setting of a model in one object, and the presets built from it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, Self
+
+Normalize = Literal["library", "panel"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a model; the defaults are those of `preset="default"`.
+
+    Parameters
+    ----------
+    preset
+        The preset that the settings started from; "published" selects the authors' released network.
+    patch_size
+        Side of the square patch that the network sees, in px.
+    fields_um
+        Fields of view, in um: one patch per spot and field. None: `fields_px` at the training sections' scale.
+    fields_px
+        Fields of view in image px, where the physical scale of the training sections is not known.
+    normalize
+        Total that counts are scaled by: the spot's full library, or its counts over the predicted genes (panel).
+    target_sum
+        Counts per spot after scaling.
+    log_base
+        Base of the logarithm: "e" or "10".
+    center_sections
+        Subtract each training section's mean expression from the targets, and predict around the mean of all.
+    n_components
+        Predict through this many leading principal components of the targets. None: every gene of its own.
+    gem, cbam, vit, ham, lstm
+        Switch a module of the paper off (its Figure 4).
+    residual
+        GEM, HAM and LSTM add to what they are given, instead of replacing it.
+    width
+        Length of a spot's representation (the paper's 1024).
+    vit_depth, vit_heads
+        Blocks and attention heads of each of the three transformer stacks.
+    n_neighbors
+        K, the nearest spots that a node's hyperedge holds beside itself.
+    lstm_layers
+        Layers of the LSTM.
+    dropout
+        Dropout in the transformer, the hypergraph module and before the head.
+    count_loss, count_weight
+        Likelihood of the raw counts in the loss, and its weight; weight 0 leaves the heads out.
+    correlation_weight
+        Weight of 1 - mean per-gene Pearson correlation in the loss.
+    flips
+        Augment each spot's patches by a random flip and rotation by a multiple of 90 degrees.
+    stain_jitter
+        Standard deviation of the random change of each stain's strength, per patch.
+    epochs, learning_rate, backbone_learning_rate, weight_decay, schedule, gradient_clip
+        Optimisation: AdamW; "onecycle" (warm-up and cosine decay over all epochs) or "constant".
+    chunk_spots
+        Sections with more spots are handled in compact chunks of at most this many, in training and in
+        prediction. None: always whole.
+    patience
+        Epochs without a better validation score before training stops; used with `validation=` only.
+    """
+
+    preset: str = "default"
+    # patches
+    patch_size: int = 112
+    fields_um: tuple[float, ...] | None = (80.0, 240.0)
+    fields_px: tuple[float, ...] = (112.0, 336.0)
+    # targets
+    normalize: Normalize = "library"
+    target_sum: float = 1e4
+    log_base: Literal["e", "10"] = "e"
+    center_sections: bool = True
+    n_components: int | None = 16
+    # network
+    gem: bool = True
+    cbam: bool = True
+    vit: bool = True
+    ham: bool = True
+    lstm: bool = True
+    residual: bool = True
+    width: int = 256
+    vit_depth: int = 1
+    vit_heads: int = 4
+    n_neighbors: int = 3
+    lstm_layers: int = 1
+    dropout: float = 0.2
+    # loss
+    count_loss: Literal["zinb", "nb"] = "zinb"
+    count_weight: float = 0.05
+    correlation_weight: float = 0.5
+    # training
+    flips: bool = True
+    stain_jitter: float = 0.1
+    epochs: int = 30
+    learning_rate: float = 5e-4
+    backbone_learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    gradient_clip: float = 1.0
+    chunk_spots: int | None = 512
+    patience: int = 10
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """Return a preset, with single settings replaced.
+
+        Raises
+        ------
+        ValueError
+            For an unknown preset or setting.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset={name!r} is not known; choose one of {', '.join(map(repr, PRESETS))}")
+        return cls(preset=name, **PRESETS[name]).replace(**overrides)
+
+    def replace(self, **overrides: Any) -> Self:
+        """Return a copy with single settings replaced."""
+        known = {f.name for f in fields(self)} - {"preset"}
+        if unknown := sorted(set(overrides) - known):
+            raise ValueError(f"config has no setting {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}")
+        return replace(self, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Rebuild a configuration from `to_dict`; lists become tuples again."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+
+    def __post_init__(self) -> None:
+        positive = ("patch_size", "target_sum", "width", "vit_heads", "n_neighbors", "lstm_layers", "epochs",
+                    "learning_rate", "backbone_learning_rate", "patience")  # fmt: skip
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"config.{name} must be above 0, not {getattr(self, name)!r}")
+        for name in ("count_weight", "correlation_weight", "stain_jitter", "dropout", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"config.{name} must not be negative, not {getattr(self, name)!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"config.{name} must be one of {choices}, not {getattr(self, name)!r}")
+        if self.fields_um is not None and len(self.fields_um) != len(self.fields_px):
+            raise ValueError("config.fields_um and config.fields_px must list the same number of fields of view")
+        if self.width % self.vit_heads:
+            raise ValueError(f"config.width ({self.width}) must be a multiple of config.vit_heads ({self.vit_heads})")
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "normalize": ("library", "panel"),
+    "log_base": ("e", "10"),
+    "count_loss": ("zinb", "nb"),
+    "schedule": ("onecycle", "constant"),
+}
+
+# the paper's numbered specification; what it leaves open is decided as docs/presets.md says
+_PAPER: dict[str, Any] = {
+    "fields_um": None,
+    "fields_px": (112.0,),
+    "center_sections": False,
+    "n_components": None,
+    "residual": False,
+    "width": 1024,
+    "vit_depth": 4,
+    "vit_heads": 8,
+    "lstm_layers": 4,
+    "count_weight": 0.25,
+    "correlation_weight": 0.0,
+    "flips": False,
+    "stain_jitter": 0.0,
+    "epochs": 400,
+    "learning_rate": 1e-5,
+    "backbone_learning_rate": 1e-5,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "chunk_spots": None,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": _PAPER,
+    # the released code: the network's own quirks live in nn/published.py, these are its data and optimiser
+    "published": {**_PAPER, "normalize": "panel", "log_base": "10", "epochs": 500, "vit_heads": 16, "gradient_clip": 0.0},
+}

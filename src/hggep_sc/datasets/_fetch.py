@@ -1,0 +1,111 @@
+"""Files from the network: downloaded once, checked by SHA-256, never half there."""
+
+import gzip
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def registry() -> dict[str, str]:
+    """Map paths below the data directory to SHA-256, where the content is known (mob counts: unpacked)."""
+    text = (files(__package__) / "_registry.txt").read_text(encoding="utf-8")
+    return dict(line.split() for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def fetch(url: str, *, sha256: str | None, path: Path) -> Path:
+    """Return `path`, downloaded from `url` unless it is there.
+
+    Parameters
+    ----------
+    url
+        Where the file is downloaded from (http, https).
+    sha256
+        The expected SHA-256; None where it is not known, which is noted in the log.
+    path
+        Where the file is kept. A file that is there is checked and left as it is; a new one appears
+        whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        The file, there or downloaded, is not the expected one.
+    ConnectionError
+        The file is not there and its server cannot be reached.
+    OSError
+        The server refuses the file, or the folder cannot be written.
+    """
+    path = Path(path)
+    if path.is_file():
+        check(path, sha256)
+        return path
+
+    import pooch
+    import requests
+
+    remedy = (
+        f"Download {url} by other means and put it there as {path.name}, or set the environment variable "
+        f"HGGEP_DATASETDIR (or hggep_sc.settings.dataset_dir) to a folder that holds it."
+    )
+    if sha256 is None:
+        logger.info(
+            "Downloading %s to %s: its SHA-256 is not known, so it is taken unchecked.",
+            path.name,
+            path.parent,
+        )
+    else:
+        logger.info("Downloading %s to %s.", path.name, path.parent)
+    try:
+        with _quiet(pooch.get_logger()):
+            # pooch writes to a temporary file in the same folder, checks it and moves it
+            pooch.retrieve(url, known_hash=sha256 and f"sha256:{sha256}", fname=path.name, path=path.parent)
+    except ValueError as error:
+        raise ValueError(
+            f"What was downloaded as {path.name} is not the expected file: its SHA-256 is not {sha256}. "
+            f"Nothing was kept in {path.parent}. A proxy may have answered instead, or the file has changed. "
+            f"{remedy}"
+        ) from error
+    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+        raise ConnectionError(
+            f"{path.name} is not in {path.parent}, and its server cannot be reached to download it. {remedy}"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"{path.name} is not in {path.parent}, and downloading it there failed: {error}. {remedy}"
+        ) from error
+    return path
+
+
+def check(path: Path, sha256: str | None, *, unpacked: bool = False) -> None:
+    """Raise ValueError where the file is not the expected one (`unpacked`: what the gzip file holds)."""
+    if sha256 is None:
+        return
+    with gzip.open(path, "rb") if unpacked else path.open("rb") as stream:
+        try:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except (OSError, EOFError) as error:
+            raise ValueError(
+                f"{path} cannot be read: {error}. Delete it to have it downloaded again."
+            ) from error
+    if found != sha256:
+        what = "the SHA-256 of its unpacked content" if unpacked else "its SHA-256"
+        raise ValueError(
+            f"{path} is not the expected file: {what} is {found}, expected {sha256}. It may be damaged: "
+            "delete it to have it downloaded again."
+        )
+
+
+@contextmanager
+def _quiet(other: logging.Logger) -> Iterator[None]:
+    level = other.level
+    other.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        other.setLevel(level)

@@ -1,0 +1,79 @@
+"""What a model remembers of the spots it was trained on, so that a training section is known when seen again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import torch
+
+from .section import Section
+
+SHARE = 0.5  # of a section's spots that have to be known
+
+
+@dataclass
+class Fingerprint:
+    """Hashes of the training spots' counts and coordinates; neither can be read back from them.
+
+    Attributes
+    ----------
+    sections
+        Names of the training sections.
+    genes
+        The model's genes, in order.
+    counts, coordinates
+        Sorted uint64 hashes, one per spot.
+    """
+
+    sections: list[str]
+    counts: np.ndarray
+    coordinates: np.ndarray
+
+    @classmethod
+    def of(cls, sections: Sequence[Section], genes: Sequence[str]) -> Self:
+        """Return the fingerprint of training sections."""
+        return cls(
+            [s.name for s in sections],
+            np.unique(np.concatenate([_hash_counts(s, genes) for s in sections])),
+            np.unique(np.concatenate([_hash_coordinates(s) for s in sections])),
+        )
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return the fingerprint of a model whose training sections are not known."""
+        nothing = np.empty(0, dtype=np.uint64)
+        return cls([], nothing, nothing)
+
+    def role(self, section: Section, genes: Sequence[str]) -> Literal["train", "held out", "unknown"]:
+        """Tell whether a section, or a part of one, was trained on, whatever its name is now."""
+        if not self.sections:
+            return "unknown"
+        seen = [np.isin(_hash_coordinates(section), self.coordinates)]
+        if section.has_counts and section.var_names.is_unique and set(genes) <= set(section.var_names):
+            counts = _hash_counts(section, genes)
+            seen.append(np.isin(counts, self.counts))
+        return "train" if any(len(s) and s.mean() >= SHARE for s in seen) else "held out"
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the hashes as they are saved."""
+        return {name: torch.from_numpy(getattr(self, name).view(np.int64)) for name in ("counts", "coordinates")}
+
+    @classmethod
+    def from_tensors(cls, sections: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Rebuild what `tensors` gave."""
+        return cls(list(sections), *(tensors[name].numpy().view(np.uint64) for name in ("counts", "coordinates")))
+
+
+def _hash_counts(section: Section, genes: Sequence[str]) -> np.ndarray:
+    """Hash every spot's counts over the genes; spots without any are left out, they are all alike."""
+    counts = section.counts(genes)
+    weights = np.random.default_rng(0).integers(1, 2**63, size=len(genes), dtype=np.uint64)
+    hashes = np.asarray(counts.astype(np.uint64) @ weights).ravel()  # modulo 2^64
+    return hashes[np.diff(counts.indptr) > 0]
+
+
+def _hash_coordinates(section: Section) -> np.ndarray:
+    """Hash every spot's centre, to the nearest px; the odd offset keeps rounding away from halves."""
+    cells = np.floor(section.xy + 0.137).astype(np.int64).astype(np.uint64)
+    return cells[:, 0] << np.uint64(32) ^ cells[:, 1]

@@ -1,0 +1,399 @@
+"""HGGEP, the model that users hold: configuration, network, genes and expression scale in one object."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from ._settings import settings
+from ._version import __version__
+from .config import Config
+from .expression import ExpressionScale
+from .fingerprint import Fingerprint
+from .genes import training_genes
+from .nn import HGGEPNetwork, PublishedNetwork, build
+from .section import Section
+from .training.augmentation import dihedral
+from .training.data import fields_of_view, model_mpp, spatial_chunks
+from .training.fit import train
+from .weights import read_state_dict
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of the folder that `save` writes
+MANIFEST = "model.json"
+BATCH_SPOTS = 64
+
+
+class HGGEP:
+    """A trained predictor of gene expression from H&E patches; made by `hggep_sc.tl.fit` or `HGGEP.load`.
+
+    Attributes
+    ----------
+    genes
+        Names of the predicted genes, in the order of the network's outputs.
+    config
+        Every setting, as used.
+    scale
+        The expression scale of the predictions.
+    mpp
+        Scale that the network was trained at, um per px; None where it was not known.
+    history
+        One row per epoch: the loss and its terms, and `validation_pcc` where a validation set was given.
+    seed
+        Seed of the training; None for a published checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: HGGEPNetwork | PublishedNetwork,
+        config: Config,
+        genes: Sequence[str],
+        *,
+        mpp: float | None,
+        fingerprint: Fingerprint,
+        history: Sequence[dict[str, float]] = (),
+        seed: int | None = None,
+    ) -> None:
+        self.network = network.eval()
+        self.config = config
+        self.genes = list(genes)
+        self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
+        self.mpp = mpp
+        self.fingerprint = fingerprint
+        self.history = pd.DataFrame(list(history))
+        self.seed = seed
+
+    @cached_property
+    def id(self) -> str:
+        """Name of this trained model: a hash of its genes and weights."""
+        digest = hashlib.sha256("\n".join(self.genes).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def __repr__(self) -> str:
+        config = self.config
+        modules = [name.upper() for name in ("gem", "cbam", "vit", "ham", "lstm") if getattr(config, name)]
+        fields = fields_of_view(config, self.mpp, self.mpp)
+        views = ", ".join(f"{px:.0f} px" if self.mpp is None else f"{px * self.mpp:.0f} um" for px in fields)
+        n_parameters = sum(p.numel() for p in self.network.parameters())
+        sections = ", ".join(self.fingerprint.sections) or "none known"
+        return (
+            f"HGGEP(preset={config.preset!r}, {len(self.genes)} genes, id={self.id})\n"
+            f"    network: {n_parameters / 1e6:.1f} M parameters; {' + '.join(modules)}\n"
+            f"    fields of view: {views}; scale: {self.scale}\n"
+            f"    trained on: {sections}; {len(self.history)} epochs, seed {self.seed}"
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        sections: Sequence[Section],
+        config: Config,
+        *,
+        genes: Sequence[str] | int | None = None,
+        weights: str | Path | None = "imagenet",
+        validation: str | float | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
+        progress: bool | None = None,
+    ) -> Self:
+        """Train on sections; see `hggep_sc.tl.fit` for the parameters."""
+        target = resolve_device(device)
+        for section in sections:
+            if not section.has_counts:
+                raise ValueError(f"section {section.name!r} has no counts to learn from: give the slot with layer=")
+        chosen = training_genes([s for s in sections if s.name != validation], genes)
+        scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
+        mpp = model_mpp(sections)
+        trained = train(
+            sections,
+            chosen,
+            scale,
+            config,
+            mpp=mpp,
+            weights=weights,
+            validation=validation,
+            seed=seed,
+            device=target,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            progress=settings.progress if progress is None else progress,
+        )
+        fingerprint = Fingerprint.of(sections, chosen)
+        return cls(
+            trained.network,
+            trained.config,
+            chosen,
+            mpp=mpp,
+            fingerprint=fingerprint,
+            history=trained.history,
+            seed=seed,
+        )
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        section: Section,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        average_flips: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predict one section.
+
+        Parameters
+        ----------
+        section
+            Where the spots and the image are.
+        device
+            "auto", "cpu", "cuda", "cuda:1", "mps".
+        batch_size
+            Spots whose patches are held and encoded at once; None for 64.
+        average_flips
+            Average over the eight flips and rotations of every patch.
+
+        Returns
+        -------
+        Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
+        """
+        if section.mpp is None and self.mpp is not None:
+            logger.warning(
+                "section %r: its physical scale is unknown and taken to be the model's, %.3g um per px; "
+                "give mpp= if it is another",
+                section.name,
+                self.mpp,
+            )
+        network = self.network.to(resolve_device(device))
+        views = [(turns, flip) for flip in (False, True) for turns in range(4)] if average_flips else [(0, False)]
+        n_spots = len(section.xy)
+        positions = torch.as_tensor(network.positions(section))
+        positions = positions.float() if positions.is_floating_point() else positions
+        expression = np.zeros((n_spots, len(self.genes)), dtype=np.float32)
+        latent: np.ndarray | None = None
+        for spots in spatial_chunks(section.xy, self.config.chunk_spots):
+            encoded = self._encode(section, spots, batch_size or BATCH_SPOTS, views)
+            here = positions[spots].to(encoded.device)
+            for view in encoded:
+                out = network.decode(view, here)
+                expression[spots] += out.expression.float().cpu().numpy() / len(views)
+                if latent is None:
+                    latent = np.zeros((n_spots, out.latent.shape[1]), dtype=np.float32)
+                latent[spots] += out.latent.float().cpu().numpy() / len(views)
+        assert latent is not None  # a section has spots
+        return expression, latent
+
+    def _encode(
+        self, section: Section, spots: np.ndarray, batch_size: int, views: list[tuple[int, bool]]
+    ) -> torch.Tensor:
+        """Encode the spots' patches, (views, n_spots, ...), a batch of patches in memory at a time."""
+        device = next(self.network.parameters()).device
+        size = self.config.patch_size
+        fields = fields_of_view(self.config, self.mpp, section.mpp)
+        centres = self.network.centres(section.xy)
+        batches = []
+        with section.open_image() as image:
+            for start in range(0, len(spots), batch_size):
+                xy = centres[spots[start : start + batch_size]]
+                read = [image.read_patches(xy, field=field, size=size) for field in fields]
+                patches = torch.from_numpy(np.stack(read, axis=1)).to(device)
+                n = len(patches)
+                turned = [
+                    dihedral(patches, torch.full((n,), turns), torch.full((n,), flip)) for turns, flip in views
+                ]
+                batches.append(torch.stack([self.network.encode(view) for view in turned]))
+        return torch.cat(batches, dim=1)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a folder: the network as safetensors, everything else as JSON.
+
+        The manifest is replaced last and in one step, so that an interruption leaves the earlier model whole.
+
+        Parameters
+        ----------
+        path
+            Folder to write; made if it does not exist.
+        overwrite
+            Replace the model in the folder.
+
+        Raises
+        ------
+        FileExistsError
+            If something is there already, unless `overwrite`; always, if it is not a model.
+        """
+        path = Path(path)
+        manifest = path / MANIFEST
+        if path.exists():
+            if not path.is_dir() or (any(path.iterdir()) and not _is_ours(path)):
+                raise FileExistsError(f"{path} exists and is not an hggep_sc model: choose another folder")
+            if manifest.exists() and not overwrite:
+                raise FileExistsError(f"{path} holds a model already: pass overwrite=True to replace it")
+        path.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        blobs = {
+            f"network-{self.id}.safetensors": save_tensors(state),
+            f"training-{self.id}.safetensors": save_tensors(self.fingerprint.tensors()),
+        }
+        content = {
+            "format": FORMAT,
+            "hggep_sc": __version__,
+            "torch": torch.__version__,
+            "id": self.id,
+            "config": self.config.to_dict(),
+            "scale": asdict(self.scale),
+            "mpp": self.mpp,
+            "seed": self.seed,
+            "genes": self.genes,
+            "training_sections": self.fingerprint.sections,
+            "history": self.history.to_dict("records"),
+            "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()},
+        }
+        for name, blob in blobs.items():
+            _write(path / name, blob)
+        _write(manifest, json.dumps(content, indent=1).encode())
+        for leftover in path.glob("*.safetensors"):  # of the model that was replaced
+            if leftover.name not in blobs:
+                leftover.unlink()
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto") -> Self:
+        """Read a model that `save` wrote, on any device whatever it was trained on.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder.
+        ValueError
+            If the folder is not a model, is damaged, or was written by a newer version.
+        """
+        path = Path(path)
+        target = resolve_device(device)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no model at {path}")
+        if not (path / MANIFEST).is_file():
+            raise ValueError(f"{path} is not an hggep_sc model: it has no {MANIFEST}")
+        try:
+            content = json.loads((path / MANIFEST).read_text())
+            written_format = content["format"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path / MANIFEST} is damaged or not of an hggep_sc model: {error}") from error
+        if written_format != FORMAT:
+            raise ValueError(
+                f"{path} has format {written_format} (written by hggep_sc {content.get('hggep_sc')}); this is "
+                f"hggep_sc {__version__}, which reads format {FORMAT}: update the package"
+            )
+        try:
+            config = Config.from_dict(content["config"])
+            genes, model_id = content["genes"], content["id"]
+            blobs = {name: (path / name).read_bytes() for name in content["files"]}
+            for name, blob in blobs.items():
+                if hashlib.sha256(blob).hexdigest() != content["files"][name]:
+                    raise ValueError(f"{name} is not the file that was saved (its checksum differs)")
+            network = build(config, len(genes))
+            network.load_state_dict(load_tensors(blobs[f"network-{model_id}.safetensors"]))
+            fingerprint = Fingerprint.from_tensors(
+                content["training_sections"], load_tensors(blobs[f"training-{model_id}.safetensors"])
+            )
+            return cls(
+                network.to(target),
+                config,
+                genes,
+                mpp=content["mpp"],
+                fingerprint=fingerprint,
+                history=content["history"],
+                seed=content["seed"],
+            )
+        except (KeyError, TypeError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise ValueError(f"the model in {path} is damaged: {error}") from error
+
+    @classmethod
+    def from_published(cls, path: str | Path, *, genes: Sequence[str], mpp: float | None = None) -> Self:
+        """Load a checkpoint of the authors' released code.
+
+        Predictions follow the released network, but for the dropout that it leaves on at inference: here it is off.
+        Sections need `obs["array_col"]` and `obs["array_row"]` below 64, which its position embedding looks up.
+
+        Parameters
+        ----------
+        path
+            A plain state dict (`.pth`, `.ckpt` or `.safetensors`) with the released code's entry names.
+        genes
+            Names of its outputs, in order.
+        mpp
+            Scale it was trained at, um per px; None takes every section's scale as equal.
+
+        Raises
+        ------
+        ValueError
+            If the file is no such checkpoint, or has another number of genes.
+        """
+        state = read_state_dict(Path(path))
+        if "gene_head.1.bias" not in state:
+            raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: entry 'gene_head.1.bias' is missing")
+        n_genes = len(state["gene_head.1.bias"])
+        if len(genes) != n_genes or len(set(genes)) != n_genes:
+            raise ValueError(
+                f"{path} predicts {n_genes} genes, but genes= has {len(genes)} names ({len(set(genes))} different)"
+            )
+        config = Config.from_preset("published")
+        network = build(config, n_genes)
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
+        return cls(network, config, genes, mpp=mpp, fingerprint=Fingerprint.empty())
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device to compute on; "auto" takes `settings.device`, and a GPU if that says "auto" too.
+
+    Raises
+    ------
+    ValueError
+        For an unknown device, or one that this machine does not have.
+    """
+    if device == "auto":
+        device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} is not known; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+    if resolved.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={device!r} is not supported; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices "
+            f"(torch {torch.__version__}); use device='cpu'"
+        )
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps' is not there: this machine has no Apple GPU; use device='cpu'")
+    return resolved
+
+
+def _is_ours(path: Path) -> bool:
+    names = {entry.name for entry in path.iterdir()}
+    return all(name == MANIFEST or name.endswith((".safetensors", ".part")) for name in names)
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)

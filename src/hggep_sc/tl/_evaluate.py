@@ -1,0 +1,92 @@
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .. import _keys, metrics
+from ..expression import ExpressionScale
+from ..section import copy_of, observed_counts, table_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def evaluate(
+    data: "AnnData | SpatialData",
+    *,
+    key: str = _keys.KEY,
+    observed_layer: str | None = None,
+    table_key: str | None = None,
+    copy: bool = False,
+) -> "pd.DataFrame | tuple[AnnData | SpatialData, pd.DataFrame]":
+    """Compare predicted with observed expression, gene by gene across the spots.
+
+    The observed counts are brought to the scale that the prediction was made on, and both to the natural logarithm.
+    Spots without counts, and those not predicted, are left out; a gene that is constant has no correlation (NaN).
+
+    Parameters
+    ----------
+    data
+        A section after `hggep_sc.tl.predict`, with raw counts.
+    key
+        Name of the prediction.
+    observed_layer
+        Layer with raw counts; None for the one `predict` was given, else `X`.
+    table_key
+        SpatialData: which of several tables.
+    copy
+        Leave `data` as it is, and return a new object beside the table.
+
+    Returns
+    -------
+    Table with a row per predicted gene: `pcc` (Pearson correlation) and `rmse` (natural log units). Written are
+    `var[f"{key}_pcc"]`, `var[f"{key}_rmse"]` and, in `uns[key]["metrics"]`, the mean and median PCC and how many
+    genes and spots they are over. With `copy=True`: the new object and the table.
+
+    Raises
+    ------
+    KeyError
+        If there is no prediction under `key`.
+    ValueError
+        If there are no counts to compare with.
+    """
+    target = copy_of(data) if copy else data
+    table = table_of(target, table_key)
+    record, columns = prediction_record(table, key)
+    genes = table.var_names[columns]
+    scale = ExpressionScale(str(record["normalize"]), float(record["target_sum"]), str(record["log_base"]))
+    layer = observed_layer or record.get("counts_layer")
+    rows = np.flatnonzero(np.isfinite(table.layers[key][:, columns]).all(axis=1))
+    panel, library = observed_counts(table, rows, list(genes), layer)
+    totals = scale.totals(panel, library)
+    seen = totals > 0
+    if not seen.any():
+        raise ValueError(f"no predicted spot has counts in {'X' if layer is None else layer!r}: nothing to compare with")
+    observed = scale.transform(panel[seen], totals[seen]) * scale.log_unit
+    predicted = np.asarray(table.layers[key][rows[seen]][:, columns]) * scale.log_unit
+    result = pd.DataFrame(
+        {"pcc": metrics.pearson(predicted, observed), "rmse": metrics.rmse(predicted, observed)}, index=genes
+    )
+    summary: dict[str, Any] = {
+        "mean_pcc": float(result["pcc"].mean()),
+        "median_pcc": float(result["pcc"].median()),
+        "mean_rmse": float(result["rmse"].mean()),
+        "n_genes": int(result["pcc"].notna().sum()),
+        "n_constant_genes": int(result["pcc"].isna().sum()),
+        "n_spots": int(seen.sum()),
+    }
+    for name in result:
+        table.var[_keys.metric(key, name)] = result[name].reindex(table.var_names)
+    table.uns[key] = {**record, "metrics": summary}
+    return (target, result) if copy else result
+
+
+def prediction_record(table: "AnnData", key: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what `predict` noted under `key`, and the columns of the predicted genes."""
+    if key not in table.layers or key not in table.uns:
+        raise KeyError(
+            f"there is no prediction under layers[{key!r}] and uns[{key!r}]: run hggep_sc.tl.predict first "
+            f"(layers: {list(table.layers) or 'none'})"
+        )
+    return dict(table.uns[key]), np.flatnonzero(table.var[_keys.predicted(key)].to_numpy())

@@ -1,0 +1,126 @@
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..config import Config
+from ..model import HGGEP
+from ..section import open_sections
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    Data = AnnData | SpatialData
+
+
+def fit(
+    data: "Data | Sequence[Data] | Mapping[str, Data]",
+    *,
+    genes: Sequence[str] | int | None = None,
+    preset: Literal["default", "paper", "published"] = "default",
+    config: Config | Mapping[str, Any] | None = None,
+    weights: str | Path | None = "imagenet",
+    normalize: Literal["library", "panel"] | None = None,
+    mpp: float | Mapping[str, float] | None = None,
+    validation: str | float | None = None,
+    layer: str | None = None,
+    library_key: str | None = None,
+    library_id: str | None = None,
+    spatial_key: str = "spatial",
+    image_key: str | Mapping[str, str] | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    coordinate_system: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> HGGEP:
+    """Train HGGEP to predict gene expression from the H&E image around every spot.
+
+    Nothing of a section that is not given here reaches training: genes, means, components and stopping are
+    all chosen on these sections. Inputs are not changed, nor is the caller's random state.
+
+    Parameters
+    ----------
+    data
+        Sections with an image, spot coordinates and raw counts: an AnnData or SpatialData object, a list, or a
+        dict by section name.
+    genes
+        Genes to predict: names, or how many of the most variable over the training sections (None: 1,000).
+    preset
+        "default"; "paper", as the paper specifies; "published", the authors' released network.
+    config
+        Settings that replace the preset's: a dict of single ones (`{"epochs": 50}`), or a whole
+        `hggep_sc.Config`, which replaces the preset too.
+    weights
+        Where the ShuffleNetV2 backbone starts: "imagenet" (downloaded once), a file of weights, or None (random).
+    normalize
+        Total that counts are scaled by, to 10,000 per spot: the spot's full "library", or its counts over the
+        predicted genes, the "panel". None: the preset's.
+    mpp
+        um per px of the full-resolution image, or a dict by section name, where the object does not tell.
+    validation
+        A training section's name, or the fraction of every section's spots to hold out as spatial blocks: training
+        stops when their mean PCC has not risen for `config.patience` epochs, and the best epoch is kept.
+    layer
+        Layer with raw counts; None for `X`.
+    library_key, library_id, spatial_key
+        AnnData: the `obs` column that tells several sections apart, the section in `uns["spatial"]`, and the
+        `obsm` slot of coordinates (full-resolution px; x, y).
+    image_key
+        Which of several images; a dict by section name where they differ.
+    shapes_key, table_key, coordinate_system
+        SpatialData: which of several.
+    seed
+        The same seed gives the same model on the same machine; on the CPU bit for bit.
+    device
+        "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+    checkpoint_dir, checkpoint_every
+        Folder for a checkpoint, written every so many epochs.
+    resume
+        Continue the interrupted fit in `checkpoint_dir`; the result is that of an uninterrupted one.
+    progress
+        Show a progress bar; None for `hggep_sc.settings.progress`.
+
+    Returns
+    -------
+    The trained model.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, FileNotFoundError
+        For input that cannot be used; the message names the slot and the remedy.
+    RuntimeError
+        If the ImageNet weights cannot be downloaded.
+    """
+    settings = config if isinstance(config, Config) else Config.from_preset(preset, **(config or {}))
+    if normalize is not None:
+        settings = settings.replace(normalize=normalize)
+    sections = open_sections(
+        data,
+        library_key=library_key,
+        library_id=library_id,
+        spatial_key=spatial_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        table_key=table_key,
+        coordinate_system=coordinate_system,
+        layer=layer,
+        mpp=mpp,
+    )
+    return HGGEP.fit(
+        sections,
+        settings,
+        genes=genes,
+        weights=weights,
+        validation=validation,
+        seed=seed,
+        device=device,
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        progress=progress,
+    )

@@ -1,0 +1,143 @@
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from .. import _keys
+from .._settings import settings
+from .._version import __version__
+from ..model import HGGEP
+from ..section import Section, copy_of, open_sections, require_writable, write_prediction
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    Data = TypeVar("Data", AnnData, SpatialData)
+
+
+def predict(
+    data: "Data",
+    model: HGGEP,
+    *,
+    key_added: str = _keys.KEY,
+    library_key: str | None = None,
+    library_id: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    image_key: str | Mapping[str, str] | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    coordinate_system: str | None = None,
+    layer: str | None = None,
+    mpp: float | Mapping[str, float] | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    average_flips: bool = False,
+    progress: bool | None = None,
+    copy: bool = False,
+) -> "Data | None":
+    """Predict the expression of the model's genes at every spot, from the H&E image alone.
+
+    Counts are not needed, and not used for predicting: where there are any, they serve to tell whether the section
+    was among those the model was trained on.
+
+    Parameters
+    ----------
+    data
+        AnnData or SpatialData with an image and spot coordinates, of one section or several.
+    model
+        What `hggep_sc.tl.fit` or `HGGEP.load` gave.
+    key_added
+        Name of the result.
+    library_key, library_id, spatial_key, image_key, shapes_key, table_key, coordinate_system, mpp
+        As in `hggep_sc.tl.fit`.
+    layer
+        Layer with raw counts; None for `X`.
+    device
+        "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+    batch_size
+        Spots whose patches are in memory at once; None for 64.
+    average_flips
+        Average over the eight flips and rotations of every patch: eight times the work.
+    progress
+        Show a progress bar over sections; None for `hggep_sc.settings.progress`.
+    copy
+        Return a new object instead of writing into `data`.
+
+    Returns
+    -------
+    None, or the new object with `copy=True`. Written are
+
+    - `layers[key_added]`: n_obs x n_vars, float32, log expression on the model's scale; NaN for genes the
+      model does not know and spots outside the tissue
+    - `var[f"{key_added}_predicted"]`: bool, whether the model knows the gene
+    - `obsm[f"X_{key_added}"]`: n_obs x d, float32, the network's latent representation
+    - `uns[key_added]`: model, genes, expression scale, and per section the image and mpp used and whether
+      it was in training ("train", "held out", "unknown")
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError, FileNotFoundError
+        For input that cannot be used; the message names the slot and the remedy, and `data` is unchanged.
+    """
+    if not isinstance(model, HGGEP):
+        raise TypeError(f"model must be an HGGEP, as tl.fit and HGGEP.load return it, not {type(model).__name__}")
+    sections = open_sections(
+        data,
+        library_key=library_key,
+        library_id=library_id,
+        spatial_key=spatial_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        table_key=table_key,
+        coordinate_system=coordinate_system,
+        layer=layer,
+        mpp=mpp,
+    )
+    require_writable(data, model.genes, key=key_added, table_key=table_key)
+    show = (settings.progress if progress is None else progress) and len(sections) > 1
+    predictions = []
+    for section in _progress(sections, show):
+        predictions.append(
+            model.predict(section, device=device, batch_size=batch_size, average_flips=average_flips)
+        )
+    target = copy_of(data) if copy else data
+    write_prediction(
+        target,
+        sections,
+        predictions,
+        genes=model.genes,
+        key=key_added,
+        params=_record(model, sections, layer),
+        table_key=table_key,
+    )
+    return target if copy else None
+
+
+def _progress(sections: list[Section], show: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(sections, desc="predict", unit="section", disable=not show)
+
+
+def _record(model: HGGEP, sections: list[Section], layer: str | None) -> dict[str, Any]:
+    record = {
+        "hggep_sc": __version__,
+        "model": model.id,
+        "preset": model.config.preset,
+        "genes": np.array(model.genes, dtype=object),
+        "normalize": model.scale.normalize,
+        "target_sum": model.scale.target_sum,
+        "log_base": model.scale.log_base,
+        "sections": {
+            "name": np.array([s.name for s in sections], dtype=object),
+            "image": np.array([s.image_name for s in sections], dtype=object),
+            "mpp": np.array([np.nan if s.mpp is None else s.mpp for s in sections]),
+            "role": np.array([model.fingerprint.role(s, model.genes) for s in sections], dtype=object),
+        },
+    }
+    if model.seed is not None:
+        record["seed"] = model.seed
+    if layer is not None:
+        record["counts_layer"] = layer
+    return record

@@ -1,0 +1,189 @@
+"""Training data: patches and targets of every section, held once and handed out as batches."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._settings import settings
+from ..config import Config
+from ..expression import ExpressionScale
+
+if TYPE_CHECKING:
+    from ..section import Section
+
+logger = logging.getLogger(__name__)
+
+SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
+
+
+@dataclass
+class Batch:
+    """Spots of one section (or of a compact chunk of it)."""
+
+    patches: Tensor  # (N, fields, 3, S, S) uint8
+    positions: Tensor  # (N, 2)
+    expression: Tensor  # (N, G) targets on the model's scale
+    counts: Tensor  # (N, G) raw
+    size_factors: Tensor  # (N,) spot total over the section's median
+    observed: Tensor  # (N,) bool: spots whose counts may reach the loss
+
+
+@dataclass
+class SectionData:
+    """What training holds of one section; `observed` marks the spots whose counts are used."""
+
+    name: str
+    xy: np.ndarray
+    patches: np.ndarray
+    positions: np.ndarray
+    expression: np.ndarray
+    counts: np.ndarray
+    size_factors: np.ndarray
+    observed: np.ndarray
+
+    def batch(self, spots: np.ndarray) -> Batch:
+        """Return some of the spots as tensors."""
+        return Batch(
+            patches=torch.from_numpy(np.ascontiguousarray(self.patches[spots])),
+            positions=torch.from_numpy(self.positions[spots]),
+            expression=torch.from_numpy(self.expression[spots]),
+            counts=torch.from_numpy(self.counts[spots]),
+            size_factors=torch.from_numpy(self.size_factors[spots]),
+            observed=torch.from_numpy(self.observed[spots]),
+        )
+
+
+def model_mpp(sections: Sequence["Section"]) -> float | None:
+    """Return the scale a model is trained at: the finest of its sections', or None where it is unknown."""
+    known = [s.mpp for s in sections if s.mpp is not None]
+    if known and len(known) < len(sections):
+        missing = [s.name for s in sections if s.mpp is None]
+        raise ValueError(
+            f"the physical scale (um per px) is known for some training sections and unknown for {missing}: "
+            "give mpp= (a number, or a dict by section name)"
+        )
+    return min(known) if known else None
+
+
+def fields_of_view(config: Config, model_mpp: float | None, section_mpp: float | None) -> tuple[float, ...]:
+    """Return the side of each field of view in px of a section's image.
+
+    They are `fields_um` where the model's scale is known, else `fields_px`. A section of another scale than the
+    model's gets as many um in more or fewer px; where one of the scales is unknown they are taken as equal.
+    """
+    if model_mpp is None:
+        return config.fields_px
+    if config.fields_um is None:
+        at_model = config.fields_px
+    else:
+        at_model = tuple(um / model_mpp for um in config.fields_um)
+    ratio = 1.0 if section_mpp is None else model_mpp / section_mpp
+    if abs(ratio - 1) < SAME_SCALE:
+        ratio = 1.0
+    return tuple(px * ratio for px in at_model)
+
+
+def read_patches(
+    section: "Section",
+    config: Config,
+    mpp: float | None,
+    centres: Callable[[np.ndarray], np.ndarray],
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Read a section's patches, uint8 (n_spots, fields, 3, S, S), into `out` where given."""
+    size = config.patch_size
+    fields = fields_of_view(config, mpp, section.mpp)
+    if out is None:
+        out = np.empty((len(section.xy), len(fields), 3, size, size), dtype=np.uint8)
+    xy = centres(section.xy)
+    with section.open_image() as image:
+        for i, field in enumerate(fields):
+            out[:, i] = image.read_patches(xy, field=field, size=size)
+    return out
+
+
+@contextmanager
+def patch_store(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[np.ndarray]]:
+    """Give uninitialised uint8 arrays: in memory up to `settings.patch_memory`, else in a temporary file."""
+    total = sum(int(np.prod(shape)) for shape in shapes)
+    if total <= settings.patch_memory:
+        yield [np.empty(shape, dtype=np.uint8) for shape in shapes]
+        return
+    logger.info("training patches take %.1f GiB: kept in a temporary file", total / 2**30)
+    with tempfile.TemporaryDirectory(prefix="hggep_patches_", ignore_cleanup_errors=True) as folder:
+        yield [
+            np.memmap(Path(folder) / f"{i}.u8", dtype=np.uint8, mode="w+", shape=shape)
+            for i, shape in enumerate(shapes)
+        ]
+
+
+def section_data(
+    section: "Section", genes: Sequence[str], scale: ExpressionScale, patches: np.ndarray, positions: np.ndarray
+) -> SectionData:
+    """Bring one section's counts to the model's scale."""
+    counts = section.counts(genes)
+    totals = scale.totals(counts, section.library())
+    panel = np.asarray(counts.sum(axis=1)).ravel()
+    observed = (totals > 0) & (panel > 0)  # a spot where nothing was counted teaches nothing
+    if not observed.any():
+        raise ValueError(f"section {section.name!r}: no spot has a count in the {len(genes)} genes to be predicted")
+    if not observed.all():
+        logger.info("section %r: %d spots without counts are left out of training", section.name, (~observed).sum())
+    return SectionData(
+        name=section.name,
+        xy=section.xy,
+        patches=patches,
+        positions=positions.astype(np.float32 if positions.dtype.kind == "f" else positions.dtype),
+        expression=scale.transform(counts, totals),
+        counts=counts.toarray().astype(np.float32),
+        size_factors=(totals / np.median(totals[observed])).astype(np.float32),
+        observed=observed,
+    )
+
+
+def spatial_chunks(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
+    """Split spots into compact chunks by halving along the longer side; the order of the spots does not matter.
+
+    Returns
+    -------
+    Sorted indices of each chunk; one chunk where `max_spots` is None or not exceeded.
+    """
+    todo, chunks = [np.arange(len(xy))], []
+    while todo:
+        spots = todo.pop()
+        if max_spots is None or len(spots) <= max_spots:
+            chunks.append(np.sort(spots))
+            continue
+        points = xy[spots]
+        axis = int(np.ptp(points[:, 1]) > np.ptp(points[:, 0]))
+        order = spots[np.lexsort((points[:, 1 - axis], points[:, axis]))]
+        todo += [order[len(order) // 2 :], order[: len(order) // 2]]
+    return chunks
+
+
+def hold_out_blocks(data: SectionData, fraction: float, seed: int, blocks_per_side: int = 5) -> np.ndarray:
+    """Choose whole spatial blocks of a section until they hold `fraction` of its observed spots.
+
+    Neighbouring spots share tissue, so spots drawn one by one would be told by their neighbours.
+
+    Returns
+    -------
+    Bool mask over the section's spots.
+    """
+    low, span = data.xy.min(0), np.ptp(data.xy, axis=0).clip(min=1e-9)
+    cell = np.minimum(((data.xy - low) / span * blocks_per_side).astype(int), blocks_per_side - 1)
+    block = cell[:, 0] * blocks_per_side + cell[:, 1]
+    held_out = np.zeros(len(block), dtype=bool)
+    for candidate in np.random.default_rng(seed).permutation(np.unique(block)):
+        if (held_out & data.observed).sum() >= fraction * data.observed.sum():
+            break
+        held_out |= block == candidate
+    return held_out

@@ -1,0 +1,332 @@
+"""Training: sections in, a trained network out."""
+
+import hashlib
+import json
+import logging
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..config import Config
+from ..expression import ExpressionScale
+from ..nn import HGGEPNetwork, PublishedNetwork, build
+from ..weights import load_weights
+from .data import (
+    Batch,
+    SectionData,
+    fields_of_view,
+    hold_out_blocks,
+    patch_store,
+    read_patches,
+    section_data,
+    spatial_chunks,
+)
+from .plan import EpochProgress, History, KeepBest, TrainingPlan
+
+if TYPE_CHECKING:
+    from ..section import Section
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "last.ckpt"
+IDENTITY = "fit.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Trained:
+    """What training hands over: the network, the configuration as used, and a record per epoch."""
+
+    network: HGGEPNetwork | PublishedNetwork
+    config: Config
+    history: list[dict[str, float]]
+
+
+def train(
+    sections: Sequence["Section"],
+    genes: Sequence[str],
+    scale: ExpressionScale,
+    config: Config,
+    *,
+    mpp: float | None,
+    weights: str | Path | None,
+    validation: str | float | None,
+    seed: int,
+    device: torch.device,
+    checkpoint_dir: Path | None,
+    checkpoint_every: int,
+    resume: bool,
+    progress: bool,
+) -> Trained:
+    """Train a network on sections; see `hggep_sc.tl.fit` for the parameters."""
+    with isolate_rng(), _quiet():
+        torch.manual_seed(seed)
+        network_class = PublishedNetwork if config.preset == "published" else HGGEPNetwork
+        size = config.patch_size
+        shapes = [(len(s.xy), len(fields_of_view(config, mpp, s.mpp)), 3, size, size) for s in sections]
+        with patch_store(shapes) as stores:
+            data = []
+            for section, store in zip(sections, stores, strict=True):
+                read_patches(section, config, mpp, network_class.centres, out=store)
+                data.append(section_data(section, genes, scale, store, network_class.positions(section)))
+            identity = _identity(data, genes, config, validation, seed)
+            checkpoint = _checkpoint_to_resume(checkpoint_dir, resume, identity)
+            training, held_out = _split(data, validation, seed)
+            training, config, start = _center(training, config, seed)
+            network = build(config, len(genes))
+            load_weights(network.backbone, weights)
+            if isinstance(network, HGGEPNetwork):
+                network.start_from(**start)
+                if weights == "imagenet":
+                    network.pixel_mean.copy_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+                    network.pixel_std.copy_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
+            history = _run(
+                network,
+                training,
+                held_out,
+                config,
+                seed=seed,
+                device=device,
+                checkpoint=checkpoint,
+                checkpoint_dir=checkpoint_dir,
+                checkpoint_every=checkpoint_every,
+                progress=progress,
+            )
+    return Trained(network.eval(), config, history)
+
+
+def _split(
+    data: list[SectionData], validation: str | float | None, seed: int
+) -> tuple[list[SectionData], list[SectionData]]:
+    """Training and validation data: a whole section by name, or spatial blocks of every section."""
+    if validation is None:
+        return data, []
+    if isinstance(validation, str):
+        names = [d.name for d in data]
+        if validation not in names:
+            raise ValueError(f"validation={validation!r} is not a training section; they are {names}")
+        if len(data) == 1:
+            raise ValueError("validation= names the only training section: give a fraction, or more sections")
+        return [d for d in data if d.name != validation], [d for d in data if d.name == validation]
+    if not 0 < validation < 1:
+        raise ValueError(f"validation={validation!r} must be a training section's name or a fraction between 0 and 1")
+    training, held_out = [], []
+    for number, d in enumerate(data):
+        blocks = hold_out_blocks(d, validation, seed + number)
+        if not (d.observed & ~blocks).any():
+            raise ValueError(f"validation={validation!r} leaves no spot of section {d.name!r} to train on")
+        training.append(replace(d, observed=d.observed & ~blocks))
+        held_out.append(replace(d, observed=d.observed & blocks))
+    return training, held_out
+
+
+def _center(
+    training: list[SectionData], config: Config, seed: int
+) -> tuple[list[SectionData], Config, dict[str, torch.Tensor | None]]:
+    """Centre the targets per section and find their leading principal components, on the training spots alone.
+
+    Returns
+    -------
+    The sections with centred targets, the configuration with as many components as the data have, and what the
+    network starts from.
+    """
+    section_means = [d.expression[d.observed].mean(0) for d in training]
+    if config.center_sections:
+        gene_mean = np.mean(section_means, axis=0)
+        training = [
+            replace(d, expression=d.expression - mean + gene_mean)
+            for d, mean in zip(training, section_means, strict=True)
+        ]
+    targets = np.concatenate([d.expression[d.observed] for d in training])
+    gene_mean = targets.mean(0)
+    basis = None
+    if config.n_components is not None:
+        from sklearn.decomposition import PCA
+
+        n_components = min(config.n_components, *targets.shape)
+        basis = PCA(n_components, random_state=seed).fit(targets - gene_mean).components_
+        config = config.replace(n_components=n_components)
+    rates = [d.counts[d.observed] / d.size_factors[d.observed, None] for d in training]
+    start = {
+        "gene_mean": torch.from_numpy(gene_mean.astype(np.float32)),
+        "basis": None if basis is None else torch.from_numpy(basis.astype(np.float32)),
+        "count_mean": torch.from_numpy(np.concatenate(rates).mean(0).astype(np.float32)),
+    }
+    return training, config, start
+
+
+class _Chunks(Dataset[Batch]):
+    """Compact chunks of the sections, those with an observed spot."""
+
+    def __init__(self, data: list[SectionData], max_spots: int | None) -> None:
+        chunks = [(d, spots) for d in data for spots in spatial_chunks(d.xy, max_spots)]
+        self.chunks = [(d, spots) for d, spots in chunks if d.observed[spots].any()]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> Batch:
+        data, spots = self.chunks[index]
+        return data.batch(spots)
+
+
+class _EpochOrder(Sampler[int]):
+    """An order of the chunks that depends on (seed, epoch) alone; Lightning calls `set_epoch`."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.n).tolist())
+
+
+def _run(
+    network: HGGEPNetwork | PublishedNetwork,
+    training: list[SectionData],
+    held_out: list[SectionData],
+    config: Config,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path | None,
+    checkpoint_dir: Path | None,
+    checkpoint_every: int,
+    progress: bool,
+) -> list[dict[str, float]]:
+    chunks = _Chunks(training, config.chunk_spots)
+    loader = DataLoader(chunks, batch_size=None, sampler=_EpochOrder(len(chunks), seed))
+    validation = DataLoader(_Chunks(held_out, config.chunk_spots), batch_size=None) if held_out else None
+    history = History()
+    callbacks: list[L.Callback] = [history]
+    if validation:
+        callbacks += [KeepBest(), EarlyStopping("validation_pcc", mode="max", patience=config.patience)]
+    if progress:
+        callbacks.append(EpochProgress(history))
+    if checkpoint_dir is not None:
+        callbacks.append(
+            ModelCheckpoint(
+                checkpoint_dir,
+                filename=Path(CHECKPOINT).stem,
+                every_n_epochs=checkpoint_every,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+        )
+    trainer = L.Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision="bf16-mixed" if device.type == "cuda" else "32-true",
+        max_epochs=config.epochs,
+        gradient_clip_val=config.gradient_clip or None,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=checkpoint_dir is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    plan = TrainingPlan(network, config, seed)
+    with _interruptible():
+        trainer.fit(plan, loader, validation, ckpt_path=checkpoint)
+    return history.records
+
+
+def _checkpoint_to_resume(
+    checkpoint_dir: Path | None, resume: bool, identity: dict[str, Any]
+) -> Path | None:
+    """Return the checkpoint to go on from, and mark the folder as this fit's own.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another fit's checkpoint, or one that `resume=True` was not given for.
+    """
+    if checkpoint_dir is None:
+        if resume:
+            raise ValueError("resume=True needs checkpoint_dir=, the folder of the interrupted fit")
+        return None
+    checkpoint, mark = checkpoint_dir / CHECKPOINT, checkpoint_dir / IDENTITY
+    if checkpoint.exists():
+        if not resume:
+            raise ValueError(
+                f"checkpoint_dir={str(checkpoint_dir)!r} holds the checkpoint of an earlier fit: "
+                "pass resume=True to continue it, or another folder"
+            )
+        earlier = json.loads(mark.read_text()) if mark.exists() else {}
+        if changed := sorted(k for k in identity if earlier.get(k) != identity[k]):
+            raise ValueError(
+                f"checkpoint_dir={str(checkpoint_dir)!r} belongs to another fit (different {', '.join(changed)}): "
+                "resume with the same data and settings, or choose another folder"
+            )
+        return checkpoint
+    if resume:
+        logger.warning("checkpoint_dir=%r holds no checkpoint yet: training starts from the beginning", checkpoint_dir)
+    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps(identity, indent=1))
+    return None
+
+
+def _identity(
+    data: list[SectionData], genes: Sequence[str], config: Config, validation: str | float | None, seed: int
+) -> dict[str, Any]:
+    """What has to agree for a fit to be continued."""
+    digest = hashlib.sha256()
+    for d in data:
+        for array in (d.xy, d.expression, d.counts, d.patches[: min(8, len(d.patches))]):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    settings = json.loads(json.dumps(config.to_dict()))
+    return {
+        "sections": [d.name for d in data],
+        "data": digest.hexdigest(),
+        "genes": list(genes),
+        "config": settings,
+        "validation": validation,
+        "seed": seed,
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back Lightning's banners and advice; warnings of other origin pass."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [lightning_logger.level for lightning_logger in loggers]
+    for lightning_logger in loggers:
+        lightning_logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
+    finally:
+        for lightning_logger, level in zip(loggers, levels, strict=True):
+            lightning_logger.setLevel(level)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Ctrl-C back into KeyboardInterrupt: Lightning answers it by ignoring the signal and leaving Python."""
+    try:
+        handler = signal.getsignal(signal.SIGINT)
+        yield
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt("training was interrupted; with checkpoint_dir= it can be resumed") from None
+        raise

@@ -1,0 +1,151 @@
+"""How a network is trained: one Lightning module for every network."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..metrics import pearson
+from .augmentation import random_dihedral, stain_jitter
+from .data import Batch
+
+
+class TrainingPlan(L.LightningModule):
+    """Optimiser, schedule, augmentation and the record of every epoch.
+
+    All randomness derives from (seed, epoch, step): a run resumed at an epoch's end continues as if it had not
+    been interrupted.
+    """
+
+    def __init__(self, network: nn.Module, config: Config, seed: int) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.seed = seed
+        self._validation: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def configure_optimizers(self) -> Any:
+        backbone = [p for name, p in self.named_parameters() if ".backbone." in f".{name}"]
+        chosen = {id(p) for p in backbone}
+        rest = [p for p in self.parameters() if id(p) not in chosen]
+        config = self.config
+        rates = [config.learning_rate, config.backbone_learning_rate]
+        groups = [{"params": p, "lr": lr} for p, lr in zip([rest, backbone], rates, strict=True) if p]
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        if config.schedule == "constant":
+            return optimizer
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, [g["lr"] for g in groups], total_steps=int(self.trainer.estimated_stepping_batches)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(_derive_seed(self.seed, self.current_epoch))  # dropout; fit() restores the caller's state
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        generator = torch.Generator(self.device).manual_seed(_derive_seed(self.seed, self.current_epoch, step))
+        if self.config.flips:
+            batch.patches = random_dihedral(batch.patches, generator)
+        if self.config.stain_jitter:
+            batch.patches = stain_jitter(batch.patches, self.config.stain_jitter, generator)
+        return self.network.loss(batch, generator)
+
+    def validation_step(self, batch: Batch, step: int) -> None:
+        out = self.network(batch.patches, batch.positions)
+        seen = batch.observed
+        self._validation.append((out.expression[seen].float().cpu().numpy(), batch.expression[seen].cpu().numpy()))
+
+    def on_validation_epoch_end(self) -> None:
+        # mean over genes, then over held-out batches; a batch without any defined correlation scores nothing
+        scores = [np.nanmean(r) for p, t in self._validation if np.isfinite(r := pearson(p, t)).any()]
+        self.log("validation_pcc", float(np.mean(scores)) if scores else 0.0)
+        self._validation.clear()
+
+
+class History(L.Callback):
+    """One record per epoch: the mean of every loss term, and the validation score where there is one."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+        self._terms: list[dict[str, Tensor]] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._terms.clear()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._terms.append({name: value.detach() for name, value in outputs.items()})
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        record = {"epoch": trainer.current_epoch}
+        for name in self._terms[0]:
+            record[name] = torch.stack([terms[name] for terms in self._terms]).mean().item()
+        if "validation_pcc" in trainer.callback_metrics:
+            record["validation_pcc"] = trainer.callback_metrics["validation_pcc"].item()
+        self.records.append(record)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"records": self.records}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.records = list(state_dict["records"])
+
+
+class KeepBest(L.Callback):
+    """Keep the weights of the epoch with the best validation score, and restore them at the end."""
+
+    def __init__(self) -> None:
+        self.best_score = -np.inf
+        self.best_epoch = -1
+        self.best_weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = trainer.callback_metrics["validation_pcc"].item()
+        if score > self.best_score:
+            self.best_score, self.best_epoch = score, trainer.current_epoch
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in pl_module.network.state_dict().items()}
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.best_weights:
+            pl_module.network.load_state_dict(self.best_weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.best_score, "epoch": self.best_epoch, "weights": self.best_weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.best_epoch = state_dict["score"], state_dict["epoch"]
+        self.best_weights = state_dict["weights"]
+
+
+class EpochProgress(L.Callback):
+    """One bar for the whole training, an epoch a tick."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc="fit", unit="epoch")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        last = {k: f"{v:.3f}" for k, v in self.history.records[-1].items() if k in ("loss", "validation_pcc")}
+        self.bar.set_postfix(last, refresh=False)
+        self.bar.update()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+def _derive_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+

@@ -1,0 +1,107 @@
+"""Pretrained weights of the ShuffleNetV2 x0.5 backbone."""
+
+import logging
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._settings import settings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_FILE = "shufflenetv2_x0.5-f707e7126e.pth"
+IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
+IMAGENET_SHA256 = "f707e7126e8601ea5fa0e272e0f35c52807773d603bcb11e611fa04a0b0880fd"
+
+
+def load_weights(network: "nn.Module", weights: str | Path | None) -> None:
+    """Load pretrained weights into a backbone, in place.
+
+    Entries that the file lacks keep their values, and those that the backbone lacks (`fc`) are passed over;
+    both are logged.
+
+    Parameters
+    ----------
+    network
+        Module whose state dict has torchvision's names: a `ShuffleNetV2`, or the `backbone` of a network.
+    weights
+        "imagenet" for torchvision's ImageNet weights, downloaded once into the folder "weights" of
+        `settings.dataset_dir`; a file, `.pth` (a state dict of tensors) or `.safetensors`; None to leave the
+        network as it is.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        The file is no state dict, holds an entry of another shape, or none that the backbone has.
+    RuntimeError
+        The ImageNet weights could not be downloaded.
+    """
+    if weights is None:
+        return
+    path = _imagenet() if weights == "imagenet" else Path(weights)
+    found, wanted = read_state_dict(path), network.state_dict()
+    known = {name: value for name, value in found.items() if name in wanted}
+    if not known:
+        raise ValueError(
+            f"{path}: none of its {len(found)} entries ({_some(found)}) is one of the backbone's "
+            f"({_some(wanted)}); expected a ShuffleNetV2 x0.5 state dict with torchvision's names"
+        )
+    misfits = [
+        f"{name} {tuple(value.shape)} instead of {tuple(wanted[name].shape)}"
+        for name, value in known.items()
+        if value.shape != wanted[name].shape
+    ]
+    if misfits:
+        raise ValueError(f"{path}: not the weights of ShuffleNetV2 x0.5: {'; '.join(misfits[:3])}")
+    missing, unknown = wanted.keys() - known.keys(), found.keys() - known.keys()
+    network.load_state_dict(known, strict=False)
+    if missing:
+        logger.info("%s lacks entries, which keep their random values: %s", path, ", ".join(sorted(missing)))
+    if unknown:
+        logger.info("%s holds entries that are not used: %s", path, ", ".join(sorted(unknown)))
+
+
+def _imagenet() -> Path:
+    from .datasets._fetch import fetch
+
+    path = settings.dataset_dir / "weights" / IMAGENET_FILE
+    try:
+        return Path(fetch(IMAGENET_URL, sha256=IMAGENET_SHA256, path=path))
+    except OSError as error:  # requests' and urllib's errors are OSErrors too
+        raise RuntimeError(
+            f"the ImageNet weights are not at {path} and could not be downloaded from {IMAGENET_URL} "
+            f"({error}); put the file there, or pass weights= a file of your own, or weights=None for "
+            "random weights"
+        ) from error
+
+
+def read_state_dict(path: Path) -> "dict[str, Tensor]":
+    """Read a state dict of tensors from a `.safetensors` or torch file, without unpickling anything else."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights={str(path)!r}: no such file; "
+            'expected "imagenet", None or the path of a .pth or .safetensors file'
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a readable file of weights ({error})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path}: expected a state dict, which is a flat dict of names and tensors")
+    return state
+
+
+def _some(entries: "dict[str, Tensor]") -> str:
+    names = list(entries)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

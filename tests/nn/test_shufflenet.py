@@ -1,0 +1,43 @@
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hggep_sc.nn.shufflenet import ShuffleNetV2, shuffle
+
+
+def fill(module: torch.nn.Module, shared: Path) -> None:
+    spec = importlib.util.spec_from_file_location("fill", shared / "reference" / "fill.py")
+    formula = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(formula)
+    formula.fill(module)
+
+
+def test_agrees_with_torchvision(shared):
+    stored = np.load(shared / "reference" / "shufflenet_v2_x0_5_torchvision.npz")
+    network = ShuffleNetV2(stem_pool=True).eval()
+    fill(network, shared)
+    x = torch.from_numpy(stored["input"])
+    with torch.no_grad():
+        maps = network(x)
+        stem = network.conv1(x)
+    for name, found in {"conv1": stem, **maps._asdict()}.items():
+        np.testing.assert_allclose(found.numpy(), stored[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("stem_pool", "size", "sides"),
+    [(True, 112, (14, 7, 4, 4)), (False, 112, (28, 14, 7, 7)), (False, 56, (14, 7, 4, 4))],
+)
+def test_sizes_of_maps(stem_pool, size, sides):
+    maps = ShuffleNetV2(stem_pool)(torch.rand(2, 3, size, size))
+    assert [tuple(m.shape) for m in maps] == [
+        (2, channels, side, side) for channels, side in zip((48, 96, 192, 1024), sides, strict=True)
+    ]
+
+
+def test_shuffle_interleaves_the_halves():
+    x = torch.arange(6.0).view(1, 6, 1, 1)
+    assert shuffle(x).flatten().tolist() == [0, 3, 1, 4, 2, 5]

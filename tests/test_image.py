@@ -1,0 +1,706 @@
+import dask.array as da
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import xarray as xr
+import zarr
+from PIL import Image, ImageFile
+from scipy import ndimage
+
+from hggep_sc import image as image_module
+from hggep_sc.image import SectionImage
+
+
+def smooth(height: int, width: int, wavelength: float = 40.0) -> np.ndarray:
+    """Band-limited RGB picture: the analytic function at the centre of each pixel."""
+    y, x = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
+    return np.clip(np.round(analytic(x, y, wavelength)), 0, 255).astype(np.uint8)
+
+
+def analytic(x: np.ndarray, y: np.ndarray, wavelength: float = 40.0) -> np.ndarray:
+    k = 2 * np.pi / wavelength
+    red = 128 + 100 * np.sin(k * x + 0.3) * np.cos(k * y)
+    green = 128 + 90 * np.cos(k * (0.6 * x + 0.8 * y))
+    blue = 128 + 90 * np.sin(k * (0.8 * x - 0.6 * y))
+    return np.stack([red, green, blue], axis=-1)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def half(pixels: np.ndarray, factor: int = 2) -> np.ndarray:
+    height, width = (side // factor * factor for side in pixels.shape[:2])
+    blocks = pixels[:height, :width].reshape(height // factor, factor, width // factor, factor, -1)
+    return blocks.mean(axis=(1, 3)).round().astype(pixels.dtype)
+
+
+class Recorder:
+    """A lazy array that notes the windows read from it."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.shape, self.dtype = pixels.shape, pixels.dtype
+        self.read: list[tuple[int, ...]] = []
+
+    def __getitem__(self, window: tuple[slice, ...]) -> np.ndarray:
+        cut = self.pixels[window]
+        self.read.append(cut.shape)
+        return cut
+
+
+def channels_first(patches: np.ndarray) -> np.ndarray:
+    return np.moveaxis(patches, -1, -3)
+
+
+# --- geometry
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_unscaled_patch_is_the_window_of_whole_pixels(size: int) -> None:
+    pixels = noise(60, 70)
+    xy = np.array([[20.0, 30.0], [20.5, 30.5], [20.49, 30.51], [35.9, 12.1]])
+    patches = SectionImage.from_array(pixels, name="a").read_patches(xy, field=size, size=size)
+    assert patches.shape == (4, 3, size, size)
+    assert patches.dtype == np.uint8
+    for patch, (x, y) in zip(patches, xy, strict=True):
+        left, top = int(np.floor(x - size / 2 + 0.5)), int(np.floor(y - size / 2 + 0.5))
+        np.testing.assert_array_equal(patch, pixels[top : top + size, left : left + size].transpose(2, 0, 1))
+        # the window's middle is the spot, to half a pixel
+        assert abs(left + size / 2 - x) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "size"), [(96, 32), (50.5, 32), (41.3, 32), (10.3, 32), (40, 64), (90, 32.0), (200, 20)]
+)
+def test_resampled_patch_against_supersampled_integration(field: float, size: int) -> None:
+    size = int(size)
+    pixels = smooth(300, 320, wavelength=80)
+    xy = np.array([[150.0, 140.0], [150.37, 140.81], [149.5, 141.5], [160.93, 131.06]])
+    patches = SectionImage.from_array(pixels, name="a").read_patches(xy, field=field, size=size)
+    # slow and independent: 8 x 8 bilinear samples in every cell; array index i is the pixel's centre
+    fine = (np.arange(size * 8) + 0.5) / (size * 8) * field - field / 2
+    for patch, (x, y) in zip(patches, xy, strict=True):
+        grid = np.meshgrid(y + fine - 0.5, x + fine - 0.5, indexing="ij")
+        for channel in range(3):
+            dense = ndimage.map_coordinates(pixels[..., channel].astype(float), grid, order=1)
+            slow = dense.reshape(size, 8, size, 8).mean(axis=(1, 3))
+            # the triangle filter is a little wider than the cell
+            tolerance = 2.5 if field / size < 5 else 8
+            assert np.abs(patch[channel] - slow).max() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("field", "size"),
+    [(96, 32), (50.5, 32), (41.3, 32), (33, 32), (20.3, 32), (40, 64), (111, 112), (150.7, 11)],
+)
+@pytest.mark.parametrize("offset", [0.0, 0.25, 0.5, 0.77])
+def test_resampled_patch_is_centred(field: float, size: int, offset: float) -> None:
+    # where a wave of known length lies in the patch says where its centre is
+    k = 2 * np.pi / 67.3
+    wave = np.round(128 + 120 * np.sin(k * (np.arange(256) + 0.5))).astype(np.uint8)
+    pixels = np.broadcast_to(wave[None, :, None], (256, 256, 3))
+    x, y = 120.0 + offset, 131.0 - offset
+    cells = ((np.arange(size) + 0.5) / size - 0.5) * field
+    terms = np.stack([np.ones(size), np.sin(k * cells), np.cos(k * cells)], axis=1)
+    for array, xy, centre in ((pixels, (x, y), x), (pixels.transpose(1, 0, 2), (x, y), y)):
+        patch = SectionImage.from_array(array, name="a").read_patches([xy], field=field, size=size)[0, 0]
+        profile = patch.mean(axis=0 if centre == x else 1)
+        _, sine, cosine = np.linalg.lstsq(terms, profile, rcond=None)[0]
+        shift = (np.arctan2(cosine, sine) - k * centre + np.pi) % (2 * np.pi) - np.pi
+        # 0.06 px is what 8-bit rounding and pillow's sampled filter leave
+        assert abs(shift / k) < 0.06
+
+
+@pytest.mark.parametrize(("field", "size"), [(16, 16), (24, 16), (41.3, 16), (9.7, 16), (500, 16)])
+def test_borders_are_padded_with_background(field: float, size: int) -> None:
+    pixels = smooth(50, 64, wavelength=25)
+    source = SectionImage.from_array(pixels, name="a")
+    pad = 600
+    padded = np.empty((50 + 2 * pad, 64 + 2 * pad, 3), dtype=np.uint8)
+    padded[:] = source.background
+    padded[pad:-pad, pad:-pad] = pixels
+    reference = SectionImage.from_array(padded, name="padded")
+    xy = np.array(
+        [[0, 0], [64, 50], [-3.3, 20.7], [30.2, 52.9], [63.4, -1.1], [32, 25], [0.5, 49.5], [-5, -5]]
+    )
+    for array in (pixels, da.from_array(pixels, chunks=(20, 20, 3))):
+        patches = SectionImage.from_array(array, name="a").read_patches(xy, field=field, size=size)
+        np.testing.assert_array_equal(patches, reference.read_patches(xy + pad, field=field, size=size))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_outside_and_empty_requests(lazy: bool) -> None:
+    pixels = noise(40, 40)
+    source = SectionImage.from_array(Recorder(pixels) if lazy else pixels, name="a")
+    far = source.read_patches([[-500, 20], [20, 900], [1e7, -1e7]], field=20, size=10)
+    np.testing.assert_array_equal(far, np.broadcast_to(source.background[:, None, None], (3, 3, 10, 10)))
+    assert source.read_patches(np.empty((0, 2)), field=20, size=10).shape == (0, 3, 10, 10)
+
+
+# --- what arrays may look like
+
+
+@pytest.mark.parametrize("container", ["numpy", "dask", "zarr", "xarray"])
+@pytest.mark.parametrize("layout", ["HWC", "CHW"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", ">u2", "float32", "float64", "float255"])
+def test_layouts_types_and_containers_agree(container: str, layout: str, dtype: str) -> None:
+    pixels = smooth(90, 80)
+    xy = np.array([[40, 40], [11.3, 70.2], [2.0, 3.0]])
+    expected = SectionImage.from_array(pixels, name="a")
+    if dtype == "float255":
+        array = pixels.astype("float32")
+    elif "u2" in dtype or dtype == "uint16":
+        array = (pixels.astype("uint16") * 257).astype(dtype)
+    elif dtype == "uint8":
+        array = pixels
+    else:
+        array = (pixels / 255).astype(dtype)
+    if layout == "CHW":
+        array = np.ascontiguousarray(array.transpose(2, 0, 1))
+    if container == "dask":
+        array = da.from_array(array, chunks=32)
+    elif container == "zarr":
+        array = zarr.array(array, chunks=(32, 32, 3) if layout == "HWC" else (3, 32, 32))
+    elif container == "xarray":
+        array = xr.DataArray(array, dims=tuple(layout.lower().replace("h", "y").replace("w", "x")))
+    source = SectionImage.from_array(array, name="a", mpp=0.5)
+    assert source.shape == (90, 80)
+    assert source.mpp == 0.5
+    for field in (16, 29.3):
+        np.testing.assert_array_equal(
+            source.read_patches(xy, field=field, size=16), expected.read_patches(xy, field=field, size=16)
+        )
+    np.testing.assert_array_equal(source.background, expected.background)
+    np.testing.assert_array_equal(source.thumbnail(33), expected.thumbnail(33))
+
+
+def test_gray_is_repeated_and_alpha_composited_on_white() -> None:
+    gray = noise(32, 32)[..., 0]
+    for array in (gray, gray[..., None], gray[None]):
+        patch = SectionImage.from_array(array, name="a").read_patches([[16, 16]], field=32, size=32)[0]
+        np.testing.assert_array_equal(patch, np.broadcast_to(gray, (3, 32, 32)))
+    rgba = np.random.default_rng(1).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    rgba[:4, :, 3], rgba[4:8, :, 3] = 0, 255
+    patch = SectionImage.from_array(rgba, name="a").read_patches([[16, 16]], field=32, size=32)[0]
+    alpha = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    assert np.abs(patch - expected.transpose(2, 0, 1)).max() <= 0.5 + 1e-9
+    assert (patch[:, :4] == 255).all()
+
+
+def test_sixteen_bits_use_the_full_range() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    patch = SectionImage.from_array(values, name="a").read_patches([[128, 128]], field=256, size=256)[0, 0]
+    np.testing.assert_array_equal(patch, np.round(values / 257).astype(np.uint8))
+
+
+def test_xarray_names_its_axes() -> None:
+    # 3 rows: by shape alone this would be taken for (C, H, W) of another image
+    pixels = noise(3, 40)[:, :, :]
+    array = xr.DataArray(pixels.transpose(2, 0, 1), dims=("c", "y", "x"))
+    assert SectionImage.from_array(array, name="a").shape == (3, 40)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((20, 30, 2), np.uint8), r"slot.*\(20, 30, 2\).*channels"),
+        (np.zeros((5, 20, 30), np.uint8), r"slot.*\(5, 20, 30\).*channels"),
+        (np.zeros((1, 1, 20, 30), np.uint8), r"slot.*\(1, 1, 20, 30\)"),
+        (np.zeros((0, 30, 3), np.uint8), "no pixels"),
+        (np.zeros((20, 30), bool), "data type bool.*convert"),
+        (np.zeros((20, 30, 3), np.int64), "data type int64.*convert"),
+    ],
+)
+def test_arrays_that_are_no_picture_are_refused(array: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SectionImage.from_array(array, name="slot")
+
+
+def test_lists_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"slot.*list"):
+        SectionImage.from_array([[1, 2], [3, 4]], name="slot")
+
+
+@pytest.mark.parametrize(
+    "values", [np.linspace(-2, 2, 300), np.linspace(0, 60000, 300), np.full(300, np.nan)]
+)
+def test_normalised_floats_are_refused(values: np.ndarray) -> None:
+    source = SectionImage.from_array(values.reshape(10, 10, 3), name="slot")
+    with pytest.raises(ValueError, match=r"slot.*expected 0\.\.1 or"):
+        source.read_patches([[5, 5]], field=4, size=4)
+
+
+def test_nan_between_the_sampled_pixels_is_refused() -> None:
+    array = np.full((3000, 3000), 0.5, dtype=np.float32)
+    array[1001, 1001] = np.nan
+    source = SectionImage.from_array(array, name="slot")
+    source.read_patches([[500, 500]], field=8, size=8)
+    with pytest.raises(ValueError, match=r"slot: NaN"):
+        source.read_patches([[1001, 1001]], field=8, size=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"xy": [[1, 2, 3]], "field": 4, "size": 4}, r"\(1, 3\)"),
+        ({"xy": [1, 2], "field": 4, "size": 4}, r"\(2,\)"),
+        ({"xy": [[1, 2], [np.nan, 2]], "field": 4, "size": 4}, "NaN.*row 1"),
+        ({"xy": [[1, 2]], "field": 0, "size": 4}, "field.*0"),
+        ({"xy": [[1, 2]], "field": np.inf, "size": 4}, "field.*inf"),
+        ({"xy": [[1, 2]], "field": 4, "size": 0}, "size.*0"),
+    ],
+)
+def test_bad_requests_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"slot: .*{message}"):
+        SectionImage.from_array(noise(9, 9), name="slot").read_patches(**arguments)
+
+
+def test_bad_mpp_and_thumbnail_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"slot: mpp.*-1"):
+        SectionImage.from_array(noise(9, 9), name="slot", mpp=-1)
+    with pytest.raises(ValueError, match=r"slot: max_size.*0"):
+        SectionImage.from_array(noise(9, 9), name="slot").thumbnail(0)
+
+
+# --- pyramids
+
+
+@pytest.mark.parametrize(
+    ("field", "size", "read"),
+    [(32, 32, 0), (48, 32, 0), (64, 32, 1), (100, 32, 1), (128, 32, 2), (300, 32, 2), (16, 32, 0)],
+)
+def test_pyramid_reads_the_coarsest_level_that_serves(field: float, size: int, read: int) -> None:
+    finest = smooth(401, 503, wavelength=120)
+    levels = [finest, half(finest), half(finest, 4)]
+    recorders = [Recorder(level) for level in levels]
+    # spots in the middle: no background is asked for
+    xy = np.array([[250.0, 200.0], [253.7, 198.2]])
+    patches = SectionImage.from_levels(recorders, name="a").read_patches(xy, field=field, size=size)
+    assert [bool(recorder.read) for recorder in recorders] == [number == read for number in range(3)]
+    alone = SectionImage.from_array(finest, name="a").read_patches(xy, field=field, size=size)
+    # whole-pixel windows of a coarser level are off by half of its px at most: slope 5.2 per px
+    assert np.abs(patches.astype(int) - alone).max() <= (
+        2 if field % size else 2 + 5.3 * 2**read / 2 * (read > 0)
+    )
+    assert np.abs(patches.astype(int) - alone).mean() < 5
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_coarser_levels_are_registered_to_the_finest(odd: bool) -> None:
+    # far from the origin, a wrong factor would show as a shift
+    finest = smooth(1001, 1203, wavelength=100)
+    if odd:  # a level padded up to whole blocks instead of trimmed
+        grown = np.pad(finest, ((0, 3), (0, 1), (0, 0)), mode="edge")
+        coarse = half(grown, 4)
+        assert coarse.shape[:2] == (251, 301)
+    else:
+        coarse = half(finest, 4)
+        assert coarse.shape[:2] == (250, 300)
+    xy = np.array([[1100.3, 900.8], [1000.0, 901.5]])
+    patches = SectionImage.from_levels([finest, coarse], name="a").read_patches(xy, field=150, size=32)
+    alone = SectionImage.from_array(finest, name="a").read_patches(xy, field=150, size=32)
+    assert np.abs(patches.astype(int) - alone).max() <= 3
+
+
+def test_levels_must_belong_together() -> None:
+    pixels = noise(80, 60)
+    with pytest.raises(ValueError, match="at least one"):
+        SectionImage.from_levels([], name="a")
+    with pytest.raises(ValueError, match="finest to the coarsest"):
+        SectionImage.from_levels([half(pixels), pixels], name="a")
+    with pytest.raises(ValueError, match="proportions"):
+        SectionImage.from_levels([pixels, pixels[:40]], name="a")
+    with pytest.raises(ValueError, match="channels or data type"):
+        SectionImage.from_levels([pixels, half(pixels)[..., 0]], name="a")
+    with pytest.raises(ValueError, match="channels or data type"):
+        SectionImage.from_levels([pixels, half(pixels) / 255], name="a")
+
+
+# --- lazy reading
+
+
+def test_lazy_levels_are_read_in_few_bounded_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "_WINDOW", 256)
+    pixels = noise(800, 900)
+    recorder = Recorder(pixels)
+    xy = np.random.default_rng(2).uniform([-10, -10], [910, 810], (600, 2))
+    for field, size in ((24, 24), (40.5, 24)):
+        memory = SectionImage.from_array(pixels, name="a")
+        lazy = SectionImage.from_array(recorder, name="a")
+        np.testing.assert_array_equal(lazy.background, memory.background)
+        recorder.read.clear()
+        patches = lazy.read_patches(xy, field=field, size=size)
+        np.testing.assert_array_equal(patches, memory.read_patches(xy, field=field, size=size))
+        assert len(recorder.read) <= 36
+        assert max(max(shape) for shape in recorder.read) <= 256
+
+
+def test_windows_larger_than_the_bound_are_read_one_square_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "_WINDOW", 64)
+    pixels = noise(400, 400)
+    recorder = Recorder(pixels)
+    xy = np.random.default_rng(3).uniform(0, 400, (20, 2))
+    lazy = SectionImage.from_array(recorder, name="a")
+    expected = SectionImage.from_array(pixels, name="a").read_patches(xy, field=100, size=20)
+    np.testing.assert_array_equal(lazy.read_patches(xy, field=100, size=20), expected)
+
+
+# --- thumbnails and background
+
+
+@pytest.mark.parametrize("max_size", [37, 100, 250, 299])
+def test_thumbnail_is_registered_and_bounded(max_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = smooth(203, 301, wavelength=150)
+    whole = SectionImage.from_array(pixels, name="a").thumbnail(max_size)
+    assert max(whole.shape[:2]) == max_size
+    assert whole.shape[0] == max(1, round(203 * max_size / 301))
+    height, width = whole.shape[:2]
+    x = (np.arange(width) + 0.5) / width * 301
+    y = (np.arange(height) + 0.5) / height * 203
+    expected = analytic(*np.meshgrid(x, y), 150)
+    inner = slice(2, -2)
+    assert np.abs(whole - expected)[inner, inner].max() < 4
+    # reading in stripes changes nothing
+    monkeypatch.setattr(image_module, "_WINDOW", 64)
+    recorder = Recorder(pixels)
+    np.testing.assert_array_equal(SectionImage.from_array(recorder, name="a").thumbnail(max_size), whole)
+    assert max(shape[0] * shape[1] for shape in recorder.read) <= max(
+        64**2, 301 * (301 // (2 * max_size) or 1)
+    )
+
+
+def test_thumbnail_of_a_lazy_pyramid_leaves_the_finest_level_alone() -> None:
+    finest = smooth(400, 500, wavelength=200)
+    recorders = [Recorder(level) for level in (finest, half(finest), half(finest, 4))]
+    source = SectionImage.from_levels(recorders, name="a")
+    assert source.thumbnail(100).shape == (80, 100, 3)
+    assert [bool(recorder.read) for recorder in recorders] == [False, False, True]
+    assert source.thumbnail(200).shape == (160, 200, 3)
+    assert source.thumbnail(450).shape == (200, 250, 3)
+    assert not recorders[0].read
+
+
+def test_small_images_are_not_enlarged() -> None:
+    pixels = noise(20, 30)
+    thumbnail = SectionImage.from_array(pixels, name="a").thumbnail(100)
+    np.testing.assert_array_equal(thumbnail, pixels)
+    assert not np.shares_memory(thumbnail, pixels)
+
+
+def tissue(glass: tuple[int, int, int], noise_level: float = 2.0) -> np.ndarray:
+    rng = np.random.default_rng(4)
+    pixels = np.empty((300, 400, 3))
+    pixels[:] = glass
+    pixels[60:240, 80:330] = (200, 120, 170)
+    pixels[100:150, 100:250] = (90, 50, 130)
+    pixels[:] += rng.normal(0, noise_level, pixels.shape)
+    return pixels.clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("border", [None, 0, 255])
+@pytest.mark.parametrize("glass", [(238, 236, 240), (222, 219, 215)])
+def test_background_is_the_glass(glass: tuple[int, int, int], border: int | None) -> None:
+    pixels = tissue(glass)
+    if border is not None:
+        pixels[:25], pixels[:, -40:] = border, border
+    background = SectionImage.from_array(pixels, name="a").background
+    assert background.shape == (3,)
+    assert background.dtype == np.uint8
+    assert np.abs(background.astype(int) - glass).max() <= 3
+
+
+def test_background_of_a_small_scan_on_a_black_canvas() -> None:
+    pixels = np.zeros((300, 400, 3), dtype=np.uint8)
+    pixels[100:150, 200:260] = (238, 236, 240)
+    pixels[110:130, 210:240] = (200, 120, 170)
+    np.testing.assert_array_equal(SectionImage.from_array(pixels, name="a").background, (238, 236, 240))
+
+
+def test_background_of_overexposed_empty_and_black_images() -> None:
+    overexposed = tissue((255, 255, 255), noise_level=0)
+    np.testing.assert_array_equal(SectionImage.from_array(overexposed, name="a").background, [255] * 3)
+    for value in (0, 255):
+        flat = np.full((50, 50, 3), value, dtype=np.uint8)
+        np.testing.assert_array_equal(SectionImage.from_array(flat, name="a").background, [value] * 3)
+
+
+# --- files
+
+
+def whole(source: SectionImage) -> np.ndarray:
+    size = max(source.shape)
+    patch = source.read_patches([[size / 2, size / 2]], field=size, size=size)[0]
+    return patch[:, : source.shape[0], : source.shape[1]].transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("kind", ["png", "gray", "gray16", "rgba", "palette", "la", "jpeg", "cmyk"])
+def test_pillow_files(tmp_path, kind: str) -> None:
+    pixels = smooth(90, 121)
+    gray = pixels[..., 0]
+    alpha = noise(90, 121)[..., :1]
+    path = tmp_path / f"section.{'jpg' if kind in ('jpeg', 'cmyk') else 'png'}"
+    picture, expected, tolerance = {
+        "png": (Image.fromarray(pixels), pixels, 0),
+        "gray": (Image.fromarray(gray), gray[..., None], 0),
+        "gray16": (Image.fromarray(gray.astype(np.uint16) * 257), gray[..., None], 0),
+        "rgba": (
+            Image.fromarray(np.concatenate([pixels, alpha], axis=2)),
+            pixels * (alpha / 255) + 255 - alpha,
+            0.51,
+        ),
+        "palette": (Image.fromarray(gray).convert("P"), gray[..., None], 0),
+        "la": (
+            Image.fromarray(np.concatenate([gray[..., None], alpha], axis=2), mode="LA"),
+            gray[..., None] * (alpha / 255) + 255 - alpha,
+            0.51,
+        ),
+        "jpeg": (Image.fromarray(pixels), pixels, 12),
+        "cmyk": (Image.fromarray(pixels).convert("CMYK"), pixels, 25),
+    }[kind]
+    picture.save(
+        path, **({"quality": 95, "subsampling": 0, "dpi": (25400, 25400)} if path.suffix == ".jpg" else {})
+    )
+    with SectionImage.from_file(path) as source:
+        assert source.shape == (90, 121)
+        assert source.name == path.name
+        assert source.mpp is None  # a JPEG's dpi says nothing
+        assert (
+            np.abs(whole(source) - np.broadcast_to(expected, pixels.shape).astype(float)).max() <= tolerance
+        )
+
+
+@pytest.mark.parametrize("kind", ["tiled", "jpeg", "strips", "one strip", "planar", "gray", "uint16", "rgba"])
+def test_tiff_files(tmp_path, kind: str) -> None:
+    pixels = smooth(200, 333)
+    path = tmp_path / "section.tif"
+    options: dict = {"photometric": "rgb"}
+    stored, expected, tolerance = pixels, pixels, 0
+    if kind in ("tiled", "jpeg", "uint16", "rgba"):
+        options["tile"] = (64, 64)
+    if kind == "jpeg":
+        options |= {"compression": "jpeg", "compressionargs": {"level": 95}, "subsampling": (1, 1)}
+        tolerance = 12
+    elif kind == "strips":
+        options |= {"rowsperstrip": 16, "compression": "lzw"}
+    elif kind == "planar":
+        stored = pixels.transpose(2, 0, 1)
+        options |= {"planarconfig": "separate"}
+    elif kind == "gray":
+        stored, options["photometric"] = pixels[..., 0], "minisblack"
+        expected = np.repeat(pixels[..., :1], 3, axis=2)
+    elif kind == "uint16":
+        stored = pixels.astype(np.uint16) * 257
+    elif kind == "rgba":
+        stored = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], axis=2)
+        options["extrasamples"] = ["unassalpha"]
+    tifffile.imwrite(path, stored, **options)
+    with SectionImage.from_file(path) as source:
+        assert source.shape == (200, 333)
+        assert np.abs(whole(source).astype(int) - expected).max() <= tolerance
+
+
+def test_tiff_in_one_large_piece_is_decoded_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "_WINDOW", 64)
+    pixels = smooth(200, 333)
+    path = tmp_path / "section.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", compression="zlib", rowsperstrip=200)
+    with SectionImage.from_file(path) as source:
+        path.unlink()
+        np.testing.assert_array_equal(whole(source), pixels)
+
+
+def write_pyramid(path, pixels: np.ndarray, factors: tuple[int, ...] = (2, 4), **options) -> None:
+    with tifffile.TiffWriter(path, bigtiff=True, ome=options.pop("ome", False)) as writer:
+        common = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}
+        writer.write(pixels, subifds=len(factors), **common, **options)
+        for factor in factors:
+            writer.write(half(pixels, factor), subfiletype=1, **common)
+
+
+@pytest.mark.parametrize("ome", [False, True])
+def test_pyramidal_tiff(tmp_path, ome: bool) -> None:
+    pixels = smooth(401, 603, wavelength=120)
+    path = tmp_path / "section.tif"
+    metadata = {"axes": "YXS", "PhysicalSizeX": 0.00025, "PhysicalSizeXUnit": "mm"} if ome else None
+    write_pyramid(path, pixels, ome=ome, metadata=metadata)
+    xy = np.array([[300.2, 200.7], [555.0, 350.0], [1, 1]])
+    with SectionImage.from_file(path) as source:
+        assert source.shape == (401, 603)
+        assert source.mpp == (pytest.approx(0.25) if ome else None)
+        assert source.thumbnail(100).shape[1] == 100
+        levels = [pixels, half(pixels), half(pixels, 4)]
+        for field in (32, 40, 80, 300):
+            # the levels that the test wrote itself, in memory
+            memory = SectionImage.from_levels(levels, name="a")
+            memory.__dict__["background"] = source.background
+            expected = memory.read_patches(xy, field=field, size=32)
+            np.testing.assert_array_equal(source.read_patches(xy, field=field, size=32), expected)
+
+
+def test_tiles_left_out_are_not_black(tmp_path) -> None:
+    path = tmp_path / "sparse.tif"
+    tile = np.full((64, 64, 3), 100, dtype=np.uint8)
+    tiles = (None if number % 2 else tile for number in range(4))
+    tifffile.imwrite(path, tiles, shape=(128, 128, 3), dtype=np.uint8, tile=(64, 64), photometric="rgb")
+    with SectionImage.from_file(path) as source:
+        pixels = whole(source)
+    assert (pixels[:, 64:] == 255).all()
+    assert (pixels[:, :64] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("resolution", "unit", "mpp"),
+    [
+        ((20000, 20000), "CENTIMETER", 0.5),
+        ((25400, 25400), "INCH", 1.0),
+        ((72, 72), "INCH", None),
+        ((300, 300), "INCH", None),
+        ((1, 1), "NONE", None),
+        ((5, 5), "CENTIMETER", None),
+    ],
+)
+def test_mpp_from_resolution_tags(tmp_path, resolution, unit: str, mpp: float | None) -> None:
+    path = tmp_path / "section.tif"
+    tifffile.imwrite(path, noise(64, 64), photometric="rgb", resolution=resolution, resolutionunit=unit)
+    with SectionImage.from_file(path) as source:
+        assert source.mpp == (None if mpp is None else pytest.approx(mpp))
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "mpp"),
+    [(0.5, "µm", 0.5), (0.5, None, 0.5), (500, "nm", 0.5), (0.5, "pixel", None), (None, None, None)],
+)
+def test_mpp_from_ome(tmp_path, size: float | None, unit: str | None, mpp: float | None) -> None:
+    path = tmp_path / "section.ome.tif"
+    metadata = {"axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeXUnit": unit}
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    tifffile.imwrite(path, noise(64, 64), photometric="rgb", metadata=metadata)
+    with SectionImage.from_file(path) as source:
+        assert source.mpp == (None if mpp is None else pytest.approx(mpp))
+
+
+def test_missing_folder_empty_and_foreign_files(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg.*correct the path"):
+        SectionImage.from_file(tmp_path / "nowhere.jpg")
+    (tmp_path / "image.zarr").mkdir()
+    with pytest.raises(ValueError, match=r"image\.zarr.*OME-Zarr.*spatialdata"):
+        SectionImage.from_file(tmp_path / "image.zarr")
+    with pytest.raises(ValueError, match="is a folder"):
+        SectionImage.from_file(tmp_path)
+    empty = tmp_path / "empty.tif"
+    empty.touch()
+    with pytest.raises(ValueError, match=r"empty\.tif is empty"):
+        SectionImage.from_file(empty)
+    foreign = tmp_path / "table.png"
+    foreign.write_text("gene,count\n")
+    with pytest.raises(ValueError, match=r"table\.png cannot be decoded.*again"):
+        SectionImage.from_file(foreign)
+    bilevel = tmp_path / "mask.png"
+    Image.fromarray(noise(20, 20)[..., 0] > 100).save(bilevel)
+    with pytest.raises(ValueError, match=r"mask\.png.*mode '1'.*convert"):
+        SectionImage.from_file(bilevel)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "ome.tif"])
+@pytest.mark.parametrize("kept", [0.002, 0.3, 0.9])
+def test_truncated_files_are_refused(
+    tmp_path, suffix: str, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # even where the caller has told pillow to be lenient
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    path = tmp_path / f"cut.{suffix}"
+    if "tif" in suffix:
+        write_pyramid(path, noise(300, 300), ome="ome" in suffix)
+    else:
+        Image.fromarray(noise(300, 300)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ValueError, match=rf"cut\.{suffix}.*(damaged|cut short)"):
+        SectionImage.from_file(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_damaged_tile_is_named_on_reading(tmp_path) -> None:
+    path = tmp_path / "damaged.tif"
+    tifffile.imwrite(path, noise(256, 256), photometric="rgb", tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[5], tiff.pages[0].databytecounts[5]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * count)
+    with SectionImage.from_file(path) as source:
+        source.read_patches([[200, 200]], field=20, size=20)
+        with pytest.raises(ValueError, match=r"damaged\.tif.*cannot be read.*again"):
+            source.read_patches([[96, 96]], field=20, size=20)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "message"),
+    [
+        (np.zeros((64, 64), np.uint8), {"photometric": "miniswhite"}, "MINISWHITE.*convert"),
+        (np.zeros((64, 64, 4), np.uint8), {"photometric": "separated"}, "SEPARATED.*convert"),
+        (np.zeros((5, 64, 64), np.uint8), {"photometric": "minisblack"}, "axes|channels"),
+        (np.zeros((64, 64), np.int32), {"photometric": "minisblack"}, "data type int32"),
+    ],
+)
+def test_tiffs_of_other_things_are_refused(tmp_path, pixels: np.ndarray, options: dict, message: str) -> None:
+    path = tmp_path / "other.tif"
+    tifffile.imwrite(path, pixels, **options)
+    with pytest.raises(ValueError, match=rf"other\.tif.*({message})"):
+        SectionImage.from_file(path)
+
+
+def test_large_images_pass_pillows_limit(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large.png"
+    Image.fromarray(noise(100, 100)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert SectionImage.from_file(path).shape == (100, 100)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_closed_images_say_so(tmp_path) -> None:
+    path = tmp_path / "section.tif"
+    write_pyramid(path, noise(300, 300))
+    with SectionImage.from_file(path) as source:
+        source.thumbnail(20)
+    assert source.shape == (300, 300)
+    with pytest.raises(ValueError, match=r"section\.tif has been closed"):
+        source.read_patches([[5, 5]], field=4, size=4)
+    with pytest.raises(ValueError, match=r"section\.tif has been closed"):
+        source.thumbnail(20)
+
+
+# --- real files
+
+
+def test_real_slide(shared) -> None:
+    path = shared / "data" / "wsi" / "CMU-1-Small-Region.svs"
+    pixels = tifffile.imread(path)
+    rng = np.random.default_rng(5)
+    xy = rng.uniform([0, 0], [2220, 2967], (40, 2))
+    with SectionImage.from_file(path) as source:
+        assert source.shape == (2967, 2220)
+        assert source.mpp == pytest.approx(0.499)
+        assert source.background.min() > 225
+        memory = SectionImage.from_array(pixels, name="a")
+        for field in (112, 200.5):
+            np.testing.assert_array_equal(
+                source.read_patches(xy, field=field, size=112), memory.read_patches(xy, field=field, size=112)
+            )
+        assert max(source.thumbnail(300).shape) == 300
+
+
+def test_real_section(shared) -> None:
+    path = shared / "data" / "her2st" / "data" / "ST-imgs" / "C" / "C5" / "5714_HE_BT_E1.jpg"
+    with SectionImage.from_file(path) as source:
+        assert source.mpp is None
+        assert source.background.min() > 180
+        # the decoder of another library
+        slow = imagecodecs.jpeg8_decode(path.read_bytes())
+        assert source.shape == slow.shape[:2]
+        patch = source.read_patches([[5000, 4000]], field=112, size=112)[0]
+        window = slow[3944:4056, 4944:5056].transpose(2, 0, 1)
+        assert np.abs(patch.astype(int) - window).mean() < 2

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import CPU, TINY
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -13,3 +15,30 @@ def shared() -> Path:
     path = Path(location)
     assert path.is_dir(), f"HGGEP_SHARED={location} is not a folder"
     return path
+
+
+@pytest.fixture(scope="session")
+def _synthetic(tmp_path_factory):
+    from hggep_sc import datasets, settings
+
+    kept = settings.cache_dir
+    settings.cache_dir = tmp_path_factory.mktemp("cache")
+    try:
+        return datasets.synthetic(n_sections=3, n_spots=40, n_genes=60, seed=3)
+    finally:
+        settings.cache_dir = kept
+
+
+@pytest.fixture
+def sections(_synthetic):
+    """Three small synthetic sections, S1 to S3, fresh copies."""
+    return {name: section.copy() for name, section in _synthetic.items()}
+
+
+@pytest.fixture(scope="session")
+def trained(_synthetic):
+    """A tiny model trained on S1 and S2; not to be changed."""
+    from hggep_sc import tl
+
+    training = {name: _synthetic[name].copy() for name in ("S1", "S2")}
+    return tl.fit(training, genes=20, config=TINY, **CPU)

@@ -119,7 +119,9 @@ class Config:
         """Return a copy with single settings replaced."""
         known = {f.name for f in fields(self)} - {"preset"}
         if unknown := sorted(set(overrides) - known):
-            raise ValueError(f"config has no setting {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}")
+            raise ValueError(
+                f"config has no setting {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}"
+            )
         return replace(self, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +131,8 @@ class Config:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
         """Rebuild a configuration from `to_dict`; lists become tuples again."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        return cls(**values)
 
     def __post_init__(self) -> None:
         positive = ("patch_size", "target_sum", "width", "vit_heads", "n_neighbors", "lstm_layers", "epochs",
@@ -137,12 +140,20 @@ class Config:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"config.{name} must be above 0, not {getattr(self, name)!r}")
-        for name in ("count_weight", "correlation_weight", "stain_jitter", "dropout", "weight_decay"):
+        for name in ("n_components", "chunk_spots"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"config.{name} must be None or above 0, not {value!r}")
+        not_negative = ("vit_depth", "count_weight", "correlation_weight", "stain_jitter", "dropout",
+                        "weight_decay")  # fmt: skip
+        for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"config.{name} must not be negative, not {getattr(self, name)!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"config.{name} must be one of {choices}, not {getattr(self, name)!r}")
+        if self.patch_size % 2 and self.gem and self.residual:
+            raise ValueError(f"config.patch_size must be even, for GEM to halve it, not {self.patch_size}")
         if self.fields_um is not None and len(self.fields_um) != len(self.fields_px):
             raise ValueError("config.fields_um and config.fields_px must list the same number of fields of view")
         if self.width % self.vit_heads:
@@ -183,5 +194,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": _PAPER,
     # the released code: the network's own quirks live in nn/published.py, these are its data and optimiser
-    "published": {**_PAPER, "normalize": "panel", "log_base": "10", "epochs": 500, "vit_heads": 16, "gradient_clip": 0.0},
+    "published": {
+        **_PAPER,
+        "normalize": "panel",
+        "log_base": "10",
+        "epochs": 500,
+        "vit_heads": 16,
+        "gradient_clip": 0.0,
+    },
 }

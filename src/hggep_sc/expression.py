@@ -1,12 +1,17 @@
 """The expression scale: how raw counts become the log expression that a model predicts."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 
 from .config import Normalize
+from .section import observed_counts
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,11 @@ class ExpressionScale:
     normalize: Normalize = "library"
     target_sum: float = 1e4
     log_base: Literal["e", "10"] = "e"
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> "ExpressionScale":
+        """Return the scale that `tl.predict` noted in `uns[key]`."""
+        return cls(record["normalize"], float(record["target_sum"]), record["log_base"])
 
     def totals(self, panel_counts: sp.csr_matrix, library: np.ndarray) -> np.ndarray:
         """Return what each spot's counts are divided by, (n_spots,); 0 where nothing was counted."""
@@ -48,3 +58,43 @@ class ExpressionScale:
     def __str__(self) -> str:
         log = "ln" if self.log_base == "e" else "log10"
         return f"{log}(1 + {self.target_sum:g} * counts / {self.normalize} total)"
+
+
+def observed_expression(
+    table: "AnnData",
+    rows: np.ndarray,
+    panel: Sequence[str],
+    scale: ExpressionScale,
+    *,
+    genes: Sequence[str] | None = None,
+    layer: str | None = None,
+) -> np.ndarray:
+    """Bring observed counts to the scale of a prediction, in natural log units.
+
+    Parameters
+    ----------
+    table
+        Where the counts are.
+    rows
+        Its spots.
+    panel
+        The predicted genes, over which a scale with `normalize="panel"` takes its totals.
+    scale
+        The scale of the prediction.
+    genes
+        Those of the panel to return; None for all.
+    layer
+        Layer with raw counts; None for `X`.
+
+    Returns
+    -------
+    float32 (len(rows), len(genes)); NaN for spots where nothing was counted.
+    """
+    counts, library = observed_counts(table, rows, list(panel), layer)
+    totals = scale.totals(counts, library)
+    if genes is not None:
+        column = {gene: j for j, gene in enumerate(panel)}
+        counts = counts[:, [column[gene] for gene in genes]]
+    expression = scale.transform(counts, totals) * scale.log_unit
+    expression[totals <= 0] = np.nan
+    return expression

@@ -1,5 +1,6 @@
 """What a model remembers of the spots it was trained on, so that a training section is known when seen again."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -8,6 +9,8 @@ import numpy as np
 import torch
 
 from .section import Section
+
+logger = logging.getLogger(__name__)
 
 SHARE = 0.5  # of a section's spots that have to be known
 
@@ -51,8 +54,10 @@ class Fingerprint:
             return "unknown"
         seen = [np.isin(_hash_coordinates(section), self.coordinates)]
         if section.has_counts and section.var_names.is_unique and set(genes) <= set(section.var_names):
-            counts = _hash_counts(section, genes)
-            seen.append(np.isin(counts, self.counts))
+            try:
+                seen.append(np.isin(_hash_counts(section, genes), self.counts))
+            except ValueError:  # no raw counts, which prediction does without: the coordinates tell
+                logger.info("section %r: no raw counts; its coordinates alone are compared", section.name)
         return "train" if any(len(s) and s.mean() >= SHARE for s in seen) else "held out"
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -58,7 +58,7 @@ def _most_variable(sections: Sequence[Section], n_genes: int | None) -> list[str
         if both.empty:
             raise ValueError(
                 f"sections {sections[0].name!r} and {section.name!r} have no gene in common."
-                + gene_name_hint(shared, section.var_names)
+                + gene_name_hint(shared.tolist(), section.var_names.tolist())
             )
         shared = both
     wanted = DEFAULT_GENES if n_genes is None else n_genes
@@ -69,7 +69,7 @@ def _most_variable(sections: Sequence[Section], n_genes: int | None) -> list[str
     scale = ExpressionScale()
     expression, names = [], []
     for section in sections:
-        counts, library = section.counts(shared), section.library()
+        counts, library = section.counts(shared.tolist()), section.library()
         kept = library > 0
         expression.append(scale.transform(counts[kept], library[kept]))
         names += [section.name] * int(kept.sum())

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-def prediction(
-    data: "AnnData | SpatialData", *, key: str = _keys.KEY, table_key: str | None = None
-) -> "AnnData":
+def prediction(data: "AnnData | SpatialData", *, key: str = _keys.KEY, table_key: str | None = None) -> "AnnData":
     """Return the predicted genes as an AnnData of their own, ready for Scanpy.
 
     Parameters

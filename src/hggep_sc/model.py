@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -214,9 +214,7 @@ class HGGEP:
                 read = [image.read_patches(xy, field=field, size=size) for field in fields]
                 patches = torch.from_numpy(np.stack(read, axis=1)).to(device)
                 n = len(patches)
-                turned = [
-                    dihedral(patches, torch.full((n,), turns), torch.full((n,), flip)) for turns, flip in views
-                ]
+                turned = [dihedral(patches, torch.full((n,), turns), torch.full((n,), flip)) for turns, flip in views]
                 batches.append(torch.stack([self.network.encode(view) for view in turned]))
         return torch.cat(batches, dim=1)
 
@@ -345,7 +343,9 @@ class HGGEP:
         """
         state = read_state_dict(Path(path))
         if "gene_head.1.bias" not in state:
-            raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: entry 'gene_head.1.bias' is missing")
+            raise ValueError(
+                f"{path} is not a checkpoint of the released HGGEP code: entry 'gene_head.1.bias' is missing"
+            )
         n_genes = len(state["gene_head.1.bias"])
         if len(genes) != n_genes or len(set(genes)) != n_genes:
             raise ValueError(

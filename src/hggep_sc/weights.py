@@ -88,8 +88,7 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
 
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights={str(path)!r}: no such file; "
-            'expected "imagenet", None or the path of a .pth or .safetensors file'
+            f'weights={str(path)!r}: no such file; expected "imagenet", None or the path of a .pth or .safetensors file'
         )
     try:
         if path.suffix == ".safetensors":

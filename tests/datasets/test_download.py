@@ -134,9 +134,7 @@ def _her2st_upstream(folder, name, image="odd name_HE.jpg"):
     names = [f"{x}x{y}" for x, y in grid]
     counts = pd.DataFrame(np.arange(48).reshape(16, 3), index=names, columns=["G1", "G2", "G3"])
     spots = pd.DataFrame(grid, columns=["x", "y"])
-    spots = spots.assign(
-        new_x=spots.x, new_y=spots.y, pixel_x=10.0 * spots.x, pixel_y=10.0 * spots.y, selected=1
-    )
+    spots = spots.assign(new_x=spots.x, new_y=spots.y, pixel_x=10.0 * spots.x, pixel_y=10.0 * spots.y, selected=1)
     clusters = pd.DataFrame({"label": range(16), "x": spots.x + 0.2, "y": spots.y - 0.2})
     files = {
         f"data/ST-cnts/{name}.tsv.gz": lambda path: counts.to_csv(path, sep="\t"),
@@ -163,15 +161,10 @@ def test_a_section_of_unknown_hash_is_downloaded_whole(server, tmp_path, monkeyp
     monkeypatch.setattr(_her2st, "LISTING_URL", url + "api/")
     monkeypatch.setattr(settings, "dataset_dir", tmp_path / "data")
     section = _her2st.her2st("A1")["A1"]
-    got = sorted(
-        str(path.relative_to(tmp_path / "data" / "her2st")) for path in (tmp_path / "data").rglob("*.*")
-    )
+    got = sorted(str(path.relative_to(tmp_path / "data" / "her2st")) for path in (tmp_path / "data").rglob("*.*"))
     assert got == written
     assert section.obs["cluster"].astype(int).tolist() == list(range(16))
-    assert (
-        section.obs["region"].astype(object).fillna("none").tolist()
-        == ["invasive cancer"] * 5 + ["none"] * 11
-    )
+    assert section.obs["region"].astype(object).fillna("none").tolist() == ["invasive cancer"] * 5 + ["none"] * 11
     asked.clear()
     again = _her2st.her2st(["A1"])["A1"]
     assert asked == []
@@ -194,9 +187,7 @@ def test_image_of_unknown_name_offline(unreachable, tmp_path, monkeypatch):
     (tmp_path / "her2st" / image).unlink()
     monkeypatch.setattr(_her2st, "LISTING_URL", unreachable)
     monkeypatch.setattr(settings, "dataset_dir", tmp_path)
-    with pytest.raises(
-        ConnectionError, match=r"H&E image of section D2 is not in .*ST-imgs/D/D2.*HGGEP_DATASETDIR"
-    ):
+    with pytest.raises(ConnectionError, match=r"H&E image of section D2 is not in .*ST-imgs/D/D2.*HGGEP_DATASETDIR"):
         _her2st.her2st(["D2"])
     for name in ("one.jpg", "two.jpg"):
         (tmp_path / "her2st" / image).with_name(name).touch()

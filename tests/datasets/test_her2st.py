@@ -65,9 +65,7 @@ def test_clusters(sections, shared, name, without):
     cluster = section.obs["cluster"]
     assert cluster.dtype == "category"
     assert cluster.isna().sum() == without
-    assert cluster.dropna().to_dict() == {
-        spot: expected[spot] for spot in section.obs_names if spot in expected
-    }
+    assert cluster.dropna().to_dict() == {spot: expected[spot] for spot in section.obs_names if spot in expected}
     assert "region" not in section.obs
 
 

@@ -24,9 +24,7 @@ def test_spots_under_tissue_with_their_counts(section, shared):
     assert set(section.obs_names) == set(spots.x.astype(str) + "x" + spots.y.astype(str))
     assert section.obs_names.tolist() == [name for name in counts.index if name in set(section.obs_names)]
     np.testing.assert_array_equal(section.X.toarray(), counts.loc[section.obs_names].to_numpy())
-    expected = spots.set_index(["x", "y"]).loc[
-        list(zip(section.obs.array_col, section.obs.array_row, strict=True))
-    ]
+    expected = spots.set_index(["x", "y"]).loc[list(zip(section.obs.array_col, section.obs.array_row, strict=True))]
     np.testing.assert_array_equal(section.obsm["spatial"], expected[["pixel_x", "pixel_y"]])
 
 
@@ -36,9 +34,7 @@ def test_image_as_it_is_and_scale(section, shared):
     assert library["scalefactors"]["tissue_hires_scalef"] == 1
     assert library["metadata"]["source_image_path"] == str(shared / "data/mob/MOB1.jpg")
     # two steps of the array are 200 um: 43 px along x, 48 px along y
-    assert library["scalefactors"]["microns_per_pixel"] == pytest.approx(
-        200 / np.sqrt(43.24 * 48.1), rel=0.01
-    )
+    assert library["scalefactors"]["microns_per_pixel"] == pytest.approx(200 / np.sqrt(43.24 * 48.1), rel=0.01)
 
 
 def test_plain_counts_serve_as_well(section, shared, tmp_path, monkeypatch):

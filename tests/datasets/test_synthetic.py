@@ -122,9 +122,7 @@ def test_regions_look_like_themselves(sections):
     for section in sections.values():
         image = _image(section).astype(float)
         for region, (x, y) in zip(section.obs["region"], section.obsm["spatial"].astype(int), strict=True):
-            colour.setdefault(region, []).append(
-                image[max(y - 40, 0) : y + 40, max(x - 40, 0) : x + 40].mean((0, 1))
-            )
+            colour.setdefault(region, []).append(image[max(y - 40, 0) : y + 40, max(x - 40, 0) : x + 40].mean((0, 1)))
     mean = {region: np.mean(patches, axis=0) for region, patches in colour.items()}
     assert mean["fat"].mean() > max(mean[region].mean() for region in ("stroma", "tumour", "immune", "gland"))
     redness = {region: rgb[0] - rgb[2] for region, rgb in mean.items()}

@@ -56,12 +56,9 @@ def test_mean_over_entries_with_one_size_factor_per_spot():
 def test_published_values(shared):
     stored = np.load(shared / "reference" / "parity_c2_32spots.npz")
     counts, mean, disp, pi, sizes = (
-        torch.from_numpy(stored[name])
-        for name in ("counts", "zinb_mean", "zinb_disp", "zinb_pi", "size_factors")
+        torch.from_numpy(stored[name]) for name in ("counts", "zinb_mean", "zinb_disp", "zinb_pi", "size_factors")
     )
-    assert zinb_nll(counts, mean, disp, pi, sizes).item() == pytest.approx(
-        stored["zinb_loss"].item(), rel=1e-6
-    )
+    assert zinb_nll(counts, mean, disp, pi, sizes).item() == pytest.approx(stored["zinb_loss"].item(), rel=1e-6)
 
     # The stored `nb_loss` takes the mean for r and pi for the logit of success: its mean is r exp(pi). It is
     # summed over genes, averaged over spots and leaves out x!
@@ -107,17 +104,13 @@ def pair():
 
 
 def mean_pcc(prediction, target):
-    return np.mean(
-        [np.corrcoef(p, t)[0, 1] for p, t in zip(prediction.T.numpy(), target.T.numpy(), strict=True)]
-    )
+    return np.mean([np.corrcoef(p, t)[0, 1] for p, t in zip(prediction.T.numpy(), target.T.numpy(), strict=True)])
 
 
 def test_pearson_against_numpy(pair):
     assert pearson_loss(*pair).item() == pytest.approx(1 - mean_pcc(*pair), abs=1e-5)
     prediction, target = pair
-    assert pearson_loss(prediction * 1e-2 - 9, target * 50 + 3).item() == pytest.approx(
-        1 - mean_pcc(*pair), abs=1e-3
-    )
+    assert pearson_loss(prediction * 1e-2 - 9, target * 50 + 3).item() == pytest.approx(1 - mean_pcc(*pair), abs=1e-3)
 
 
 def test_pearson_ignores_masked_spots(pair):

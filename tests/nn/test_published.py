@@ -129,9 +129,7 @@ def test_cross_difference_by_its_formula():
             r, c = 2 * row + 1, 2 * column + 1
             taps = [(r - 1, c), (r, c - 1), (r, c), (r, c + 1), (r + 1, c)]
             for out in range(3):
-                convolved = sum(
-                    w[out, i, n] * padded[i, y, x] for i in range(3) for n, (y, x) in enumerate(taps)
-                )
+                convolved = sum(w[out, i, n] * padded[i, y, x] for i in range(3) for n, (y, x) in enumerate(taps))
                 difference = 0.7 * sum(padded[i, r, c] * w[out, i].sum() for i in range(3))
                 expected[out, row, column] = convolved - difference
     np.testing.assert_allclose(layer(x)[0].detach().numpy(), expected, atol=1e-6)
@@ -314,9 +312,7 @@ def test_loss_terms_by_the_published_recipe(fresh, batch, monkeypatch):
         scores = fresh.coef(latents).numpy()[1:, :, 0]
     weights = np.exp(scores) / np.exp(scores).sum(0)
     consensus = (weights[:, :, None] * predictions[1:]).sum(0)
-    assert terms["distillation"].item() == pytest.approx(
-        np.square(consensus - predictions[0]).mean(), rel=1e-4
-    )
+    assert terms["distillation"].item() == pytest.approx(np.square(consensus - predictions[0]).mean(), rel=1e-4)
     mse = np.square(predictions[0] - batch.expression.numpy())[:5].mean()
     assert terms["mse"].item() == pytest.approx(mse, rel=1e-5)
     assert next(turn, None) is None  # one prediction and five views

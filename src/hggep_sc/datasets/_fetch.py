@@ -90,9 +90,7 @@ def check(path: Path, sha256: str | None, *, unpacked: bool = False) -> None:
         try:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         except (OSError, EOFError) as error:
-            raise ValueError(
-                f"{path} cannot be read: {error}. Delete it to have it downloaded again."
-            ) from error
+            raise ValueError(f"{path} cannot be read: {error}. Delete it to have it downloaded again.") from error
     if found != sha256:
         what = "the SHA-256 of its unpacked content" if unpacked else "its SHA-256"
         raise ValueError(

@@ -114,9 +114,7 @@ def _image(name: str) -> Path:
         ) from error
     images = [file for file in names if file.lower().endswith((".jpg", ".jpeg"))]
     if len(images) != 1:
-        raise ValueError(
-            f"Upstream {folder}/ holds {names}, expected one .jpg: put section {name}'s H&E into {local}."
-        )
+        raise ValueError(f"Upstream {folder}/ holds {names}, expected one .jpg: put section {name}'s H&E into {local}.")
     return _file(f"{folder}/{images[0]}")
 
 

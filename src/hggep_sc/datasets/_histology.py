@@ -83,9 +83,7 @@ class _Canvas:
         """Fine texture, the section's own, each time from another place."""
         return np.roll(self.texture, self.rng.integers(0, self.shape[0], 2), axis=(0, 1))
 
-    def scatter(
-        self, spacing: float, density: np.ndarray, jitter: float = 0.38
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def scatter(self, spacing: float, density: np.ndarray, jitter: float = 0.38) -> tuple[np.ndarray, np.ndarray]:
         """Points of a jittered hexagonal grid, each kept with the probability that `density` gives there."""
         height, width = self.shape
         rows = np.arange(0, height, spacing * np.sqrt(3) / 2)
@@ -109,9 +107,7 @@ class _Canvas:
             reach = int(np.ceil(nuclei.major[part[-1]] * 1.2)) + 2
             offset = np.arange(-reach, reach + 1)
             each = [getattr(nuclei, name)[part] for name in ("x", "y", "major", "minor", "angle", "stain")]
-            x, y, major, minor, angle, strength = (
-                values.astype(np.float32)[:, None, None] for values in each
-            )
+            x, y, major, minor, angle, strength = (values.astype(np.float32)[:, None, None] for values in each)
             column, row = np.floor(x) + offset[None, None, :], np.floor(y) + offset[None, :, None]
             column, row = column.astype(np.int32), row.astype(np.int32)
             dx, dy = column + np.float32(0.5) - x, row + np.float32(0.5) - y
@@ -185,9 +181,7 @@ def _regions(canvas: _Canvas, depth: np.ndarray, radius: float) -> np.ndarray:
 
     def score() -> np.ndarray:
         parts = ((1.0, 2.0), (0.35, 6.0), (0.06, 24.0))
-        return np.sum(
-            [weight * _smooth_noise(canvas.rng, half, scale / finer) for weight, finer in parts], axis=0
-        )
+        return np.sum([weight * _smooth_noise(canvas.rng, half, scale / finer) for weight, finer in parts], axis=0)
 
     scores = np.stack([score() for _ in REGIONS])
     wanted = canvas.rng.dirichlet(np.array(SHARES) * 60)
@@ -313,18 +307,14 @@ def _fat(canvas: _Canvas, region: np.ndarray, depth: np.ndarray, ducts: np.ndarr
     vacuole, fat = (np.zeros(canvas.shape, np.float32) for _ in range(2))
     row, column = np.nonzero(near)
     if len(row):
-        centres = np.column_stack(
-            canvas.scatter(ADIPOCYTE_SPACING, np.ones(canvas.shape, np.float32), jitter=0.3)
-        )
+        centres = np.column_stack(canvas.scatter(ADIPOCYTE_SPACING, np.ones(canvas.shape, np.float32), jitter=0.3))
         at = np.minimum(centres.astype(int), np.array(canvas.shape[::-1]) - 1)
         member = region[at[:, 1], at[:, 0]] == FAT
         bend = 4 * np.stack([canvas.noise(22), canvas.noise(22)])
         points = np.column_stack([column + bend[0][near], row + bend[1][near]])
         distance, owner = cKDTree(centres).query(points, k=2)
         gap = np.linalg.norm(centres[owner[:, 0]] - centres[owner[:, 1]], axis=1)
-        to_edge = (distance[:, 1] ** 2 - distance[:, 0] ** 2) / (
-            2 * gap
-        )  # px to the border between the two cells
+        to_edge = (distance[:, 1] ** 2 - distance[:, 0] ** 2) / (2 * gap)  # px to the border between the two cells
         to_edge = np.minimum(to_edge, 0.63 * ADIPOCYTE_SPACING - distance[:, 0])  # round corners
         inside = member[owner[:, 0]]
         inside &= ~ducts[near]
@@ -417,9 +407,7 @@ def _cells(
     )
 
 
-def _apart(
-    x: np.ndarray, y: np.ndarray, placed: np.ndarray, distance: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _apart(x: np.ndarray, y: np.ndarray, placed: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:
     if not len(placed) or not len(x):
         return x, y
     nearest = cKDTree(placed).query(np.column_stack([x, y]), distance_upper_bound=distance)[0]
@@ -445,8 +433,7 @@ def _develop(canvas: _Canvas, depth: np.ndarray) -> np.ndarray:
     grain = 2.0 * rng.standard_normal(canvas.shape, dtype=np.float32)
     blur = rng.uniform(0.45, 0.75)
     haematoxylin, eosin = (
-        ndimage.gaussian_filter(np.clip(stain, 0, None) * tissue, blur, truncate=3.0)
-        for stain in (haematoxylin, eosin)
+        ndimage.gaussian_filter(np.clip(stain, 0, None) * tissue, blur, truncate=3.0) for stain in (haematoxylin, eosin)
     )
     pixels = np.empty((*canvas.shape, 3), np.float32)
     for channel in range(3):

@@ -17,18 +17,14 @@ DIAMETER = 100.0  # um, of a spot
 HIRES = 2000  # px, longest side of the copy in `uns`
 
 
-def choose(
-    sections: str | Sequence[str] | None, *, default: Sequence[str], known: Sequence[str]
-) -> list[str]:
+def choose(sections: str | Sequence[str] | None, *, default: Sequence[str], known: Sequence[str]) -> list[str]:
     """Names asked for, in the order asked; ValueError for one that the study does not have."""
     if sections is None:
         return list(default)
     names = [sections] if isinstance(sections, str) else list(sections)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(
-            f"No section {', '.join(map(repr, unknown))} in this data set; there are {', '.join(known)}."
-        )
+        raise ValueError(f"No section {', '.join(map(repr, unknown))} in this data set; there are {', '.join(known)}.")
     return names
 
 
@@ -120,7 +116,5 @@ def assemble(name: str, counts: pd.DataFrame, spots: pd.DataFrame, image: Path, 
     adata = AnnData(csr_matrix(counts.to_numpy(np.float32)), obs=obs, var=var)
     adata.obsm[_keys.SPATIAL] = pixels
     mpp = SPACING / (step * pitch(array, pixels))
-    adata.uns[_keys.SPATIAL] = {
-        name: library(image, microns_per_pixel=mpp, diameter=DIAMETER, technology="ST")
-    }
+    adata.uns[_keys.SPATIAL] = {name: library(image, microns_per_pixel=mpp, diameter=DIAMETER, technology="ST")}
     return adata

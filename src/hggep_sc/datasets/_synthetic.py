@@ -29,9 +29,7 @@ NOISE = "NOI"
 NOISE_SHARE = 0.15  # of the genes
 
 
-def synthetic(
-    n_sections: int = 3, n_spots: int = 200, seed: int = 0, *, n_genes: int = 200
-) -> "dict[str, AnnData]":
+def synthetic(n_sections: int = 3, n_spots: int = 200, seed: int = 0, *, n_genes: int = 200) -> "dict[str, AnnData]":
     """H&E-like sections made by code, with counts that depend on what is drawn under each spot.
 
     Stroma, glands, tumour, fat and immune infiltrates meet at smooth borders; nuclei, fibres, ducts and
@@ -96,15 +94,11 @@ def _section(number: int, n_spots: int, seed: int, n_genes: int) -> "AnnData":
     var = pd.DataFrame(index=_gene_names(n_genes))
     adata = AnnData(csr_matrix(counts), obs=obs, var=var)
     adata.obsm[_keys.SPATIAL] = spots["xy"].astype(np.float64)
-    adata.uns[_keys.SPATIAL] = {
-        name: library(image, microns_per_pixel=1.0, diameter=DIAMETER, technology="synthetic")
-    }
+    adata.uns[_keys.SPATIAL] = {name: library(image, microns_per_pixel=1.0, diameter=DIAMETER, technology="synthetic")}
     return adata
 
 
-def _drawn(
-    name: str, n_spots: int, seed: int, stream: np.random.SeedSequence
-) -> tuple[Path, dict[str, np.ndarray]]:
+def _drawn(name: str, n_spots: int, seed: int, stream: np.random.SeedSequence) -> tuple[Path, dict[str, np.ndarray]]:
     """Draw the section and what its spots see of it, once; both are kept in the cache directory."""
     parameters = json.dumps({"format": FORMAT, "n_spots": n_spots, "seed": seed}, sort_keys=True)
     folder = settings.cache_dir / "synthetic" / hashlib.sha256(parameters.encode()).hexdigest()[:16]
@@ -194,9 +188,7 @@ def _activity(spots: dict[str, np.ndarray]) -> np.ndarray:
         "INV": 4 * (seen["tumour"] / 0.35) * (seen["collagen"] / 0.30),
         "LUM": seen["lumen"] / 0.30,
     }
-    return np.column_stack(
-        [1.6 * np.tanh(np.clip(driver[programme], 0, None) / 1.3) for programme in PROGRAMMES]
-    )
+    return np.column_stack([1.6 * np.tanh(np.clip(driver[programme], 0, None) / 1.3) for programme in PROGRAMMES])
 
 
 def _gene_names(n_genes: int) -> list[str]:

@@ -37,6 +37,11 @@ class HGGEPNetwork(nn.Module):
         Genes predicted.
     """
 
+    pixel_mean: Tensor  # (3, 1, 1), of pixels in 0..1
+    pixel_std: Tensor
+    gene_mean: Tensor  # (G,)
+    basis: Tensor | None  # (components, G)
+
     def __init__(self, config: "Config", n_genes: int) -> None:
         super().__init__()
         self.config = config
@@ -115,7 +120,7 @@ class HGGEPNetwork(nn.Module):
     def start_from(self, gene_mean: Tensor, basis: Tensor | None, count_mean: Tensor) -> None:
         """Put the outputs at the training sections' means, and set the basis of the low-rank head."""
         self.gene_mean.copy_(gene_mean)
-        if self.basis is not None:
+        if self.basis is not None and basis is not None:
             self.basis.copy_(basis)
         if self.count_heads is not None:
             n_genes = len(gene_mean)
@@ -134,10 +139,12 @@ class HGGEPNetwork(nn.Module):
         terms = {"mse": F.mse_loss(prediction, target)}
         total = terms["mse"]
         if out.counts is not None:
-            nll = zinb_nll if config.count_loss == "zinb" else nb_nll
             mean, dispersion, dropout = (parameter[seen] for parameter in out.counts)
-            parameters = (mean, dispersion, dropout) if config.count_loss == "zinb" else (mean, dispersion)
-            terms[config.count_loss] = nll(batch.counts[seen], *parameters, batch.size_factors[seen])
+            counts, size_factors = batch.counts[seen], batch.size_factors[seen]
+            if config.count_loss == "zinb":
+                terms["zinb"] = zinb_nll(counts, mean, dispersion, dropout, size_factors)
+            else:
+                terms["nb"] = nb_nll(counts, mean, dispersion, size_factors)
             total = total + config.count_weight * terms[config.count_loss]
         if config.correlation_weight:
             terms["correlation"] = pearson_loss(out.expression, batch.expression, seen)

@@ -29,9 +29,7 @@ def nb_nll(counts: Tensor, mean: Tensor, dispersion: Tensor, size_factors: Tenso
     return nll.mean().to(_result_dtype(mean))
 
 
-def zinb_nll(
-    counts: Tensor, mean: Tensor, dispersion: Tensor, dropout: Tensor, size_factors: Tensor
-) -> Tensor:
+def zinb_nll(counts: Tensor, mean: Tensor, dispersion: Tensor, dropout: Tensor, size_factors: Tensor) -> Tensor:
     """Negative log-likelihood under the zero-inflated negative binomial, mean over all entries.
 
     A zero comes from the `dropout` with its probability or from the negative binomial; see `nb_nll`, which

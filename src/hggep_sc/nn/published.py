@@ -136,9 +136,7 @@ class FeedForward(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(DIM, DIM), nn.GELU(), nn.Dropout(0.2), nn.Linear(DIM, DIM), nn.Dropout(0.2)
-        )
+        self.net = nn.Sequential(nn.Linear(DIM, DIM), nn.GELU(), nn.Dropout(0.2), nn.Linear(DIM, DIM), nn.Dropout(0.2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1024) to (N, 1024)."""
@@ -189,9 +187,7 @@ class Hypergraph(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
         """(N, 1024) to (N, 1024); index and weights as `hyperedges` returns them."""
         n = len(x)
-        weight = edge_weight[
-            :n
-        ]  # 4N come in, one per pair; HypergraphConv reads the first N, as one per hyperedge
+        weight = edge_weight[:n]  # 4N come in, one per pair; HypergraphConv reads the first N, as one per hyperedge
         h = F.relu(self.conv1(x, edge_index, weight, num_edges=n))
         h = self.dropout(self.norm(h))
         return self.conv2(h, edge_index, weight, num_edges=n) + x
@@ -260,9 +256,7 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
         luma = pixels.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)
         pixels = (pixels * luma).sum(1, keepdim=True).expand_as(pixels)
     angle = (turn - 0.5) * math.pi
-    rotation = pixels.new_tensor(
-        [[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]]
-    )
+    rotation = pixels.new_tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
     grid = F.affine_grid(rotation.expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
     pixels = F.grid_sample(pixels, grid, mode="nearest", padding_mode="zeros", align_corners=False)
     return pixels.flip(-1) if flip < 0.2 else pixels

@@ -61,9 +61,7 @@ class DownUnit(nn.Module):
         super().__init__()
         half = channels_out // 2
         self.branch1 = nn.Sequential(*depthwise(channels_in, 2), *pointwise(channels_in, half))
-        self.branch2 = nn.Sequential(
-            *pointwise(channels_in, half), *depthwise(half, 2), *pointwise(half, half)
-        )
+        self.branch2 = nn.Sequential(*pointwise(channels_in, half), *depthwise(half, 2), *pointwise(half, half))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H/2, W/2)."""
@@ -79,9 +77,7 @@ def stem() -> nn.Sequential:
 
 def stage(channels_in: int, channels_out: int, repeats: int) -> nn.Sequential:
     """One unit that halves the map, and `repeats - 1` that keep its size."""
-    return nn.Sequential(
-        DownUnit(channels_in, channels_out), *(Unit(channels_out) for _ in range(repeats - 1))
-    )
+    return nn.Sequential(DownUnit(channels_in, channels_out), *(Unit(channels_out) for _ in range(repeats - 1)))
 
 
 class ShuffleNetV2(nn.Module):

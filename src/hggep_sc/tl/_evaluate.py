@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys, metrics
-from ..expression import ExpressionScale
-from ..section import copy_of, observed_counts, table_of
+from ..expression import ExpressionScale, observed_expression
+from ..section import copy_of, read_prediction, table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,17 +53,18 @@ def evaluate(
     """
     target = copy_of(data) if copy else data
     table = table_of(target, table_key)
-    record, columns = prediction_record(table, key)
+    record, columns = read_prediction(table, key)
     genes = table.var_names[columns]
-    scale = ExpressionScale(str(record["normalize"]), float(record["target_sum"]), str(record["log_base"]))
+    scale = ExpressionScale.of_record(record)
     layer = observed_layer or record.get("counts_layer")
     rows = np.flatnonzero(np.isfinite(table.layers[key][:, columns]).all(axis=1))
-    panel, library = observed_counts(table, rows, list(genes), layer)
-    totals = scale.totals(panel, library)
-    seen = totals > 0
+    observed = observed_expression(table, rows, list(genes), scale, layer=layer)
+    seen = np.isfinite(observed).all(axis=1)
     if not seen.any():
-        raise ValueError(f"no predicted spot has counts in {'X' if layer is None else layer!r}: nothing to compare with")
-    observed = scale.transform(panel[seen], totals[seen]) * scale.log_unit
+        raise ValueError(
+            f"no predicted spot has counts in {'X' if layer is None else layer!r}: nothing to compare with"
+        )
+    observed = observed[seen]
     predicted = np.asarray(table.layers[key][rows[seen]][:, columns]) * scale.log_unit
     result = pd.DataFrame(
         {"pcc": metrics.pearson(predicted, observed), "rmse": metrics.rmse(predicted, observed)}, index=genes
@@ -77,16 +78,6 @@ def evaluate(
         "n_spots": int(seen.sum()),
     }
     for name in result:
-        table.var[_keys.metric(key, name)] = result[name].reindex(table.var_names)
+        table.var[_keys.metric(key, str(name))] = result[name].reindex(table.var_names)
     table.uns[key] = {**record, "metrics": summary}
     return (target, result) if copy else result
-
-
-def prediction_record(table: "AnnData", key: str) -> tuple[dict[str, Any], np.ndarray]:
-    """Return what `predict` noted under `key`, and the columns of the predicted genes."""
-    if key not in table.layers or key not in table.uns:
-        raise KeyError(
-            f"there is no prediction under layers[{key!r}] and uns[{key!r}]: run hggep_sc.tl.predict first "
-            f"(layers: {list(table.layers) or 'none'})"
-        )
-    return dict(table.uns[key]), np.flatnonzero(table.var[_keys.predicted(key)].to_numpy())

@@ -1,6 +1,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..config import Config
 from ..model import HGGEP
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    Data = AnnData | SpatialData
+    Data: TypeAlias = AnnData | SpatialData
 
 
 def fit(

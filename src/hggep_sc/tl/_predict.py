@@ -98,9 +98,7 @@ def predict(
     show = (settings.progress if progress is None else progress) and len(sections) > 1
     predictions = []
     for section in _progress(sections, show):
-        predictions.append(
-            model.predict(section, device=device, batch_size=batch_size, average_flips=average_flips)
-        )
+        predictions.append(model.predict(section, device=device, batch_size=batch_size, average_flips=average_flips))
     target = copy_of(data) if copy else data
     write_prediction(
         target,

@@ -81,10 +81,7 @@ def fields_of_view(config: Config, model_mpp: float | None, section_mpp: float |
     """
     if model_mpp is None:
         return config.fields_px
-    if config.fields_um is None:
-        at_model = config.fields_px
-    else:
-        at_model = tuple(um / model_mpp for um in config.fields_um)
+    at_model = config.fields_px if config.fields_um is None else tuple(um / model_mpp for um in config.fields_um)
     ratio = 1.0 if section_mpp is None else model_mpp / section_mpp
     if abs(ratio - 1) < SAME_SCALE:
         ratio = 1.0

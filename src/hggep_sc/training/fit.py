@@ -87,7 +87,7 @@ def train(
             network = build(config, len(genes))
             load_weights(network.backbone, weights)
             if isinstance(network, HGGEPNetwork):
-                network.start_from(**start)
+                network.start_from(*start)
                 if weights == "imagenet":
                     network.pixel_mean.copy_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
                     network.pixel_std.copy_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
@@ -133,13 +133,13 @@ def _split(
 
 def _center(
     training: list[SectionData], config: Config, seed: int
-) -> tuple[list[SectionData], Config, dict[str, torch.Tensor | None]]:
+) -> tuple[list[SectionData], Config, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
     """Centre the targets per section and find their leading principal components, on the training spots alone.
 
     Returns
     -------
     The sections with centred targets, the configuration with as many components as the data have, and what the
-    network starts from.
+    network starts from: gene means, basis, mean counts.
     """
     section_means = [d.expression[d.observed].mean(0) for d in training]
     if config.center_sections:
@@ -158,11 +158,11 @@ def _center(
         basis = PCA(n_components, random_state=seed).fit(targets - gene_mean).components_
         config = config.replace(n_components=n_components)
     rates = [d.counts[d.observed] / d.size_factors[d.observed, None] for d in training]
-    start = {
-        "gene_mean": torch.from_numpy(gene_mean.astype(np.float32)),
-        "basis": None if basis is None else torch.from_numpy(basis.astype(np.float32)),
-        "count_mean": torch.from_numpy(np.concatenate(rates).mean(0).astype(np.float32)),
-    }
+    start = (
+        torch.from_numpy(gene_mean.astype(np.float32)),
+        None if basis is None else torch.from_numpy(basis.astype(np.float32)),
+        torch.from_numpy(np.concatenate(rates).mean(0).astype(np.float32)),
+    )
     return training, config, start
 
 
@@ -216,7 +216,7 @@ def _run(
     history = History()
     callbacks: list[L.Callback] = [history]
     if validation:
-        callbacks += [KeepBest(), EarlyStopping("validation_pcc", mode="max", patience=config.patience)]
+        callbacks += [KeepBest(network), EarlyStopping("validation_pcc", mode="max", patience=config.patience)]
     if progress:
         callbacks.append(EpochProgress(history))
     if checkpoint_dir is not None:
@@ -249,9 +249,7 @@ def _run(
     return history.records
 
 
-def _checkpoint_to_resume(
-    checkpoint_dir: Path | None, resume: bool, identity: dict[str, Any]
-) -> Path | None:
+def _checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: dict[str, Any]) -> Path | None:
     """Return the checkpoint to go on from, and mark the folder as this fit's own.
 
     Raises
@@ -287,7 +285,7 @@ def _checkpoint_to_resume(
 def _identity(
     data: list[SectionData], genes: Sequence[str], config: Config, validation: str | float | None, seed: int
 ) -> dict[str, Any]:
-    """What has to agree for a fit to be continued."""
+    """Return what has to agree for a fit to be continued."""
     digest = hashlib.sha256()
     for d in data:
         for array in (d.xy, d.expression, d.counts, d.patches[: min(8, len(d.patches))]):

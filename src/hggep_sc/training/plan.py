@@ -5,10 +5,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import Config
 from ..metrics import pearson
+from ..nn import HGGEPNetwork, PublishedNetwork
 from .augmentation import random_dihedral, stain_jitter
 from .data import Batch
 
@@ -20,7 +21,9 @@ class TrainingPlan(L.LightningModule):
     been interrupted.
     """
 
-    def __init__(self, network: nn.Module, config: Config, seed: int) -> None:
+    network: HGGEPNetwork | PublishedNetwork
+
+    def __init__(self, network: HGGEPNetwork | PublishedNetwork, config: Config, seed: int) -> None:
         super().__init__()
         self.network = network
         self.config = config
@@ -33,7 +36,9 @@ class TrainingPlan(L.LightningModule):
         rest = [p for p in self.parameters() if id(p) not in chosen]
         config = self.config
         rates = [config.learning_rate, config.backbone_learning_rate]
-        groups = [{"params": p, "lr": lr} for p, lr in zip([rest, backbone], rates, strict=True) if p]
+        groups: list[dict[str, Any]] = [
+            {"params": p, "lr": lr} for p, lr in zip([rest, backbone], rates, strict=True) if p
+        ]
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         if config.schedule == "constant":
             return optimizer
@@ -42,11 +47,10 @@ class TrainingPlan(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(_derive_seed(self.seed, self.current_epoch))  # dropout; fit() restores the caller's state
-
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        generator = torch.Generator(self.device).manual_seed(_derive_seed(self.seed, self.current_epoch, step))
+        seed = _derive_seed(self.seed, self.current_epoch, step)
+        torch.manual_seed(seed)  # for dropout; `train` restores the caller's state
+        generator = torch.Generator(self.device).manual_seed(seed)
         if self.config.flips:
             batch.patches = random_dihedral(batch.patches, generator)
         if self.config.stain_jitter:
@@ -81,7 +85,7 @@ class History(L.Callback):
         self._terms.append({name: value.detach() for name, value in outputs.items()})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        record = {"epoch": trainer.current_epoch}
+        record: dict[str, float] = {"epoch": trainer.current_epoch}
         for name in self._terms[0]:
             record[name] = torch.stack([terms[name] for terms in self._terms]).mean().item()
         if "validation_pcc" in trainer.callback_metrics:
@@ -98,7 +102,8 @@ class History(L.Callback):
 class KeepBest(L.Callback):
     """Keep the weights of the epoch with the best validation score, and restore them at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: HGGEPNetwork | PublishedNetwork) -> None:
+        self.network = network
         self.best_score = -np.inf
         self.best_epoch = -1
         self.best_weights: dict[str, Tensor] = {}
@@ -107,11 +112,11 @@ class KeepBest(L.Callback):
         score = trainer.callback_metrics["validation_pcc"].item()
         if score > self.best_score:
             self.best_score, self.best_epoch = score, trainer.current_epoch
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in pl_module.network.state_dict().items()}
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.best_weights:
-            pl_module.network.load_state_dict(self.best_weights)
+            self.network.load_state_dict(self.best_weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.best_score, "epoch": self.best_epoch, "weights": self.best_weights}
@@ -147,5 +152,3 @@ class EpochProgress(L.Callback):
 
 def _derive_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-

@@ -1,15 +1,13 @@
+"""Patches, thumbnails and background of arrays and pyramids."""
+
 import dask.array as da
-import imagecodecs
 import numpy as np
 import pytest
-import tifffile
 import xarray as xr
 import zarr
-from PIL import Image, ImageFile
 from scipy import ndimage
 
-from hggep_sc import image as image_module
-from hggep_sc.image import SectionImage
+from hggep_sc.image import SectionImage, _image
 
 
 def smooth(height: int, width: int, wavelength: float = 40.0) -> np.ndarray:
@@ -122,9 +120,7 @@ def test_borders_are_padded_with_background(field: float, size: int) -> None:
     padded[:] = source.background
     padded[pad:-pad, pad:-pad] = pixels
     reference = SectionImage.from_array(padded, name="padded")
-    xy = np.array(
-        [[0, 0], [64, 50], [-3.3, 20.7], [30.2, 52.9], [63.4, -1.1], [32, 25], [0.5, 49.5], [-5, -5]]
-    )
+    xy = np.array([[0, 0], [64, 50], [-3.3, 20.7], [30.2, 52.9], [63.4, -1.1], [32, 25], [0.5, 49.5], [-5, -5]])
     for array in (pixels, da.from_array(pixels, chunks=(20, 20, 3))):
         patches = SectionImage.from_array(array, name="a").read_patches(xy, field=field, size=size)
         np.testing.assert_array_equal(patches, reference.read_patches(xy + pad, field=field, size=size))
@@ -224,9 +220,7 @@ def test_lists_are_refused() -> None:
         SectionImage.from_array([[1, 2], [3, 4]], name="slot")
 
 
-@pytest.mark.parametrize(
-    "values", [np.linspace(-2, 2, 300), np.linspace(0, 60000, 300), np.full(300, np.nan)]
-)
+@pytest.mark.parametrize("values", [np.linspace(-2, 2, 300), np.linspace(0, 60000, 300), np.full(300, np.nan)])
 def test_normalised_floats_are_refused(values: np.ndarray) -> None:
     source = SectionImage.from_array(values.reshape(10, 10, 3), name="slot")
     with pytest.raises(ValueError, match=r"slot.*expected 0\.\.1 or"):
@@ -282,9 +276,7 @@ def test_pyramid_reads_the_coarsest_level_that_serves(field: float, size: int, r
     assert [bool(recorder.read) for recorder in recorders] == [number == read for number in range(3)]
     alone = SectionImage.from_array(finest, name="a").read_patches(xy, field=field, size=size)
     # whole-pixel windows of a coarser level are off by half of its px at most: slope 5.2 per px
-    assert np.abs(patches.astype(int) - alone).max() <= (
-        2 if field % size else 2 + 5.3 * 2**read / 2 * (read > 0)
-    )
+    assert np.abs(patches.astype(int) - alone).max() <= (2 if field % size else 2 + 5.3 * 2**read / 2 * (read > 0))
     assert np.abs(patches.astype(int) - alone).mean() < 5
 
 
@@ -323,7 +315,7 @@ def test_levels_must_belong_together() -> None:
 
 
 def test_lazy_levels_are_read_in_few_bounded_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "_WINDOW", 256)
+    monkeypatch.setattr(_image, "WINDOW", 256)
     pixels = noise(800, 900)
     recorder = Recorder(pixels)
     xy = np.random.default_rng(2).uniform([-10, -10], [910, 810], (600, 2))
@@ -339,7 +331,7 @@ def test_lazy_levels_are_read_in_few_bounded_windows(monkeypatch: pytest.MonkeyP
 
 
 def test_windows_larger_than_the_bound_are_read_one_square_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "_WINDOW", 64)
+    monkeypatch.setattr(_image, "WINDOW", 64)
     pixels = noise(400, 400)
     recorder = Recorder(pixels)
     xy = np.random.default_rng(3).uniform(0, 400, (20, 2))
@@ -364,12 +356,10 @@ def test_thumbnail_is_registered_and_bounded(max_size: int, monkeypatch: pytest.
     inner = slice(2, -2)
     assert np.abs(whole - expected)[inner, inner].max() < 4
     # reading in stripes changes nothing
-    monkeypatch.setattr(image_module, "_WINDOW", 64)
+    monkeypatch.setattr(_image, "WINDOW", 64)
     recorder = Recorder(pixels)
     np.testing.assert_array_equal(SectionImage.from_array(recorder, name="a").thumbnail(max_size), whole)
-    assert max(shape[0] * shape[1] for shape in recorder.read) <= max(
-        64**2, 301 * (301 // (2 * max_size) or 1)
-    )
+    assert max(shape[0] * shape[1] for shape in recorder.read) <= max(64**2, 301 * (301 // (2 * max_size) or 1))
 
 
 def test_thumbnail_of_a_lazy_pyramid_leaves_the_finest_level_alone() -> None:
@@ -425,282 +415,3 @@ def test_background_of_overexposed_empty_and_black_images() -> None:
     for value in (0, 255):
         flat = np.full((50, 50, 3), value, dtype=np.uint8)
         np.testing.assert_array_equal(SectionImage.from_array(flat, name="a").background, [value] * 3)
-
-
-# --- files
-
-
-def whole(source: SectionImage) -> np.ndarray:
-    size = max(source.shape)
-    patch = source.read_patches([[size / 2, size / 2]], field=size, size=size)[0]
-    return patch[:, : source.shape[0], : source.shape[1]].transpose(1, 2, 0)
-
-
-@pytest.mark.parametrize("kind", ["png", "gray", "gray16", "rgba", "palette", "la", "jpeg", "cmyk"])
-def test_pillow_files(tmp_path, kind: str) -> None:
-    pixels = smooth(90, 121)
-    gray = pixels[..., 0]
-    alpha = noise(90, 121)[..., :1]
-    path = tmp_path / f"section.{'jpg' if kind in ('jpeg', 'cmyk') else 'png'}"
-    picture, expected, tolerance = {
-        "png": (Image.fromarray(pixels), pixels, 0),
-        "gray": (Image.fromarray(gray), gray[..., None], 0),
-        "gray16": (Image.fromarray(gray.astype(np.uint16) * 257), gray[..., None], 0),
-        "rgba": (
-            Image.fromarray(np.concatenate([pixels, alpha], axis=2)),
-            pixels * (alpha / 255) + 255 - alpha,
-            0.51,
-        ),
-        "palette": (Image.fromarray(gray).convert("P"), gray[..., None], 0),
-        "la": (
-            Image.fromarray(np.concatenate([gray[..., None], alpha], axis=2), mode="LA"),
-            gray[..., None] * (alpha / 255) + 255 - alpha,
-            0.51,
-        ),
-        "jpeg": (Image.fromarray(pixels), pixels, 12),
-        "cmyk": (Image.fromarray(pixels).convert("CMYK"), pixels, 25),
-    }[kind]
-    picture.save(
-        path, **({"quality": 95, "subsampling": 0, "dpi": (25400, 25400)} if path.suffix == ".jpg" else {})
-    )
-    with SectionImage.from_file(path) as source:
-        assert source.shape == (90, 121)
-        assert source.name == path.name
-        assert source.mpp is None  # a JPEG's dpi says nothing
-        assert (
-            np.abs(whole(source) - np.broadcast_to(expected, pixels.shape).astype(float)).max() <= tolerance
-        )
-
-
-@pytest.mark.parametrize("kind", ["tiled", "jpeg", "strips", "one strip", "planar", "gray", "uint16", "rgba"])
-def test_tiff_files(tmp_path, kind: str) -> None:
-    pixels = smooth(200, 333)
-    path = tmp_path / "section.tif"
-    options: dict = {"photometric": "rgb"}
-    stored, expected, tolerance = pixels, pixels, 0
-    if kind in ("tiled", "jpeg", "uint16", "rgba"):
-        options["tile"] = (64, 64)
-    if kind == "jpeg":
-        options |= {"compression": "jpeg", "compressionargs": {"level": 95}, "subsampling": (1, 1)}
-        tolerance = 12
-    elif kind == "strips":
-        options |= {"rowsperstrip": 16, "compression": "lzw"}
-    elif kind == "planar":
-        stored = pixels.transpose(2, 0, 1)
-        options |= {"planarconfig": "separate"}
-    elif kind == "gray":
-        stored, options["photometric"] = pixels[..., 0], "minisblack"
-        expected = np.repeat(pixels[..., :1], 3, axis=2)
-    elif kind == "uint16":
-        stored = pixels.astype(np.uint16) * 257
-    elif kind == "rgba":
-        stored = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], axis=2)
-        options["extrasamples"] = ["unassalpha"]
-    tifffile.imwrite(path, stored, **options)
-    with SectionImage.from_file(path) as source:
-        assert source.shape == (200, 333)
-        assert np.abs(whole(source).astype(int) - expected).max() <= tolerance
-
-
-def test_tiff_in_one_large_piece_is_decoded_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "_WINDOW", 64)
-    pixels = smooth(200, 333)
-    path = tmp_path / "section.tif"
-    tifffile.imwrite(path, pixels, photometric="rgb", compression="zlib", rowsperstrip=200)
-    with SectionImage.from_file(path) as source:
-        path.unlink()
-        np.testing.assert_array_equal(whole(source), pixels)
-
-
-def write_pyramid(path, pixels: np.ndarray, factors: tuple[int, ...] = (2, 4), **options) -> None:
-    with tifffile.TiffWriter(path, bigtiff=True, ome=options.pop("ome", False)) as writer:
-        common = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}
-        writer.write(pixels, subifds=len(factors), **common, **options)
-        for factor in factors:
-            writer.write(half(pixels, factor), subfiletype=1, **common)
-
-
-@pytest.mark.parametrize("ome", [False, True])
-def test_pyramidal_tiff(tmp_path, ome: bool) -> None:
-    pixels = smooth(401, 603, wavelength=120)
-    path = tmp_path / "section.tif"
-    metadata = {"axes": "YXS", "PhysicalSizeX": 0.00025, "PhysicalSizeXUnit": "mm"} if ome else None
-    write_pyramid(path, pixels, ome=ome, metadata=metadata)
-    xy = np.array([[300.2, 200.7], [555.0, 350.0], [1, 1]])
-    with SectionImage.from_file(path) as source:
-        assert source.shape == (401, 603)
-        assert source.mpp == (pytest.approx(0.25) if ome else None)
-        assert source.thumbnail(100).shape[1] == 100
-        levels = [pixels, half(pixels), half(pixels, 4)]
-        for field in (32, 40, 80, 300):
-            # the levels that the test wrote itself, in memory
-            memory = SectionImage.from_levels(levels, name="a")
-            memory.__dict__["background"] = source.background
-            expected = memory.read_patches(xy, field=field, size=32)
-            np.testing.assert_array_equal(source.read_patches(xy, field=field, size=32), expected)
-
-
-def test_tiles_left_out_are_not_black(tmp_path) -> None:
-    path = tmp_path / "sparse.tif"
-    tile = np.full((64, 64, 3), 100, dtype=np.uint8)
-    tiles = (None if number % 2 else tile for number in range(4))
-    tifffile.imwrite(path, tiles, shape=(128, 128, 3), dtype=np.uint8, tile=(64, 64), photometric="rgb")
-    with SectionImage.from_file(path) as source:
-        pixels = whole(source)
-    assert (pixels[:, 64:] == 255).all()
-    assert (pixels[:, :64] == 100).all()
-
-
-@pytest.mark.parametrize(
-    ("resolution", "unit", "mpp"),
-    [
-        ((20000, 20000), "CENTIMETER", 0.5),
-        ((25400, 25400), "INCH", 1.0),
-        ((72, 72), "INCH", None),
-        ((300, 300), "INCH", None),
-        ((1, 1), "NONE", None),
-        ((5, 5), "CENTIMETER", None),
-    ],
-)
-def test_mpp_from_resolution_tags(tmp_path, resolution, unit: str, mpp: float | None) -> None:
-    path = tmp_path / "section.tif"
-    tifffile.imwrite(path, noise(64, 64), photometric="rgb", resolution=resolution, resolutionunit=unit)
-    with SectionImage.from_file(path) as source:
-        assert source.mpp == (None if mpp is None else pytest.approx(mpp))
-
-
-@pytest.mark.parametrize(
-    ("size", "unit", "mpp"),
-    [(0.5, "µm", 0.5), (0.5, None, 0.5), (500, "nm", 0.5), (0.5, "pixel", None), (None, None, None)],
-)
-def test_mpp_from_ome(tmp_path, size: float | None, unit: str | None, mpp: float | None) -> None:
-    path = tmp_path / "section.ome.tif"
-    metadata = {"axes": "YXS", "PhysicalSizeX": size, "PhysicalSizeXUnit": unit}
-    metadata = {key: value for key, value in metadata.items() if value is not None}
-    tifffile.imwrite(path, noise(64, 64), photometric="rgb", metadata=metadata)
-    with SectionImage.from_file(path) as source:
-        assert source.mpp == (None if mpp is None else pytest.approx(mpp))
-
-
-def test_missing_folder_empty_and_foreign_files(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg.*correct the path"):
-        SectionImage.from_file(tmp_path / "nowhere.jpg")
-    (tmp_path / "image.zarr").mkdir()
-    with pytest.raises(ValueError, match=r"image\.zarr.*OME-Zarr.*spatialdata"):
-        SectionImage.from_file(tmp_path / "image.zarr")
-    with pytest.raises(ValueError, match="is a folder"):
-        SectionImage.from_file(tmp_path)
-    empty = tmp_path / "empty.tif"
-    empty.touch()
-    with pytest.raises(ValueError, match=r"empty\.tif is empty"):
-        SectionImage.from_file(empty)
-    foreign = tmp_path / "table.png"
-    foreign.write_text("gene,count\n")
-    with pytest.raises(ValueError, match=r"table\.png cannot be decoded.*again"):
-        SectionImage.from_file(foreign)
-    bilevel = tmp_path / "mask.png"
-    Image.fromarray(noise(20, 20)[..., 0] > 100).save(bilevel)
-    with pytest.raises(ValueError, match=r"mask\.png.*mode '1'.*convert"):
-        SectionImage.from_file(bilevel)
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "ome.tif"])
-@pytest.mark.parametrize("kept", [0.002, 0.3, 0.9])
-def test_truncated_files_are_refused(
-    tmp_path, suffix: str, kept: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # even where the caller has told pillow to be lenient
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    path = tmp_path / f"cut.{suffix}"
-    if "tif" in suffix:
-        write_pyramid(path, noise(300, 300), ome="ome" in suffix)
-    else:
-        Image.fromarray(noise(300, 300)).save(path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * kept)])
-    with pytest.raises(ValueError, match=rf"cut\.{suffix}.*(damaged|cut short)"):
-        SectionImage.from_file(path)
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
-
-
-def test_damaged_tile_is_named_on_reading(tmp_path) -> None:
-    path = tmp_path / "damaged.tif"
-    tifffile.imwrite(path, noise(256, 256), photometric="rgb", tile=(64, 64), compression="zlib")
-    with tifffile.TiffFile(path) as tiff:
-        offset, count = tiff.pages[0].dataoffsets[5], tiff.pages[0].databytecounts[5]
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(b"\xff" * count)
-    with SectionImage.from_file(path) as source:
-        source.read_patches([[200, 200]], field=20, size=20)
-        with pytest.raises(ValueError, match=r"damaged\.tif.*cannot be read.*again"):
-            source.read_patches([[96, 96]], field=20, size=20)
-
-
-@pytest.mark.parametrize(
-    ("pixels", "options", "message"),
-    [
-        (np.zeros((64, 64), np.uint8), {"photometric": "miniswhite"}, "MINISWHITE.*convert"),
-        (np.zeros((64, 64, 4), np.uint8), {"photometric": "separated"}, "SEPARATED.*convert"),
-        (np.zeros((5, 64, 64), np.uint8), {"photometric": "minisblack"}, "axes|channels"),
-        (np.zeros((64, 64), np.int32), {"photometric": "minisblack"}, "data type int32"),
-    ],
-)
-def test_tiffs_of_other_things_are_refused(tmp_path, pixels: np.ndarray, options: dict, message: str) -> None:
-    path = tmp_path / "other.tif"
-    tifffile.imwrite(path, pixels, **options)
-    with pytest.raises(ValueError, match=rf"other\.tif.*({message})"):
-        SectionImage.from_file(path)
-
-
-def test_large_images_pass_pillows_limit(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "large.png"
-    Image.fromarray(noise(100, 100)).save(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert SectionImage.from_file(path).shape == (100, 100)
-    assert Image.MAX_IMAGE_PIXELS == 1000
-
-
-def test_closed_images_say_so(tmp_path) -> None:
-    path = tmp_path / "section.tif"
-    write_pyramid(path, noise(300, 300))
-    with SectionImage.from_file(path) as source:
-        source.thumbnail(20)
-    assert source.shape == (300, 300)
-    with pytest.raises(ValueError, match=r"section\.tif has been closed"):
-        source.read_patches([[5, 5]], field=4, size=4)
-    with pytest.raises(ValueError, match=r"section\.tif has been closed"):
-        source.thumbnail(20)
-
-
-# --- real files
-
-
-def test_real_slide(shared) -> None:
-    path = shared / "data" / "wsi" / "CMU-1-Small-Region.svs"
-    pixels = tifffile.imread(path)
-    rng = np.random.default_rng(5)
-    xy = rng.uniform([0, 0], [2220, 2967], (40, 2))
-    with SectionImage.from_file(path) as source:
-        assert source.shape == (2967, 2220)
-        assert source.mpp == pytest.approx(0.499)
-        assert source.background.min() > 225
-        memory = SectionImage.from_array(pixels, name="a")
-        for field in (112, 200.5):
-            np.testing.assert_array_equal(
-                source.read_patches(xy, field=field, size=112), memory.read_patches(xy, field=field, size=112)
-            )
-        assert max(source.thumbnail(300).shape) == 300
-
-
-def test_real_section(shared) -> None:
-    path = shared / "data" / "her2st" / "data" / "ST-imgs" / "C" / "C5" / "5714_HE_BT_E1.jpg"
-    with SectionImage.from_file(path) as source:
-        assert source.mpp is None
-        assert source.background.min() > 180
-        # the decoder of another library
-        slow = imagecodecs.jpeg8_decode(path.read_bytes())
-        assert source.shape == slow.shape[:2]
-        patch = source.read_patches([[5000, 4000]], field=112, size=112)[0]
-        window = slow[3944:4056, 4944:5056].transpose(2, 0, 1)
-        assert np.abs(patch.astype(int) - window).mean() < 2

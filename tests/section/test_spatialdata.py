@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from hggep_sc.section import open_sections, table_of, write_prediction
+from hggep_sc.section import copy_of, open_sections, require_writable, table_of, write_prediction
 
 pytest.importorskip("spatialdata")
 import geopandas
@@ -53,9 +53,7 @@ def make_shapes(xy=None, *, index=None, squares=False, **transformations):
     xy = grid() if xy is None else xy
     own = (xy - 50) / 4
     transformations = transformations or {
-        "global": Sequence(
-            [Scale([4, 4], axes=("x", "y")), Translation([50, 50], axes=("x", "y")), TO_SYSTEM]
-        )
+        "global": Sequence([Scale([4, 4], axes=("x", "y")), Translation([50, 50], axes=("x", "y")), TO_SYSTEM])
     }
     index = np.arange(100, 100 + len(xy)) if index is None else index
     if squares:
@@ -63,9 +61,7 @@ def make_shapes(xy=None, *, index=None, squares=False, **transformations):
         return ShapesModel.parse(
             geopandas.GeoDataFrame(geometry=geometry, index=index), transformations=transformations
         )
-    return ShapesModel.parse(
-        own, geometry=0, radius=RADIUS / 4, index=pd.Index(index), transformations=transformations
-    )
+    return ShapesModel.parse(own, geometry=0, radius=RADIUS / 4, index=pd.Index(index), transformations=transformations)
 
 
 def make_table(instances=None, *, region="spots", order=None) -> ad.AnnData:
@@ -112,9 +108,7 @@ def patches_of(section, **how) -> np.ndarray:
 @pytest.mark.parametrize("levels", [False, True])
 def test_the_same_section_as_anndata(squares, levels) -> None:
     adata = equal_adata()
-    sdata = make_sdata(
-        images={"he": make_image(levels=levels)}, shapes={"spots": make_shapes(squares=squares)}
-    )
+    sdata = make_sdata(images={"he": make_image(levels=levels)}, shapes={"spots": make_shapes(squares=squares)})
     table = sdata.tables["table"]
     (one,), (other,) = open_sections(adata), open_sections(sdata)
     assert other.name == "spots"
@@ -156,9 +150,7 @@ def test_centres_agree_with_spatialdata() -> None:
     sdata = make_sdata(shapes={"spots": make_shapes(squares=True)})
     (section,) = open_sections(sdata)
     instances = sdata.tables["table"].obs["instance_id"]
-    centroids = (
-        spatialdata.get_centroids(sdata.shapes["spots"], "global").compute().loc[instances, ["x", "y"]]
-    )
+    centroids = spatialdata.get_centroids(sdata.shapes["spots"], "global").compute().loc[instances, ["x", "y"]]
     matrix = TO_SYSTEM.to_affine_matrix(("x", "y"), ("x", "y"))
     back = np.c_[section.xy, np.ones(30)] @ matrix.T
     np.testing.assert_allclose(back[:, :2], centroids.to_numpy(), rtol=0, atol=1e-9)
@@ -182,9 +174,7 @@ def test_several_regions_with_their_own_images() -> None:
         "more": make_shapes(grid()[:12] + 3, **{"two": shift}),
     }
     images = {
-        "left": make_image(
-            **{"one": Affine([[0.25, 0, -12.5], [0, 0.25, -12.5], [0, 0, 1]], ("x", "y"), ("x", "y"))}
-        )
+        "left": make_image(**{"one": Affine([[0.25, 0, -12.5], [0, 0.25, -12.5], [0, 0, 1]], ("x", "y"), ("x", "y"))})
     }
     images["right"] = make_image(
         **{"two": Affine([[0.25, 0, 987.5], [0, 0.25, -12.5], [0, 0, 1]], ("x", "y"), ("x", "y"))}
@@ -223,9 +213,7 @@ def test_finest_resolution_of_one_image(caplog) -> None:
         "S1_hires_image": make_image(array[:, ::2, ::2], levels=False, downscaled_hires=Identity()),
     }
     with caplog.at_level(logging.INFO, "hggep_sc"):
-        (section,) = open_sections(
-            make_sdata(images=images, shapes={"spots": shapes}, tables={"table": make_table()})
-        )
+        (section,) = open_sections(make_sdata(images=images, shapes={"spots": shapes}, tables={"table": make_table()}))
     assert section.image_name == "images['S1_hires_image']"
     assert "'S1_hires_image' is used" in caplog.text
     np.testing.assert_allclose(section.xy, grid() / 2)
@@ -247,15 +235,10 @@ def test_finest_resolution_of_one_image(caplog) -> None:
 
 def test_ambiguous_or_absent_images() -> None:
     several = {"he": make_image(), "dapi": make_image()}
-    with pytest.raises(
-        ValueError, match=r"several images could be its own: '.*', '.*'; choose by `image_key=`"
-    ):
+    with pytest.raises(ValueError, match=r"several images could be its own: '.*', '.*'; choose by `image_key=`"):
         open_sections(make_sdata(images=several))
     assert open_sections(make_sdata(images=several), image_key="he")[0].image_name == "images['he']"
-    assert (
-        open_sections(make_sdata(images=several), image_key={"spots": "dapi"})[0].image_name
-        == "images['dapi']"
-    )
+    assert open_sections(make_sdata(images=several), image_key={"spots": "dapi"})[0].image_name == "images['dapi']"
     with pytest.raises(KeyError, match="no image 'cd8'; images: "):
         open_sections(make_sdata(images=several), image_key="cd8")
     with pytest.raises(ValueError, match="no image for section 'spots': the SpatialData holds none"):
@@ -280,9 +263,7 @@ def test_coordinate_systems() -> None:
         return xy / grid()[sdata.tables["table"].obs["instance_id"] - 100]
 
     np.testing.assert_allclose(opened(places), 1)  # several that agree
-    with pytest.raises(
-        ValueError, match="'a', 'b', where they lie differently; choose one by `coordinate_system=`"
-    ):
+    with pytest.raises(ValueError, match="'a', 'b', where they lie differently; choose one by `coordinate_system=`"):
         opened({"a": Identity(), "b": Identity()})
     np.testing.assert_allclose(opened({"a": double, "b": Identity()}, coordinate_system="a"), 0.5)
     np.testing.assert_allclose(opened({"b": double, "c": Identity()}), 1)
@@ -310,9 +291,7 @@ def test_physical_scale(caplog) -> None:
 def test_channels() -> None:
     array = image_of_coordinates()
     (plain,) = open_sections(make_sdata())
-    (swapped,) = open_sections(
-        make_sdata(images={"he": make_image(array[[1, 2, 0]], channels=["Green", "blue", "r"])})
-    )
+    (swapped,) = open_sections(make_sdata(images={"he": make_image(array[[1, 2, 0]], channels=["Green", "blue", "r"])}))
     np.testing.assert_array_equal(patches_of(swapped, field=5, size=5), patches_of(plain, field=5, size=5))
     (gray,) = open_sections(make_sdata(images={"he": make_image(array[:1])}))
     np.testing.assert_array_equal(patches_of(gray, field=1, size=1)[:, 1, 0, 0], np.floor(gray.xy[:, 0]))
@@ -392,6 +371,34 @@ def test_prediction_is_written_and_survives_zarr(tmp_path) -> None:
     # and the object read back from disk is the same section
     (again,) = open_sections(back)
     np.testing.assert_allclose(again.xy, sections[0].xy, rtol=0, atol=1e-9)
-    np.testing.assert_array_equal(
-        patches_of(again, field=9, size=9), patches_of(sections[0], field=9, size=9)
-    )
+    np.testing.assert_array_equal(patches_of(again, field=9, size=9), patches_of(sections[0], field=9, size=9))
+
+
+def test_a_copy_shares_all_but_the_tables() -> None:
+    labels = Labels2DModel.parse(np.zeros((8, 8), dtype=np.int64), dims=("y", "x"))
+    sdata = make_sdata(labels={"cells": labels}, tables={"bins8": make_table(), "bins16": make_table()})
+    sdata.attrs["kept"] = {"by": "us"}
+    twin = copy_of(sdata)
+    assert {(kind, name) for kind, name, _ in twin.gen_elements()} == {
+        (kind, name) for kind, name, _ in sdata.gen_elements()
+    }
+    for name in ("he", "spots", "cells"):
+        assert twin[name] is sdata[name]
+    assert twin.attrs == {"kept": {"by": "us"}}
+    twin.attrs["kept"]["by"] = "them"
+    assert sdata.attrs["kept"]["by"] == "us"
+
+    require_writable(twin, ["MUC1"], key="hggep", table_key="bins8")
+    with pytest.raises(ValueError, match="several tables"):
+        require_writable(twin, ["MUC1"], key="hggep")
+    prediction = (np.zeros((30, 1), np.float32), np.zeros((30, 4)))
+    # sections of the original, written to the copy
+    sections = open_sections(sdata, table_key="bins8")
+    write_prediction(twin, sections, [prediction], genes=["MUC1"], key="hggep", params={}, table_key="bins8")
+    assert "hggep" in twin["bins8"].layers
+    twin["bins16"].X[0, 0] = 99
+    for table in sdata.tables.values():
+        assert not table.layers
+        assert "hggep" not in table.uns
+        assert "hggep_predicted" not in table.var
+        assert table.X[0, 0] != 99

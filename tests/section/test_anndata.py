@@ -1,8 +1,7 @@
-"""Sections read from AnnData: coordinates, images, scale, counts, and what is written back."""
+"""Sections read from AnnData: spots, images, names and scale."""
 
 import logging
 import pickle
-import warnings
 
 import anndata as ad
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 from PIL import Image
 from scipy import sparse
 
-from hggep_sc import section as section_module
-from hggep_sc.section import gene_name_hint, open_sections, table_of, write_prediction
+from hggep_sc.section import Section, open_sections, table_of
 
 HEIGHT, WIDTH = 200, 240
 GENES = ["GNAS", "FASN", "CD74", "ACTB", "MUC1"]
@@ -48,15 +46,14 @@ def make_adata(
     adata.uns["spatial"] = {
         library: {
             "images": images,
-            "scalefactors": {f"tissue_{key}_scalef": scales[key] for key in images}
-            | entry.pop("scalefactors", {}),
+            "scalefactors": {f"tissue_{key}_scalef": scales[key] for key in images} | entry.pop("scalefactors", {}),
             "metadata": entry.pop("metadata", {}),
         }
     }
     return adata
 
 
-def pixels_under(section: section_module.Section) -> np.ndarray:
+def pixels_under(section: Section) -> np.ndarray:
     with section.open_image() as image:
         return image.read_patches(section.xy, field=1, size=1)[:, :2, 0, 0].astype(float)
 
@@ -84,9 +81,7 @@ def test_spots_lie_on_the_pixels_of_their_coordinates() -> None:
 
 def test_coordinates_are_scaled_to_the_image_that_is_read() -> None:
     hires = image_of_coordinates()[::2, ::2]
-    adata = make_adata(
-        images={"hires": hires}, scalefactors={"spot_diameter_fullres": 12.0, "microns_per_pixel": 2.0}
-    )
+    adata = make_adata(images={"hires": hires}, scalefactors={"spot_diameter_fullres": 12.0, "microns_per_pixel": 2.0})
     (section,) = open_sections(adata)
     np.testing.assert_array_equal(section.xy, adata.obsm["spatial"] / 2)
     np.testing.assert_array_equal(pixels_under(section), adata.obsm["spatial"])
@@ -353,125 +348,10 @@ def test_the_image_file_knows_its_scale(tmp_path) -> None:
 
 
 def test_bins_of_visium_hd_are_squares() -> None:
-    adata = make_adata(
-        scalefactors={"bin_size_um": 8.0, "spot_diameter_fullres": 30.0, "microns_per_pixel": 8 / 30}
-    )
+    adata = make_adata(scalefactors={"bin_size_um": 8.0, "spot_diameter_fullres": 30.0, "microns_per_pixel": 8 / 30})
     (section,) = open_sections(adata)
     assert section.spot_shape == "square"
     assert section.spot_diameter == 30.0
-
-
-# --- counts
-
-
-@pytest.mark.parametrize("kind", ["csr", "csc", "dense", "int", "layer"])
-def test_counts_by_name(kind) -> None:
-    adata = make_adata()
-    values = adata.X.toarray()
-    if kind == "layer":
-        adata.layers["raw"] = adata.X.copy()
-        adata.X = adata.X.multiply(0.5).tocsr()
-    else:
-        convert = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": np.asarray, "int": np.int64}
-        adata.X = convert[kind](values)
-    adata.obs["in_tissue"] = np.arange(30) % 3 > 0
-    (section,) = open_sections(adata, layer="raw" if kind == "layer" else None)
-    rows = np.arange(30) % 3 > 0
-    counts = section.counts(["MUC1", "GNAS"])
-    assert isinstance(counts, sparse.csr_matrix)
-    assert counts.dtype == np.float32
-    np.testing.assert_array_equal(counts.toarray(), values[rows][:, [4, 0]])
-    library = section.library()
-    assert library.dtype == np.float64
-    np.testing.assert_array_equal(library, values[rows].sum(axis=1))
-    assert section.has_counts
-
-
-def test_library_is_read_in_pieces(monkeypatch) -> None:
-    monkeypatch.setattr(section_module, "CHUNK", 20)  # 4 rows of 5 genes
-    adata = make_adata()
-    values = adata.X.toarray()
-    adata.X = values
-    (section,) = open_sections(adata)
-    assert [len(chunk) for chunk in section._chunks()] == [4] * 7 + [2]
-    np.testing.assert_array_equal(section.library(), values.sum(axis=1))
-    adata.X[29, 4] = -1
-    with pytest.raises(ValueError, match="negative"):
-        section.library()
-
-
-@pytest.mark.parametrize("dense", [True, False])
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [(-2.0, r"negative values \(-2\)"), (np.nan, "1 NaN"), (0.5, r"non-integer values \(0\.5\)")],
-)
-def test_values_that_are_no_counts(value, problem, dense) -> None:
-    adata = make_adata()
-    values = adata.X.toarray()
-    values[7, 2] = value
-    adata.X = values if dense else sparse.csr_matrix(values)
-    adata.layers["raw"] = sparse.csr_matrix(np.abs(np.nan_to_num(values)).round())
-    (section,) = open_sections(adata)
-    message = f"X holds {problem}.*`layer=`.*'raw'"
-    with pytest.raises(ValueError, match=message):
-        section.counts(["CD74"])
-    with pytest.raises(ValueError, match=message):
-        section.library()
-    assert section.counts(["GNAS", "FASN"]).shape == (30, 2)  # these genes are counts
-    adata.layers["bad"] = adata.X
-    with pytest.raises(ValueError, match=r"layers\['bad'\] holds"):
-        open_sections(adata, layer="bad")[0].counts(["CD74"])
-
-
-def test_missing_and_repeated_genes() -> None:
-    (section,) = open_sections(make_adata())
-    with pytest.raises(KeyError, match="2 of 3 genes are not in var_names: 'KRT5', 'KRT8'"):
-        section.counts(["GNAS", "KRT5", "KRT8"])
-    with pytest.raises(KeyError, match=r"no gene in common.*Ensembl ids .ENSG00000087460"):
-        section.counts(["ENSG00000087460", "ENSG00000169710"])
-    with pytest.raises(ValueError, match="asked for: gene names occur more than once: 'GNAS'"):
-        section.counts(["GNAS", "GNAS"])
-    adata = make_adata()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # anndata's own
-        adata.var_names = ["GNAS", "GNAS", "CD74", "ACTB", "MUC1"]
-        with pytest.raises(ValueError, match="var_names: gene names occur more than once: 'GNAS'"):
-            open_sections(adata)[0].counts(["CD74"])
-
-
-def test_gene_name_hint() -> None:
-    ids = ["ENSMUSG00000025903.14", "ENSMUSG00000033813"]
-    for pair in ((GENES, ids), (ids, GENES), (pd.Index(GENES), np.array(ids))):
-        hint = gene_name_hint(*pair)
-        assert "ENSMUSG00000025903.14" in hint
-        assert "GNAS" in hint
-    assert gene_name_hint(GENES, ["ENSA", "ENG"]) == ""  # gene symbols that begin alike
-    assert gene_name_hint(ids, ids) == ""
-    assert gene_name_hint([], ids) == ""
-
-
-def test_without_counts(tmp_path) -> None:
-    adata = make_adata()
-    absent = ad.AnnData(
-        X=None, obs=adata.obs, var=adata.var, uns=adata.uns, obsm={"spatial": adata.obsm["spatial"]}
-    )
-    absent.write_h5ad(tmp_path / "absent.h5ad")
-    backed = ad.read_h5ad(tmp_path / "absent.h5ad", backed="r")
-    for data in (absent, absent[:5], backed, backed[:5]):
-        (section,) = open_sections(data)
-        assert not section.has_counts
-        with pytest.raises(KeyError, match="no counts: X is empty"):
-            section.counts(["GNAS"])
-    backed.file.close()
-    for zeros in (np.zeros(adata.shape), sparse.csr_matrix(adata.shape)):
-        adata.X = zeros
-        assert not open_sections(adata)[0].has_counts
-    adata.layers["raw"] = np.ones(adata.shape)
-    assert open_sections(adata, layer="raw")[0].has_counts
-    (section,) = open_sections(adata, layer="counts")
-    assert not section.has_counts
-    with pytest.raises(KeyError, match=r"no layer 'counts'.*layers here: 'raw'"):
-        section.library()
 
 
 def test_array_coordinates() -> None:
@@ -490,174 +370,10 @@ def test_array_coordinates() -> None:
         section.array_xy()
 
 
-@pytest.mark.parametrize("compressed", ["csr", "csc", "dense"])
-def test_views_and_backed_objects_are_read(tmp_path, compressed) -> None:
-    adata = make_adata()
-    adata.X = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": lambda x: x.toarray()}[
-        compressed
-    ](adata.X)
-    values = np.asarray(adata.to_df())
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    some = np.array([17, 3, 4, 28])
-    for data, rows in (
-        (backed, np.arange(30)),
-        (backed[some], some),
-        (adata[some], some),
-        (adata[some, [4, 3, 2, 1, 0]], some),
-    ):
-        (section,) = open_sections(data)
-        np.testing.assert_array_equal(section.xy, grid()[rows])
-        np.testing.assert_array_equal(section.counts(["ACTB", "GNAS"]).toarray(), values[rows][:, [3, 0]])
-        np.testing.assert_array_equal(section.library(), values[rows].sum(axis=1))
-        assert section.has_counts
-        np.testing.assert_array_equal(pixels_under(section), grid()[rows])
-    assert adata[some].is_view
-    backed.file.close()
-
-
 def test_the_opener_can_be_sent_to_a_worker() -> None:
     (section,) = open_sections(make_adata())
     with pickle.loads(pickle.dumps(section.opener))() as image:
         assert image.shape == (HEIGHT, WIDTH)
-
-
-# --- writing
-
-
-def predictions_for(sections, n_genes, seed=3):
-    rng = np.random.default_rng(seed)
-    return [
-        (
-            rng.normal(size=(len(s.obs_rows), n_genes)).astype(np.float32),
-            rng.normal(size=(len(s.obs_rows), 4)),
-        )
-        for s in sections
-    ]
-
-
-PARAMS = {
-    "version": "0.1",
-    "mpp": 0.5,
-    "seed": 0,
-    "genes": ["MUC1", "GNAS"],
-    "scale": {"total": 1e4, "log": True},
-}
-
-
-def test_prediction_is_written_by_name_and_row() -> None:
-    adata = two_libraries()
-    adata.obs["in_tissue"] = np.arange(60) % 4 > 0
-    adata.layers["other"] = adata.X.copy()
-    before = adata.copy()
-    sections = open_sections(adata, library_key="slide")
-    genes = ["MUC1", "GNAS"]
-    predictions = predictions_for(sections, 2)
-    write_prediction(adata, sections, predictions, genes=genes, key="hggep", params=PARAMS)
-
-    layer = adata.layers["hggep"]
-    assert layer.dtype == np.float32
-    assert adata.obsm["X_hggep"].dtype == np.float32
-    assert adata.var["hggep_predicted"].tolist() == [True, False, False, False, True]
-    for section, (expression, latent) in zip(sections, predictions, strict=True):
-        for j, gene in enumerate(genes):
-            np.testing.assert_array_equal(
-                layer[section.obs_rows, adata.var_names.get_loc(gene)], expression[:, j]
-            )
-        np.testing.assert_array_equal(adata.obsm["X_hggep"][section.obs_rows], latent.astype(np.float32))
-    outside = np.arange(60) % 4 == 0
-    assert np.isnan(layer[outside]).all()
-    assert np.isnan(adata.obsm["X_hggep"][outside]).all()
-    assert np.isnan(layer[:, 1:4]).all()
-    assert adata.uns["hggep"]["scale"] == {"total": 1e4, "log": True}
-    # nothing else is touched
-    assert (adata.X != before.X).nnz == 0
-    assert set(adata.layers) == {"other", "hggep"}
-    assert list(adata.obs) == list(before.obs)
-    # the result slot is replaced
-    write_prediction(
-        adata, sections, predictions_for(sections, 1), genes=["CD74"], key="hggep", params={"seed": 1}
-    )
-    assert adata.var["hggep_predicted"].tolist() == [False, False, True, False, False]
-    assert dict(adata.uns["hggep"]) == {"seed": 1}
-
-
-@pytest.mark.parametrize("form", ["h5ad", "zarr"])
-def test_what_is_written_survives_files(tmp_path, form) -> None:
-    adata = make_adata(metadata={"technology": "ST", "source_image_path": "gone.png"})
-    sections = open_sections(adata)
-    write_prediction(
-        adata, sections, predictions_for(sections, 2), genes=["MUC1", "GNAS"], key="hggep", params=PARAMS
-    )
-    path = tmp_path / f"a.{form}"
-    getattr(adata, f"write_{form}")(path)
-    back = (ad.read_h5ad if form == "h5ad" else ad.read_zarr)(path)
-    np.testing.assert_array_equal(back.layers["hggep"], adata.layers["hggep"])
-    np.testing.assert_array_equal(back.obsm["X_hggep"], adata.obsm["X_hggep"])
-    np.testing.assert_array_equal(back.var["hggep_predicted"], adata.var["hggep_predicted"])
-    assert list(back.uns["hggep"]["genes"]) == PARAMS["genes"]
-    assert back.uns["hggep"]["scale"]["total"] == 1e4
-    (again,) = open_sections(back)
-    np.testing.assert_array_equal(again.xy, sections[0].xy)
-    assert again.mpp == sections[0].mpp
-    np.testing.assert_array_equal(pixels_under(again), grid())
-
-
-def test_writing_to_views_and_backed_objects(tmp_path) -> None:
-    adata = make_adata()
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    view = adata[5:15]
-    sections = open_sections(view)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ad.ImplicitModificationWarning)
-        write_prediction(view, sections, predictions_for(sections, 5), genes=GENES, key="hggep", params={})
-    assert np.isfinite(view.layers["hggep"]).all()
-    assert "hggep" not in adata.layers
-
-    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
-    sections = open_sections(backed)
-    write_prediction(backed, sections, predictions_for(sections, 5), genes=GENES, key="hggep", params={})
-    assert backed.isbacked
-    assert np.isfinite(backed.layers["hggep"]).all()
-    view = backed[5:15]
-    sections = open_sections(view)
-    with pytest.raises(ValueError, match=r"view of a backed AnnData.*to_memory"):
-        write_prediction(view, sections, predictions_for(sections, 5), genes=GENES, key="again", params={})
-    backed.file.close()
-
-
-def test_refused_predictions_leave_no_trace(monkeypatch, caplog) -> None:
-    adata = make_adata()
-    sections = open_sections(adata)
-    good = {"genes": ["MUC1", "GNAS"], "key": "hggep", "params": {}}
-    predictions = predictions_for(sections, 2)
-
-    def refuse(error, match, *, predictions=predictions, **changed) -> None:
-        with pytest.raises(error, match=match):
-            write_prediction(adata, sections, predictions, **{**good, **changed})
-        assert not adata.layers
-        assert list(adata.var) == []
-        assert list(adata.obsm) == ["spatial"]
-        assert list(adata.uns) == ["spatial"]
-
-    refuse(ValueError, "no gene in common.*Ensembl", genes=["ENSG00000087460", "ENSG00000169710"])
-    refuse(ValueError, "more than once: 'GNAS'", genes=["GNAS", "GNAS"])
-    refuse(ValueError, "letters, digits", key="a/b")
-    refuse(TypeError, r"uns\['hggep'\]\['model'\] is of type object", params={"model": object()})
-    refuse(TypeError, "keys must be str", params={"scale": {1: 2}})
-    refuse(
-        ValueError, "shape \\(30, 2\\) is expected", predictions=[(predictions[0][0][:-1], predictions[0][1])]
-    )
-    refuse(ValueError, "one prediction per section", predictions=predictions * 2)
-
-    class Little:
-        available = 100
-
-    monkeypatch.setattr("psutil.virtual_memory", Little)
-    refuse(ValueError, r"a layer of 30 x 5 needs .* `adata = adata\[:, model\.genes\]")
-    monkeypatch.undo()
-    write_prediction(adata, sections, predictions, **{**good, "genes": ["GNAS", "KRT5"]})
-    assert "1 of the 2 predicted genes are not in var_names and are left out: 'KRT5'" in caplog.text
 
 
 # --- real
@@ -674,9 +390,7 @@ def test_real_section(shared, caplog) -> None:
     (path,) = (folder / "ST-imgs" / "C" / "C5").glob("*.jpg")
     adata.uns["spatial"] = {"C5": {"metadata": {"source_image_path": str(path), "technology": "ST"}}}
     (section,) = open_sections(adata)
-    gaps = np.linalg.norm(section.xy[:, None] - section.xy[None], axis=2) + np.diag(
-        np.full(len(counts), np.inf)
-    )
+    gaps = np.linalg.norm(section.xy[:, None] - section.xy[None], axis=2) + np.diag(np.full(len(counts), np.inf))
     assert section.mpp == pytest.approx(200 / np.median(gaps.min(axis=1)), rel=1e-9)
     assert 0.65 < section.mpp < 0.8
     assert section.library().sum() == counts.to_numpy().sum()

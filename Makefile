@@ -1,0 +1,38 @@
+# Every target makes its own environment, .venv, once: it is renewed when pyproject.toml or constraints.txt change.
+#   make demo                synthetic sections, offline, minutes
+#   make demo DATA=her2st    the same on real sections (HGGEP_DATASETDIR, else downloaded)
+
+PYTHON ?= python3
+DATA = synthetic
+OUT = demo_output
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo [DATA=synthetic|her2st] [OUT=demo_output]   train, predict a held-out section, evaluate, draw"
+	@echo "make test                                             run the tests"
+	@echo "make lint                                             ruff and mypy"
+	@echo "make clean                                            remove the environment, caches and demo output"
+
+# --group, by which pip reads dependency groups, is new in pip 25.1; Python 3.11 comes with an older one
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python demo.py --data $(DATA) --out $(OUT)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache demo_output dist

@@ -1,0 +1,337 @@
+"""SectionImage: the pixels of one section's H&E image, and the reader of patches."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from ._colour import glass, to_rgb
+from ._errors import READING_ERRORS
+from ._files import open_file
+from ._levels import Level, pyramid
+
+# px along an edge of what is read from a lazy level in one go (48 MB of RGB): bounds memory, not speed
+WINDOW = 4096
+BACKGROUND_SIZE = 512  # longest side of the thumbnail that the glass is looked for in
+
+
+class SectionImage:
+    """Lazy access to one section's H&E pixels.
+
+    Made by `from_array`, `from_levels` or `from_file`; a context manager, as files are held open. Coordinates
+    are in pixels of the finest level, x the column and y the row; pixel i covers [i, i + 1).
+
+    Attributes
+    ----------
+    name
+        What messages call the image: its file name, or the slot it comes from.
+    shape
+        Height and width of the finest level in px.
+    mpp
+        Micrometres per px of the finest level where the file or the caller says so, else None.
+    """
+
+    def __init__(
+        self, levels: list[Level], *, name: str, mpp: float | None, close: Callable[[], None] | None = None
+    ) -> None:
+        self.name = name
+        self.shape = (int(levels[0].size[1]), int(levels[0].size[0]))
+        self.mpp = mpp
+        self._levels = levels
+        self._close = close
+
+    @classmethod
+    def from_array(cls, array: Any, *, name: str, mpp: float | None = None) -> Self:
+        """Wrap one array; nothing is read from it yet, apart from a sample of a floating-point one.
+
+        Parameters
+        ----------
+        array
+            NumPy, dask or zarr array (or a DataArray of one), (H, W), (H, W, C) or (C, H, W) with 1 (gray),
+            3 (RGB) or 4 (RGBA, composited on white) channels; uint8, uint16 (the full range is used), or
+            floating point in 0..1 or 0..255.
+        name
+            What messages call the image.
+        mpp
+            Micrometres per px, if known.
+
+        Raises
+        ------
+        TypeError
+            If `array` is not an array.
+        ValueError
+            If its shape, data type or values are not those of such an image.
+        """
+        return cls.from_levels([array], name=name, mpp=mpp)
+
+    @classmethod
+    def from_levels(cls, levels: Sequence[Any], *, name: str, mpp: float | None = None) -> Self:
+        """Wrap a resolution pyramid, finest level first; the levels show the same field.
+
+        Parameters
+        ----------
+        levels
+            Arrays as `from_array` takes them, of one data type and channel count.
+        name
+            What messages call the image.
+        mpp
+            Micrometres per px of the finest level, if known.
+
+        Raises
+        ------
+        TypeError
+            If a level is not an array.
+        ValueError
+            If a level is no image, or if the levels are not resolutions of one image.
+        """
+        if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+            raise ValueError(f"image {name}: mpp must be a positive number of um per px, found {mpp}")
+        return cls(pyramid(levels, name), name=name, mpp=mpp)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Open an image file; its header is read now, pixels when they are asked for.
+
+        Tiled TIFF (pyramidal, OME, Aperio SVS) is read tile by tile; PNG, JPEG, whatever else pillow reads
+        and TIFF in one piece are decoded whole into memory (3 bytes per px) on the first access. An EXIF
+        orientation is not applied: spot coordinates refer to the pixels as stored.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is not an image, or holds something other than a gray, RGB or RGBA image. Pixels that
+            are damaged or cut off are found out on reading them.
+        """
+        path = Path(path)
+        levels, mpp, close = open_file(path)
+        try:
+            return cls(pyramid(levels, str(path)), name=path.name, mpp=mpp, close=close)
+        except BaseException:
+            if close is not None:
+                close()
+            raise
+
+    @cached_property
+    def background(self) -> np.ndarray:
+        """Colour of the bare glass, (3,) uint8, estimated from the image; it fills what lies outside."""
+        colour = glass(self.thumbnail(BACKGROUND_SIZE))
+        colour.flags.writeable = False
+        return colour
+
+    @cached_property
+    def _white(self) -> float:
+        """Stored value that stands for full intensity."""
+        dtype = self._levels[0].pixels.dtype
+        if dtype.kind == "u":
+            return float(np.iinfo(dtype).max)
+        coarsest = self._levels[-1]
+        step = max(1, int(coarsest.size.max()) // 1024)
+        axes = (slice(None, None, step),) * 2
+        sample = np.asarray(coarsest.pixels[(slice(None), *axes) if coarsest.channel_axis == 0 else axes])
+        low, high = float(sample.min()), float(sample.max())
+        # interpolation overshoots 0..1 and 0..255 a little; a NaN fails the comparison
+        if not (low >= -0.1 * max(high, 1.0) and high <= 255 * 1.1):
+            raise ValueError(
+                f"image {self.name}: floating-point values from {low:.4g} to {high:.4g}, expected 0..1 or "
+                "0..255: give the image before any normalisation, or convert it to uint8"
+            )
+        return 1.0 if high <= 1.5 else 255.0
+
+    def read_patches(self, xy: ArrayLike, *, field: float, size: int) -> np.ndarray:
+        """Read square patches centred on spots.
+
+        The coarsest level that is not coarser than `field / size` is read. Where no resampling is needed
+        there, a patch is the window of whole pixels from `floor(x - field / 2 + 0.5)` on; otherwise the
+        exact box is resampled with a triangle filter as wide as the reduction (bilinear interpolation on
+        enlarging). What lies outside the image is `background`: patches are never shifted or shrunk.
+
+        Parameters
+        ----------
+        xy
+            Centres (n, 2), column and row in px of the finest level.
+        field
+            Side of the square in px of the finest level.
+        size
+            Side of the patch in px.
+
+        Returns
+        -------
+        Patches (n, 3, size, size), uint8, RGB, in the order of `xy`.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range, or if the pixels cannot be read.
+        """
+        centres = np.asarray(xy, dtype=np.float64)
+        if centres.ndim != 2 or centres.shape[1] != 2:
+            raise ValueError(f"image {self.name}: xy must be (n, 2) columns and rows, found shape {centres.shape}")
+        if not np.isfinite(centres).all():
+            rows = np.flatnonzero(~np.isfinite(centres).all(axis=1))
+            raise ValueError(f"image {self.name}: xy has NaN or infinite coordinates, first in row {rows[0]}")
+        if not (math.isfinite(field) and field > 0):
+            raise ValueError(f"image {self.name}: field must be a positive number of px, found {field}")
+        if size < 1:
+            raise ValueError(f"image {self.name}: size must be at least 1 px, found {size}")
+
+        level = self._level_for(field / size)
+        centres = centres / level.factor
+        extent = field / level.factor
+        whole_pixels = bool(np.allclose(extent, size, rtol=1e-6, atol=0))
+        if whole_pixels:
+            corner = np.floor(centres - size / 2 + 0.5).astype(np.int64)
+            span = np.full(2, size, dtype=np.int64)
+        else:
+            edge = centres - extent / 2
+            # what the filter reaches beyond the box belongs to the image too
+            margin = np.ceil(np.maximum(extent / size, 1)).astype(np.int64) + 1
+            corner = np.floor(edge).astype(np.int64) - margin
+            span = np.ceil(extent).astype(np.int64) + 1 + 2 * margin
+
+        patches = np.empty((len(centres), 3, size, size), dtype=np.uint8)
+        for group in _groups(corner, span, level):
+            start = np.clip(corner[group].min(axis=0), 0, level.size)
+            stop = np.clip(corner[group].max(axis=0) + span, start, level.size)
+            block = self._read(level, start, stop)
+            for index in group:
+                window = self._window(block, corner[index] - start, span)
+                if not whole_pixels:
+                    x, y = edge[index] - corner[index]
+                    window = _resample(window, (x, y, x + extent[0], y + extent[1]), (size, size))
+                patches[index] = window.transpose(2, 0, 1)
+        return patches
+
+    def thumbnail(self, max_size: int) -> np.ndarray:
+        """Reduce the whole image.
+
+        Where the image is a lazy pyramid, its finest level is left alone; memory is bounded in any case.
+
+        Parameters
+        ----------
+        max_size
+            Longest side in px. Nothing is enlarged: where the level read is smaller, so is the result.
+
+        Returns
+        -------
+        RGB (h, w, 3), uint8.
+
+        Raises
+        ------
+        ValueError
+            If `max_size` is below 1, or if the pixels cannot be read.
+        """
+        if max_size < 1:
+            raise ValueError(f"image {self.name}: max_size must be at least 1 px, found {max_size}")
+        levels = self._open_levels()
+        if levels[0].lazy and len(levels) > 1:
+            levels = levels[1:]
+        level = next((level for level in reversed(levels) if level.size.max() >= max_size), levels[0])
+        width, height = (int(side) for side in level.size)
+
+        # whole-number box averages by stripes first, leaving a factor of at least 2 to the smoother filter
+        step = max(1, max(width, height) // (2 * max_size))
+        rows = step * max(1, WINDOW**2 // (width * step))
+        stripes = []
+        for top in range(0, height, rows):
+            stripe = self._read(level, np.array([0, top]), np.array([width, min(top + rows, height)]))
+            stripes.append(np.asarray(Image.fromarray(stripe).reduce(step)) if step > 1 else stripe)
+        reduced = np.concatenate(stripes)
+        if max(width, height) <= max_size:
+            return reduced
+        target = [max(1, round(side * max_size / max(width, height))) for side in (width, height)]
+        return _resample(reduced, (0, 0, width / step, height / step), (target[0], target[1]))
+
+    def close(self) -> None:
+        """Close the file, if there is one, and let go of the pixels; nothing can be read afterwards."""
+        self._levels = []
+        if self._close is not None:
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        scale = "mpp unknown" if self.mpp is None else f"{self.mpp:.4g} um/px"
+        return f"SectionImage({self.name!r}, {self.shape[0]} x {self.shape[1]} px, {scale})"
+
+    def _open_levels(self) -> list[Level]:
+        if not self._levels:
+            raise ValueError(f"image {self.name} has been closed: open it again to read from it")
+        return self._levels
+
+    def _level_for(self, reduction: float) -> Level:
+        levels = self._open_levels()
+        fine_enough = [level for level in levels if level.factor.max() <= reduction * (1 + 1e-6)]
+        return fine_enough[-1] if fine_enough else levels[0]
+
+    def _read(self, level: Level, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """RGB uint8 (height, width, 3) of a window that lies within the level."""
+        if (stop <= start).any():
+            return np.empty((0, 0, 3), dtype=np.uint8)
+        try:
+            stored = level.read(start, stop)
+        except READING_ERRORS as error:
+            raise ValueError(
+                f"image {self.name}: the pixels of columns {start[0]} to {stop[0]}, rows {start[1]} to "
+                f"{stop[1]} cannot be read ({error}): the file or store is damaged or gone; copy or "
+                "download it again"
+            ) from error
+        return to_rgb(stored, self._white, self.name)
+
+    def _window(self, block: np.ndarray, start: np.ndarray, span: np.ndarray) -> np.ndarray:
+        """Cut a window of `span` out of the block, with background where the window leaves it."""
+        stop = start + span
+        extent = np.array([block.shape[1], block.shape[0]])
+        low, high = np.clip(start, 0, extent), np.clip(stop, 0, extent)
+        inside = block[low[1] : high[1], low[0] : high[0]]
+        if (low == start).all() and (high == stop).all():
+            return inside
+        window = np.empty((span[1], span[0], 3), dtype=np.uint8)
+        window[:] = self.background
+        if inside.size:
+            at = low - start
+            window[at[1] : at[1] + inside.shape[0], at[0] : at[0] + inside.shape[1]] = inside
+        return window
+
+
+def _groups(corner: np.ndarray, span: np.ndarray, level: Level) -> Iterator[np.ndarray]:
+    """Spots whose windows are read together, as arrays of row numbers.
+
+    From memory every window is its own; from a lazy level one bounding window serves the spots of a square,
+    such that it stays within `WINDOW` px (twice the patch's window, if that is larger).
+    """
+    if not len(corner):
+        return
+    if not level.lazy:
+        yield from np.arange(len(corner))[:, None]
+        return
+    square = corner // np.maximum(WINDOW - span, span)
+    order = np.lexsort((square[:, 0], square[:, 1]))
+    changes = np.flatnonzero((np.diff(square[order], axis=0) != 0).any(axis=1)) + 1
+    yield from np.split(order, changes)
+
+
+def _resample(pixels: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
+    """Resample the box (left, top, right, bottom) of an RGB array to (width, height)."""
+    # pillow widens the triangle filter by the reduction (so it does not alias) and centres it on the box's
+    # cells to within 0.1 px; its box filter takes whole pixels only, up to half a pixel off
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))

@@ -1,0 +1,117 @@
+"""Resolution levels: arrays of pixels, in memory or lazy, with their layout and scale."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Whole:
+    """An array that can only be decoded as a whole, on the first access."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    decode: Callable[[], np.ndarray]
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """The decoded array."""
+        return self.decode()
+
+    def __getitem__(self, window: tuple[slice, ...]) -> np.ndarray:
+        return self.pixels[window]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of the image; sizes and factors are in (x, y) order."""
+
+    pixels: Any
+    channel_axis: int | None
+    size: np.ndarray  # (2,) int: width, height
+    factor: np.ndarray  # (2,) px of the finest level per px of this one
+
+    @property
+    def lazy(self) -> bool:
+        """Whether every reading of a window costs."""
+        return not isinstance(self.pixels, np.ndarray | Whole)
+
+    def read(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Pixels as stored, (height, width, channels), from (x, y) `start` up to `stop`."""
+        window: tuple[slice, ...] = (slice(int(start[1]), int(stop[1])), slice(int(start[0]), int(stop[0])))
+        if self.channel_axis is None:
+            return np.asarray(self.pixels[window])[..., None]
+        if self.channel_axis == 2:
+            return np.asarray(self.pixels[(*window, slice(None))])
+        return np.moveaxis(np.asarray(self.pixels[(slice(None), *window)]), 0, -1)
+
+
+def pyramid(arrays: Sequence[Any], name: str) -> list[Level]:
+    """Check the levels and work out their layout and scale."""
+    if not len(arrays):
+        raise ValueError(f"image {name}: no resolution levels: give at least one array")
+    finest: tuple[np.ndarray, int, np.dtype] | None = None
+    levels: list[Level] = []
+    for array in arrays:
+        pixels, axis = _layout(array, name)
+        spatial = [side for i, side in enumerate(pixels.shape) if i != axis]
+        size = np.array(spatial[::-1], dtype=np.int64)
+        kind = (1 if axis is None else int(pixels.shape[axis]), pixels.dtype)
+        if finest is None:
+            finest = (size, *kind)
+        elif kind != finest[1:]:
+            raise ValueError(
+                f"image {name}: its levels differ in channels or data type ({finest[1]} of {finest[2]}, "
+                f"{kind[0]} of {kind[1]}): give the levels of one image"
+            )
+        elif (size > levels[-1].size).any():
+            raise ValueError(f"image {name}: its levels must run from the finest to the coarsest")
+        factor = finest[0] / size
+        # a level made by halving is a trimmed or padded half: its factor is 2, whatever the sizes' ratio is
+        nominal = np.round(factor)
+        halved = (finest[0] // nominal == size) | (-(-finest[0] // nominal) == size)
+        factor = np.where(halved, nominal, factor)
+        if (np.abs(finest[0] / factor.mean() - size) > np.maximum(2, 0.02 * size)).any():
+            raise ValueError(
+                f"image {name}: its levels have different proportions ({finest[0].tolist()} and "
+                f"{size.tolist()} px, width and height): give the levels of one image"
+            )
+        levels.append(Level(pixels, axis, size, factor))
+    return levels
+
+
+def _layout(array: Any, name: str) -> tuple[Any, int | None]:
+    """Return the array, unwrapped from a DataArray, and the axis of its channels; refuse other things."""
+    if not all(hasattr(array, attribute) for attribute in ("shape", "dtype", "__getitem__")):
+        raise TypeError(f"image {name}: expected a NumPy, dask or zarr array of pixels, found {type(array).__name__}")
+    dims = getattr(array, "dims", None)
+    if isinstance(dims, tuple):
+        array = array.data
+    shape = tuple(int(side) for side in array.shape)
+    axis: int | None
+    if len(shape) == 2:
+        axis = None
+    elif len(shape) == 3 and isinstance(dims, tuple) and "c" in dims:
+        axis = dims.index("c")
+    elif len(shape) == 3 and shape[2] in (1, 3, 4):
+        axis = 2
+    else:
+        axis = 0
+    if len(shape) not in (2, 3) or axis == 1 or (axis is not None and shape[axis] not in (1, 3, 4)):
+        raise ValueError(
+            f"image {name}: shape {shape}, expected (height, width), (height, width, channels) or "
+            "(channels, height, width) with 1 (gray), 3 (RGB) or 4 (RGBA) channels: pick the H&E image's "
+            "channels"
+        )
+    if 0 in shape:
+        raise ValueError(f"image {name}: shape {shape} holds no pixels")
+    kind, itemsize = array.dtype.kind, array.dtype.itemsize
+    if not ((kind == "u" and itemsize in (1, 2)) or kind == "f"):
+        raise ValueError(
+            f"image {name}: data type {array.dtype}, expected uint8, uint16 or floating point (0..1 or "
+            "0..255): convert it, for instance with image.astype('uint8') where the values are 0..255"
+        )
+    return array, axis

@@ -1,0 +1,15 @@
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+
+def given_axes(ax: Any, n: int, what: str) -> list[Axes]:
+    """Flat list of the caller's Axes, of which there must be `n`; `what` says what for."""
+    axes = list(np.asarray(ax, dtype=object).ravel())
+    wrong = [type(item).__name__ for item in axes if not isinstance(item, Axes)]
+    if wrong:
+        raise TypeError(f"ax must be matplotlib Axes, or a list or array of them; found {wrong[0]}")
+    if len(axes) != n:
+        raise ValueError(f"ax has {len(axes)} Axes, but {n} are needed: {what}")
+    return axes

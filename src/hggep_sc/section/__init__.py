@@ -1,0 +1,23 @@
+"""The model's view of one section, read from AnnData or SpatialData and written back to them.
+
+No other module knows what the two containers look like.
+"""
+
+from ._containers import copy_of, table_of
+from ._counts import observed_counts
+from ._genes import gene_name_hint
+from ._open import open_sections
+from ._section import Section
+from ._write import read_prediction, require_writable, write_prediction
+
+__all__ = [
+    "Section",
+    "copy_of",
+    "gene_name_hint",
+    "observed_counts",
+    "open_sections",
+    "read_prediction",
+    "require_writable",
+    "table_of",
+    "write_prediction",
+]

@@ -1,0 +1,79 @@
+"""AnnData and SpatialData as wholes: told apart, their table, their copies."""
+
+import copy
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from anndata import AnnData
+
+from ._values import listed
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    Data = TypeVar("Data", AnnData, SpatialData)
+
+
+def is_spatialdata(item: Any) -> bool:
+    """Tell a SpatialData without loading the library."""
+    module = sys.modules.get("spatialdata")  # an instance exists only where the library is loaded
+    return module is not None and isinstance(item, module.SpatialData)
+
+
+def not_a_container(item: Any) -> str:
+    """Message for an object that is neither."""
+    found = type(item).__name__
+    return f"an AnnData or SpatialData object is expected, or a list or dict of them; found {found}"
+
+
+def table_of(data: Any, table_key: str | None = None) -> AnnData:
+    """Table of an object: an AnnData itself, or the table of a SpatialData.
+
+    Raises
+    ------
+    TypeError
+        If `data` is neither.
+    KeyError
+        If there is no table of that name.
+    ValueError
+        If there is none, or several and no `table_key`.
+    """
+    if isinstance(data, AnnData):
+        return data
+    if not is_spatialdata(data):
+        raise TypeError(not_a_container(data))
+    tables = data.tables
+    if table_key is not None:
+        if table_key not in tables:
+            raise KeyError(f"`table_key`: the SpatialData has no table {table_key!r}; tables: {listed(tables)}")
+        return tables[table_key]
+    if len(tables) == 0:
+        raise ValueError("the SpatialData has no table: one that annotates the spots' shapes is needed")
+    if len(tables) > 1:
+        raise ValueError(f"the SpatialData has several tables: {listed(tables)}; choose one by `table_key=`")
+    return next(iter(tables.values()))
+
+
+def copy_of(data: "Data") -> "Data":
+    """Copy an object so that writing to the copy's table leaves the original as it is.
+
+    A SpatialData's images, labels, shapes and points are shared, not copied; a backed AnnData is read into
+    memory.
+
+    Raises
+    ------
+    TypeError
+        If `data` is neither an AnnData nor a SpatialData.
+    """
+    if isinstance(data, AnnData):
+        return data.to_memory() if data.isbacked else data.copy()
+    if not is_spatialdata(data):
+        raise TypeError(not_a_container(data))
+    return type(data)(
+        images=dict(data.images),
+        labels=dict(data.labels),
+        shapes=dict(data.shapes),
+        points=dict(data.points),
+        tables={name: copy_of(table) for name, table in data.tables.items()},
+        attrs=copy.deepcopy(data.attrs),
+    )

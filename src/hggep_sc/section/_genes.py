@@ -1,0 +1,65 @@
+"""Gene names: matched by name, and told apart where they are of two kinds."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ._values import listed
+
+
+def gene_name_hint(a: Sequence[str], b: Sequence[str]) -> str:
+    """Sentence to append to an error where `a` are Ensembl ids and `b` are not, or the other way; else ""."""
+    ensembl = [_mostly_ensembl(names) for names in (a, b)]
+    if ensembl[0] == ensembl[1] or not len(a) or not len(b):
+        return ""
+    ids, symbols = (a, b) if ensembl[0] else (b, a)
+    return (
+        f" One side looks like Ensembl ids ({ids[0]}), the other like gene symbols ({symbols[0]}): bring "
+        "both to one kind, for instance `adata.var_names = adata.var['gene_ids']` where that column exists."
+    )
+
+
+def _mostly_ensembl(names: Sequence[str]) -> bool:
+    some = [str(name) for name in names[:200]]
+    return sum(bool(re.match(r"ENS[A-Z]*G\d{6,}", name)) for name in some) > len(some) / 2
+
+
+def require_unique(names: pd.Index, where: str, remedy: str) -> None:
+    """Refuse gene names that occur more than once."""
+    if not names.is_unique:
+        twice = names[names.duplicated()].unique()
+        raise ValueError(f"{where}: gene names occur more than once: {listed(twice)}. {remedy}")
+
+
+def columns_of(var_names: pd.Index, genes: Sequence[str], where: str) -> np.ndarray:
+    """Column of each gene."""
+    wanted = pd.Index(genes)
+    require_unique(var_names, f"{where}, var_names", "Use `adata.var_names_make_unique()` or sum them first")
+    require_unique(wanted, "the genes asked for", "Name each once")
+    columns = var_names.get_indexer(wanted)
+    missing = wanted[columns < 0]
+    if len(missing):
+        hint = gene_name_hint(list(missing), list(var_names))
+        if len(missing) == len(wanted):
+            raise KeyError(
+                f"{where}: no gene in common: asked for {listed(missing, 3)}, var_names hold "
+                f"{listed(var_names, 3)}.{hint}"
+            )
+        raise KeyError(f"{where}: {len(missing)} of {len(wanted)} genes are not in var_names: {listed(missing)}.{hint}")
+    return columns
+
+
+def predicted_columns(var_names: pd.Index, genes: Sequence[str]) -> np.ndarray:
+    """Place of each of the table's genes in `genes`, -1 for those that are not there."""
+    predicted = pd.Index(genes)
+    require_unique(var_names, "var_names", "Use `adata.var_names_make_unique()` first")
+    require_unique(predicted, "the predicted genes", "Name each once")
+    columns = predicted.get_indexer(var_names)
+    if not (columns >= 0).any():
+        raise ValueError(
+            f"no gene in common: the model predicts {listed(predicted, 3)}, var_names hold "
+            f"{listed(var_names, 3)}." + gene_name_hint(list(predicted), list(var_names))
+        )
+    return columns

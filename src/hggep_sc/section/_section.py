@@ -1,0 +1,136 @@
+"""Section: what the model sees of one section."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from .. import _keys
+from ..image import SectionImage
+from ._counts import CountMatrix
+from ._values import listed
+
+
+@dataclass(eq=False)  # arrays have no single truth value
+class Section:
+    """One section: spots, where they lie on the H&E image, and their counts.
+
+    Attributes
+    ----------
+    name
+        The section's name, unique among those opened together.
+    obs_rows
+        (n,) rows of `table` that are this section's spots under tissue, in the table's order.
+    xy
+        (n, 2) spot centres in px of the image's finest level (column, row); pixel i covers [i, i + 1).
+    mpp
+        um per px of the image's finest level, None where unknown.
+    spot_diameter
+        Diameter of a circle, side of a square, in px of the image's finest level; None where unknown.
+    spot_shape
+        "circle", or "square" for the bins of Visium HD.
+    image_name
+        Slot or file that the image is read from.
+    table
+        The AnnData (or the SpatialData's table) that `obs_rows` refers to.
+    layer
+        Layer of `table` with the raw counts; None is `X`.
+    opener
+        Opens the image.
+    """
+
+    name: str
+    obs_rows: np.ndarray
+    xy: np.ndarray
+    mpp: float | None
+    spot_diameter: float | None
+    spot_shape: Literal["circle", "square"]
+    image_name: str
+    table: AnnData = field(repr=False)
+    layer: str | None
+    opener: Callable[[], SectionImage] = field(repr=False)
+
+    def open_image(self) -> SectionImage:
+        """Open the image; the caller closes it (`with section.open_image() as image`)."""
+        return self.opener()
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Gene names of the table."""
+        return self.table.var_names
+
+    def counts(self, genes: Sequence[str]) -> sparse.csr_matrix:
+        """Raw counts of some genes.
+
+        Parameters
+        ----------
+        genes
+            Names as in `var_names`, in the order wanted.
+
+        Returns
+        -------
+        (n, len(genes)) float32 counts; columns are matched by name.
+
+        Raises
+        ------
+        KeyError
+            If a gene is not in the table, or there are no counts.
+        ValueError
+            If a name is there twice, or a value of these genes is no count.
+        """
+        return self._matrix.counts(self.obs_rows, genes)
+
+    def library(self) -> np.ndarray:
+        """(n,) float64 counts per spot over all genes of the table.
+
+        Raises
+        ------
+        KeyError
+            If there are no counts.
+        ValueError
+            If any value is no count.
+        """
+        return self._matrix.library(self.obs_rows)
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether any value of `X` (or the layer) differs from zero at the section's spots."""
+        return self._matrix.any(self.obs_rows)
+
+    def array_xy(self) -> np.ndarray:
+        """(n, 2) int64 positions on the array grid: `obs["array_col"]`, `obs["array_row"]`.
+
+        Raises
+        ------
+        KeyError
+            If a column is missing.
+        ValueError
+            If one holds something else than whole numbers.
+        """
+        obs = self.table.obs
+        missing = [column for column in (_keys.ARRAY_COL, _keys.ARRAY_ROW) if column not in obs]
+        if missing:
+            raise KeyError(
+                f"section {self.name!r}: obs has no column {listed(missing)}; the array position of each "
+                f"spot (x as {_keys.ARRAY_COL!r}, y as {_keys.ARRAY_ROW!r}) is needed here. Space Ranger's "
+                "tissue_positions file and the spot files of Spatial Transcriptomics hold it"
+            )
+        columns = obs[[_keys.ARRAY_COL, _keys.ARRAY_ROW]].iloc[self.obs_rows]
+        try:
+            position = columns.to_numpy(dtype=np.float64)
+        except (TypeError, ValueError):
+            position = np.full(columns.shape, np.nan)
+        if not np.array_equal(position, np.rint(position)):
+            raise ValueError(
+                f"section {self.name!r}: obs[{_keys.ARRAY_COL!r}] and obs[{_keys.ARRAY_ROW!r}] must be "
+                "whole numbers without gaps, the spots' positions on the array grid"
+            )
+        return position.astype(np.int64)
+
+    @property
+    def _matrix(self) -> CountMatrix:
+        return CountMatrix(self.table, self.layer, f"section {self.name!r}")

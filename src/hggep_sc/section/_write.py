@@ -1,0 +1,187 @@
+"""Predictions written into the table, and read back from it."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from ._containers import table_of
+from ._genes import predicted_columns
+from ._section import Section
+from ._values import listed
+
+logger = logging.getLogger(__name__)
+
+
+def require_writable(data: Any, genes: Sequence[str], *, key: str, table_key: str | None = None) -> None:
+    """Check that `write_prediction` will be able to write, before the work of predicting.
+
+    Parameters
+    ----------
+    data
+        The AnnData or SpatialData to write to.
+    genes
+        Names of the genes to be predicted.
+    key
+        Name of the result.
+    table_key
+        SpatialData: the table.
+
+    Raises
+    ------
+    ValueError
+        If the key is no name, names are ambiguous, no gene is in the table, the layer does not fit in memory,
+        or the table is a view of a file.
+    """
+    table = table_of(data, table_key)
+    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+        raise ValueError(f"the result's key must be letters, digits, '_', '-' and '.'; found {key!r}")
+    if table.is_view and table.isbacked:
+        raise ValueError("a view of a backed AnnData cannot be written to; use `adata = adata.to_memory()` first")
+    predicted_columns(table.var_names, genes)
+    _require_memory(table)
+
+
+def write_prediction(
+    data: Any,
+    sections: Sequence[Section],
+    predictions: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    genes: Sequence[str],
+    key: str,
+    params: Mapping[str, Any],
+    table_key: str | None = None,
+) -> None:
+    """Write predictions of an object's sections into its table.
+
+    Writes `layers[key]` (n_obs x n_vars float32; NaN for genes that were not predicted and for spots of no
+    section), `var["{key}_predicted"]` (bool), `obsm["X_{key}"]` (float32 latent, NaN likewise) and
+    `uns[key]`, replacing what was there under these names alone. If it fails, the object is as it was before.
+
+    Parameters
+    ----------
+    data
+        The AnnData or SpatialData that `sections` were opened from.
+    sections
+        Its sections.
+    predictions
+        Per section the expression (n, len(genes)) and the latent representation (n, d).
+    genes
+        Names of the predicted genes.
+    key
+        Name of the result.
+    params
+        What to keep in `uns[key]`: str, bool, int, float, arrays, lists and dicts of these; no None.
+    table_key
+        SpatialData: the table.
+
+    Raises
+    ------
+    TypeError
+        If `params` holds something that h5ad and zarr files cannot.
+    ValueError
+        If shapes do not agree, names are ambiguous, no gene is in the table, the layer does not fit in
+        memory, or the table is a view of a file.
+    """
+    require_writable(data, genes, key=key, table_key=table_key)
+    table = table_of(data, table_key)
+    columns = predicted_columns(table.var_names, genes)
+    uns = _storable(params, f"uns[{key!r}]")
+    n_latent = {latent.shape[1] for _, latent in predictions}
+    if len(sections) != len(predictions) or len(n_latent) != 1:
+        raise ValueError(
+            f"one prediction per section is expected, all with one latent size; found {len(sections)} "
+            f"sections, {len(predictions)} predictions, latent sizes {sorted(n_latent)}"
+        )
+    layer = np.full(table.shape, np.nan, dtype=np.float32)
+    latents = np.full((table.n_obs, n_latent.pop()), np.nan, dtype=np.float32)
+    known = columns >= 0
+    targets = np.flatnonzero(known)
+    for section, (expression, latent) in zip(sections, predictions, strict=True):
+        expected = (len(section.obs_rows), len(genes))
+        if expression.shape != expected or len(latent) != expected[0]:
+            raise ValueError(
+                f"section {section.name!r}: expression of shape {expected} is expected, found "
+                f"{expression.shape} with {len(latent)} rows of latent"
+            )
+        layer[np.ix_(section.obs_rows, targets)] = expression[:, columns[known]]
+        latents[section.obs_rows] = latent
+
+    lost = pd.Index(genes).difference(table.var_names, sort=False)
+    if len(lost):
+        logger.warning(
+            "%d of the %d predicted genes are not in var_names and are left out: %s",
+            len(lost),
+            len(genes),
+            listed(lost),
+        )
+    table.layers[key] = layer
+    table.var[_keys.predicted(key)] = known
+    table.obsm[_keys.latent(key)] = latents
+    table.uns[key] = uns
+
+
+def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Find what `write_prediction` wrote under a key.
+
+    Parameters
+    ----------
+    table
+        The table.
+    key
+        Name of the result.
+
+    Returns
+    -------
+    A copy of `uns[key]` (shallow), and the columns of the predicted genes.
+
+    Raises
+    ------
+    KeyError
+        If `layers[key]`, `uns[key]` or the column of `var` is not there.
+    """
+    slots = {
+        f"layers[{key!r}]": key in table.layers,
+        f"uns[{key!r}]": isinstance(table.uns.get(key), Mapping),
+        f"var[{_keys.predicted(key)!r}]": _keys.predicted(key) in table.var,
+    }
+    missing = [slot for slot, there in slots.items() if not there]
+    if missing:
+        raise KeyError(
+            f"no prediction {key!r}: {', '.join(missing)} missing; run hggep_sc.tl.predict first, or name "
+            f"another result. Layers here: {listed(table.layers)}"
+        )
+    return dict(table.uns[key]), np.flatnonzero(table.var[_keys.predicted(key)].to_numpy())
+
+
+def _require_memory(table: AnnData) -> None:
+    import psutil
+
+    needed, available = table.n_obs * table.n_vars * 4, psutil.virtual_memory().available
+    if needed > available:
+        raise ValueError(
+            f"a layer of {table.n_obs} x {table.n_vars} needs {needed / 2**30:.1f} GiB and "
+            f"{available / 2**30:.1f} GiB are free. Keep the model's genes alone: "
+            "`adata = adata[:, model.genes].copy()`"
+        )
+
+
+def _storable(value: Any, where: str) -> Any:
+    """Copy of `value`, made of what h5ad and zarr files can hold."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str) or not name or "/" in name:
+                raise TypeError(f"{where} has the key {name!r}: keys must be str without '/'")
+        return {name: _storable(item, f"{where}[{name!r}]") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray) and (value.dtype.kind in "buifU" or all(isinstance(v, str) for v in value.flat)):
+        return value.astype(object) if value.dtype.kind == "U" else value.copy()
+    if isinstance(value, str | bool | int | float | np.number | np.bool_):
+        return value
+    raise TypeError(f"{where} is of type {type(value).__name__}, which cannot be written to h5ad and zarr files")

@@ -1,0 +1,207 @@
+"""Raw counts of a section, and of a table's rows: matched by name, and refused where they are none."""
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from hggep_sc.section import _counts, gene_name_hint, observed_counts, open_sections
+
+HEIGHT, WIDTH = 200, 240
+GENES = ["GNAS", "FASN", "CD74", "ACTB", "MUC1"]
+
+
+def make_adata(library: str = "A", seed: int = 0) -> ad.AnnData:
+    """30 spots, 30 px apart, on an image whose red is the column and whose green is the row."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    x, y = np.meshgrid(30 + 30 * np.arange(6), 30 + 30 * np.arange(5))
+    counts = np.random.default_rng(seed).poisson(3, size=(30, len(GENES))).astype(np.float32)
+    adata = ad.AnnData(sparse.csr_matrix(counts), var=pd.DataFrame(index=GENES))
+    adata.obs_names = [f"{library}{i}" for i in range(30)]
+    adata.obsm["spatial"] = np.column_stack([x.ravel(), y.ravel()]).astype(float)
+    adata.uns["spatial"] = {
+        library: {
+            "images": {"full": np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)},
+            "scalefactors": {"tissue_full_scalef": 1.0},
+            "metadata": {"technology": "ST", "source_image_path": "gone.png"},
+        }
+    }
+    return adata
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense", "int", "layer"])
+def test_counts_by_name(kind) -> None:
+    adata = make_adata()
+    values = adata.X.toarray()
+    if kind == "layer":
+        adata.layers["raw"] = adata.X.copy()
+        adata.X = adata.X.multiply(0.5).tocsr()
+    else:
+        convert = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": np.asarray, "int": np.int64}
+        adata.X = convert[kind](values)
+    adata.obs["in_tissue"] = np.arange(30) % 3 > 0
+    (section,) = open_sections(adata, layer="raw" if kind == "layer" else None)
+    rows = np.arange(30) % 3 > 0
+    counts = section.counts(["MUC1", "GNAS"])
+    assert isinstance(counts, sparse.csr_matrix)
+    assert counts.dtype == np.float32
+    np.testing.assert_array_equal(counts.toarray(), values[rows][:, [4, 0]])
+    library = section.library()
+    assert library.dtype == np.float64
+    np.testing.assert_array_equal(library, values[rows].sum(axis=1))
+    assert section.has_counts
+
+
+def test_library_is_read_in_pieces(monkeypatch) -> None:
+    monkeypatch.setattr(_counts, "CHUNK", 20)  # 4 rows of 5 genes
+    adata = make_adata()
+    values = adata.X.toarray()
+    adata.X = values
+    (section,) = open_sections(adata)
+    matrix = _counts.CountMatrix(adata, None, "the table")
+    assert [len(chunk) for chunk in matrix.chunks(section.obs_rows)] == [4] * 7 + [2]
+    np.testing.assert_array_equal(section.library(), values.sum(axis=1))
+    adata.X[29, 4] = -1
+    with pytest.raises(ValueError, match="negative"):
+        section.library()
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(-2.0, r"negative values \(-2\)"), (np.nan, "1 NaN"), (0.5, r"non-integer values \(0\.5\)")],
+)
+def test_values_that_are_no_counts(value, problem, dense) -> None:
+    adata = make_adata()
+    values = adata.X.toarray()
+    values[7, 2] = value
+    adata.X = values if dense else sparse.csr_matrix(values)
+    adata.layers["raw"] = sparse.csr_matrix(np.abs(np.nan_to_num(values)).round())
+    (section,) = open_sections(adata)
+    message = f"X holds {problem}.*`layer=`.*'raw'"
+    with pytest.raises(ValueError, match=message):
+        section.counts(["CD74"])
+    with pytest.raises(ValueError, match=message):
+        section.library()
+    assert section.counts(["GNAS", "FASN"]).shape == (30, 2)  # these genes are counts
+    adata.layers["bad"] = adata.X
+    with pytest.raises(ValueError, match=r"layers\['bad'\] holds"):
+        open_sections(adata, layer="bad")[0].counts(["CD74"])
+
+
+def test_missing_and_repeated_genes() -> None:
+    (section,) = open_sections(make_adata())
+    with pytest.raises(KeyError, match="2 of 3 genes are not in var_names: 'KRT5', 'KRT8'"):
+        section.counts(["GNAS", "KRT5", "KRT8"])
+    with pytest.raises(KeyError, match=r"no gene in common.*Ensembl ids .ENSG00000087460"):
+        section.counts(["ENSG00000087460", "ENSG00000169710"])
+    with pytest.raises(ValueError, match="asked for: gene names occur more than once: 'GNAS'"):
+        section.counts(["GNAS", "GNAS"])
+    adata = make_adata()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # anndata's own
+        adata.var_names = ["GNAS", "GNAS", "CD74", "ACTB", "MUC1"]
+        with pytest.raises(ValueError, match="var_names: gene names occur more than once: 'GNAS'"):
+            open_sections(adata)[0].counts(["CD74"])
+
+
+def test_gene_name_hint() -> None:
+    ids = ["ENSMUSG00000025903.14", "ENSMUSG00000033813"]
+    for pair in ((GENES, ids), (ids, GENES), (pd.Index(GENES), np.array(ids))):
+        hint = gene_name_hint(*pair)
+        assert "ENSMUSG00000025903.14" in hint
+        assert "GNAS" in hint
+    assert gene_name_hint(GENES, ["ENSA", "ENG"]) == ""  # gene symbols that begin alike
+    assert gene_name_hint(ids, ids) == ""
+    assert gene_name_hint([], ids) == ""
+
+
+def test_without_counts(tmp_path) -> None:
+    adata = make_adata()
+    absent = ad.AnnData(X=None, obs=adata.obs, var=adata.var, uns=adata.uns, obsm={"spatial": adata.obsm["spatial"]})
+    absent.write_h5ad(tmp_path / "absent.h5ad")
+    backed = ad.read_h5ad(tmp_path / "absent.h5ad", backed="r")
+    for data in (absent, absent[:5], backed, backed[:5]):
+        (section,) = open_sections(data)
+        assert not section.has_counts
+        with pytest.raises(KeyError, match="no counts: X is empty"):
+            section.counts(["GNAS"])
+    backed.file.close()
+    for zeros in (np.zeros(adata.shape), sparse.csr_matrix(adata.shape)):
+        adata.X = zeros
+        assert not open_sections(adata)[0].has_counts
+    adata.layers["raw"] = np.ones(adata.shape)
+    assert open_sections(adata, layer="raw")[0].has_counts
+    (section,) = open_sections(adata, layer="counts")
+    assert not section.has_counts
+    with pytest.raises(KeyError, match=r"no layer 'counts'.*layers here: 'raw'"):
+        section.library()
+
+
+@pytest.mark.parametrize("compressed", ["csr", "csc", "dense"])
+def test_views_and_backed_objects_are_read(tmp_path, compressed) -> None:
+    adata = make_adata()
+    adata.X = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": lambda x: x.toarray()}[compressed](adata.X)
+    values = np.asarray(adata.to_df())
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    some = np.array([17, 3, 4, 28])
+    for data, rows in (
+        (backed, np.arange(30)),
+        (backed[some], some),
+        (adata[some], some),
+        (adata[some, [4, 3, 2, 1, 0]], some),
+    ):
+        (section,) = open_sections(data)
+        np.testing.assert_array_equal(section.counts(["ACTB", "GNAS"]).toarray(), values[rows][:, [3, 0]])
+        np.testing.assert_array_equal(section.library(), values[rows].sum(axis=1))
+        assert section.has_counts
+        np.testing.assert_array_equal(section.xy, adata.obsm["spatial"][rows])
+        with section.open_image() as image:
+            under = image.read_patches(section.xy, field=1, size=1)[:, :2, 0, 0]
+        np.testing.assert_array_equal(under, section.xy)
+    assert adata[some].is_view
+    backed.file.close()
+
+
+@pytest.mark.parametrize("layer", [None, "raw"])
+def test_observed_counts_are_those_of_the_rows(layer) -> None:
+    adata = make_adata()
+    values = adata.X.toarray()
+    if layer is not None:
+        adata.layers[layer] = adata.X
+        adata.X = adata.X * 0.5
+    rows = np.array([28, 3, 4])
+    counts, library = observed_counts(adata, rows, ["MUC1", "GNAS"], layer)
+    assert isinstance(counts, sparse.csr_matrix)
+    np.testing.assert_array_equal(counts.toarray(), values[rows][:, [4, 0]])
+    np.testing.assert_array_equal(library, values[rows].sum(axis=1))
+    assert library.dtype == np.float64
+
+
+def test_observed_counts_that_are_none() -> None:
+    adata = make_adata()
+    adata.layers["raw"] = adata.X.copy()
+    rows = np.arange(5)
+    with pytest.raises(KeyError, match=r"the table has no counts: there is no layer 'counts'.*`observed_layer=`"):
+        observed_counts(adata, rows, GENES, "counts")
+    with pytest.raises(KeyError, match="1 of 2 genes are not in var_names: 'KRT5'"):
+        observed_counts(adata, rows, ["GNAS", "KRT5"], None)
+    with pytest.raises(ValueError, match=r"no counts: X holds none at the 0 spots.*'raw'"):
+        observed_counts(adata, rows[:0], GENES, None)
+    adata.X = adata.X * 0.5
+    with pytest.raises(ValueError, match=r"the table: X holds non-integer.*`observed_layer=`.*'raw'"):
+        observed_counts(adata, rows, GENES, None)
+    # all genes count towards the library, those not asked for too
+    adata.X = np.where(np.arange(5) == 4, -1.0, 1.0) * np.ones((30, 1))
+    with pytest.raises(ValueError, match="negative"):
+        observed_counts(adata, rows, ["GNAS"], None)
+    adata.X = np.zeros(adata.shape)
+    with pytest.raises(ValueError, match=r"no counts: X holds none at the 5 spots"):
+        observed_counts(adata, rows, GENES, None)
+    adata.X = None
+    with pytest.raises(KeyError, match="no counts: X is empty"):
+        observed_counts(adata, rows, GENES, None)

@@ -1,0 +1,103 @@
+import dataclasses
+import json
+
+import pytest
+
+from hggep_sc.config import PRESETS, Config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name):
+    config = Config.from_preset(name)
+    text = json.dumps(config.to_dict())
+    assert Config.from_dict(json.loads(text)) == config
+    other = config.replace(fields_px=(64.0,), fields_um=None, epochs=7, n_components=None, lstm=False)
+    assert other != config
+    assert Config.from_dict(json.loads(json.dumps(other.to_dict()))) == other
+
+
+def test_presets_know_their_name():
+    assert set(PRESETS) == {"default", "paper", "published"}
+    assert {name: Config.from_preset(name).preset for name in PRESETS} == {name: name for name in PRESETS}
+    assert Config() == Config.from_preset("default")
+
+
+def test_paper_as_specified():
+    config = Config.from_preset("paper")
+    wanted = {
+        "patch_size": 112, "fields_px": (112.0,), "fields_um": None,
+        "gem": True, "cbam": True, "vit": True, "ham": True, "lstm": True, "residual": False,
+        "width": 1024, "vit_depth": 4, "vit_heads": 8, "n_neighbors": 3, "lstm_layers": 4,
+        "count_loss": "zinb", "count_weight": 0.25, "correlation_weight": 0.0,
+        "n_components": None, "center_sections": False, "flips": False, "stain_jitter": 0.0,
+        "learning_rate": 1e-5, "epochs": 400,
+    }  # fmt: skip
+    assert {name: getattr(config, name) for name in wanted} == wanted
+
+
+def test_published_scale():
+    config = Config.from_preset("published")
+    assert (config.normalize, config.target_sum, config.log_base) == ("panel", 1e4, "10")
+    assert (config.epochs, config.count_weight, config.learning_rate) == (500, 0.25, 1e-5)
+
+
+def test_overrides_leave_the_rest():
+    config = Config.from_preset("paper", width=64, vit_heads=4)
+    assert (config.width, config.vit_heads) == (64, 4)
+    changed = {"width": 1024, "vit_heads": 8}
+    assert dataclasses.replace(config, **changed) == Config.from_preset("paper")
+    assert Config.from_preset("paper").replace(epochs=3).epochs == 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.width = 3
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match=r"preset='papre'.*'default', 'paper', 'published'"):
+        Config.from_preset("papre")
+
+
+def test_unknown_settings():
+    with pytest.raises(ValueError, match=r"no setting 'depth', 'with'; it has .*vit_depth.*width"):
+        Config.from_preset("default", depth=3, **{"with": 4})
+    with pytest.raises(ValueError, match="no setting 'lr'"):
+        Config().replace(lr=1e-3)
+
+
+def test_the_preset_is_no_setting():
+    with pytest.raises(ValueError, match="no setting 'preset'"):
+        Config().replace(preset="paper")
+
+
+POSITIVE = [
+    "patch_size", "target_sum", "width", "vit_heads", "n_neighbors", "lstm_layers", "epochs", "learning_rate",
+    "backbone_learning_rate", "patience", "n_components", "chunk_spots",
+]  # fmt: skip
+NOT_NEGATIVE = ["vit_depth", "count_weight", "correlation_weight", "stain_jitter", "dropout", "weight_decay"]
+BAD = [
+    *((name, value) for name in POSITIVE for value in (0, -1, float("nan"))),
+    *((name, value) for name in NOT_NEGATIVE for value in (-1, float("nan"))),
+    ("normalize", "spot"),
+    ("log_base", 10),
+    ("count_loss", "poisson"),
+    ("schedule", "cosine"),
+    ("patch_size", 113),
+    ("fields_um", (87.0,)),
+    ("fields_px", (112.0, 224.0, 336.0)),
+    ("vit_heads", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bad_values_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"config\..*{name}|config\.{name}"):
+        Config.from_preset("default", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["n_components", "chunk_spots", "fields_um"])
+def test_none_is_a_value(name):
+    assert getattr(Config.from_preset("default", **{name: None}), name) is None
+
+
+def test_odd_patches_without_the_halving():
+    assert Config.from_preset("paper", patch_size=113).patch_size == 113
+    assert Config.from_preset("default", gem=False, patch_size=113).patch_size == 113

@@ -1,0 +1,267 @@
+import os
+import random
+import signal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import hggep_sc as hggep
+from helpers import CPU, TINY
+from hggep_sc.training.plan import TrainingPlan
+
+
+def weights_of(model):
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+def assert_same_model(a, b):
+    assert a.genes == b.genes
+    assert a.id == b.id
+    pd.testing.assert_frame_equal(a.history, b.history)
+    for name, tensor in weights_of(a).items():
+        assert torch.equal(tensor, b.network.state_dict()[name]), name
+
+
+@pytest.fixture
+def training(sections):
+    del sections["S3"]
+    return sections
+
+
+class TestReproducible:
+    def test_seed_reproduces_bit_for_bit(self, training, trained):
+        again = hggep.tl.fit(training, genes=20, config=TINY, **CPU)
+        assert_same_model(trained, again)
+
+    def test_another_seed_gives_another_model(self, training, trained):
+        other = hggep.tl.fit(training, genes=20, config=TINY, seed=1, **CPU)
+        assert other.id != trained.id
+
+    def test_random_state_of_the_caller_is_left_alone(self, training):
+        torch.manual_seed(5)
+        np.random.seed(5)  # noqa: NPY002 the caller's global state is the point
+        random.seed(5)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+        hggep.tl.fit(training, genes=10, config={**TINY, "epochs": 1}, **CPU)
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+        assert before[2] == random.getstate()
+
+    def test_inputs_are_not_changed(self, training):
+        before = {name: section.copy() for name, section in training.items()}
+        hggep.tl.fit(training, genes=10, config={**TINY, "epochs": 1}, **CPU)
+        for name, section in training.items():
+            assert (section.X != before[name].X).nnz == 0
+            assert list(section.layers) == list(section.var) == []
+            assert np.array_equal(section.obsm["spatial"], before[name].obsm["spatial"])
+
+    def test_quiet(self, training, tmp_path, monkeypatch, capfd, recwarn):
+        monkeypatch.chdir(tmp_path)
+        hggep.tl.fit(training, genes=10, config={**TINY, "epochs": 1}, **CPU)
+        assert list(tmp_path.iterdir()) == []
+        assert capfd.readouterr() == ("", "")
+        assert [str(w.message) for w in recwarn if "lightning" in w.filename] == []
+
+
+class TestLearning:
+    def test_history_has_every_term(self, trained):
+        assert list(trained.history) == ["epoch", "loss", "mse", "zinb", "correlation"]
+        assert trained.history["epoch"].tolist() == [0, 1, 2]
+        settings = trained.config
+        total = (
+            trained.history["mse"]
+            + settings.count_weight * trained.history["zinb"]
+            + settings.correlation_weight * trained.history["correlation"]
+        )
+        assert np.allclose(trained.history["loss"], total, rtol=1e-5)
+
+    def test_loss_falls(self, training):
+        model = hggep.tl.fit(training, genes=20, config={**TINY, "epochs": 8, "learning_rate": 5e-3}, **CPU)
+        assert model.history["loss"].iloc[-1] < 0.95 * model.history["loss"].iloc[0]
+
+    def test_components_are_bounded_by_the_data(self, training):
+        model = hggep.tl.fit(training, genes=5, config={**TINY, "n_components": 16, "epochs": 1}, **CPU)
+        assert model.config.n_components == 5
+
+    def test_spots_without_counts_teach_nothing(self, training):
+        """Whatever the image shows at a spot without counts, the loss does not see it."""
+        emptied = training["S1"]
+        matrix = emptied.X.tolil()
+        matrix[:10] = 0
+        emptied.X = matrix.tocsr()
+        seen = []
+
+        def record(self, batch, generator):
+            seen.append((len(batch.observed), int(batch.observed.sum())))
+            return real(self, batch, generator)
+
+        real = hggep.model.HGGEPNetwork.loss
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hggep.model.HGGEPNetwork, "loss", record)
+            hggep.tl.fit(training, genes=60, config={**TINY, "epochs": 1}, **CPU)
+        assert sorted(seen) == [(40, 30), (40, 40)]
+
+    @pytest.mark.parametrize("module", ["gem", "cbam", "vit", "ham", "lstm"])
+    def test_every_module_can_be_left_out(self, training, module):
+        model = hggep.tl.fit(training, genes=10, config={**TINY, "epochs": 1, module: False}, **CPU)
+        assert module.upper() not in repr(model).splitlines()[1]
+
+    def test_large_sections_go_in_chunks(self, training):
+        model = hggep.tl.fit(training, genes=10, config={**TINY, "epochs": 1, "chunk_spots": 15}, **CPU)
+        assert np.isfinite(model.history["loss"]).all()
+
+    def test_genes_by_name_keep_their_order(self, training):
+        names = ["TUM02", "STR01", "TUM01"]
+        assert set(names) <= set(training["S1"].var_names)
+        assert hggep.tl.fit(training, genes=names, config={**TINY, "epochs": 1}, **CPU).genes == names
+
+    def test_config_object_replaces_the_preset(self, training):
+        config = hggep.Config.from_preset("default", **{**TINY, "epochs": 1, "count_weight": 0.0})
+        model = hggep.tl.fit(training, genes=10, config=config, normalize="panel", **CPU)
+        assert model.scale.normalize == "panel"
+        assert "zinb" not in model.history
+
+    def test_several_sections_in_one_object(self, training, trained):
+        libraries = {}
+        for name, section in training.items():
+            section.obs["section"] = name
+            libraries |= section.uns["spatial"]
+        stacked = ad.concat(training, index_unique="-")
+        stacked.uns["spatial"] = libraries
+        model = hggep.tl.fit(stacked, library_key="section", genes=20, config=TINY, **CPU)
+        assert_same_model(model, trained)
+
+
+class TestValidation:
+    def test_section_by_name(self, sections):
+        model = hggep.tl.fit(sections, genes=10, config=TINY, validation="S2", **CPU)
+        assert model.history["validation_pcc"].notna().all()
+
+    def test_validation_section_teaches_nothing(self, sections):
+        """Other counts in the validation section: the weights of every epoch stay the same."""
+        settings = {**TINY, "epochs": 1}
+        genes = sections["S1"].var_names[:10].tolist()
+        first = hggep.tl.fit(sections, genes=genes, config=settings, validation="S2", **CPU)
+        sections["S2"].X = sections["S2"].X[::-1].copy() * 3
+        second = hggep.tl.fit(sections, genes=genes, config=settings, validation="S2", **CPU)
+        assert first.id == second.id
+        assert not np.allclose(first.history["validation_pcc"], second.history["validation_pcc"])
+
+    def test_spatial_blocks(self, sections):
+        model = hggep.tl.fit(sections, genes=10, config=TINY, validation=0.25, **CPU)
+        assert model.history["validation_pcc"].notna().all()
+
+    def test_best_epoch_is_kept(self, training, monkeypatch):
+        """The score is rigged to peak in the second epoch: its weights come back, and training stops."""
+        snapshots, scores = [], iter([0.1, 0.9, 0.2, 0.1, 0.0])
+
+        def rigged(self):
+            snapshots.append({k: v.clone() for k, v in self.network.state_dict().items()})
+            self.log("validation_pcc", next(scores))
+
+        monkeypatch.setattr(TrainingPlan, "on_validation_epoch_end", rigged)
+        settings = {**TINY, "epochs": 5, "patience": 2}
+        model = hggep.tl.fit(training, genes=10, config=settings, validation="S2", **CPU)
+        assert len(model.history) == 4
+        assert all(torch.equal(t, snapshots[1][n]) for n, t in model.network.state_dict().items())
+
+    @pytest.mark.parametrize(("validation", "message"), [("S9", "S9"), (1.5, "between 0 and 1")])
+    def test_refused(self, training, validation, message):
+        with pytest.raises(ValueError, match=message):
+            hggep.tl.fit(training, genes=10, config=TINY, validation=validation, **CPU)
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize("validation", [None, 0.3])
+    def test_resumed_equals_uninterrupted(self, training, tmp_path, monkeypatch, validation):
+        settings = {"genes": 15, "config": {**TINY, "epochs": 4}, "validation": validation, **CPU}
+        whole = hggep.tl.fit(training, **settings)
+        real = TrainingPlan.training_step
+
+        def interrupted(self, batch, step):
+            if self.current_epoch == 2 and step == 1:
+                raise RuntimeError("power cut")
+            return real(self, batch, step)
+
+        monkeypatch.setattr(TrainingPlan, "training_step", interrupted)
+        with pytest.raises(RuntimeError, match="power cut"):
+            hggep.tl.fit(training, checkpoint_dir=tmp_path / "run", **settings)
+        monkeypatch.setattr(TrainingPlan, "training_step", real)
+        resumed = hggep.tl.fit(training, checkpoint_dir=tmp_path / "run", resume=True, **settings)
+        assert_same_model(whole, resumed)
+
+    def test_another_fits_checkpoint_is_refused(self, training, tmp_path):
+        settings = {"genes": 15, "config": {**TINY, "epochs": 1}, "checkpoint_dir": tmp_path / "run", **CPU}
+        hggep.tl.fit(training, **settings)
+        with pytest.raises(ValueError, match="resume=True"):
+            hggep.tl.fit(training, **settings)
+        with pytest.raises(ValueError, match="different seed"):
+            hggep.tl.fit(training, resume=True, seed=4, **settings)
+
+    def test_resume_needs_a_folder(self, training):
+        with pytest.raises(ValueError, match="checkpoint_dir"):
+            hggep.tl.fit(training, genes=15, config=TINY, resume=True, **CPU)
+
+    def test_ctrl_c_reaches_the_caller(self, training, monkeypatch):
+        handler = signal.getsignal(signal.SIGINT)
+
+        def press(self, batch, step):
+            os.kill(os.getpid(), signal.SIGINT)
+            return real(self, batch, step)
+
+        real = TrainingPlan.training_step
+        monkeypatch.setattr(TrainingPlan, "training_step", press)
+        with pytest.raises(KeyboardInterrupt):
+            hggep.tl.fit(training, genes=15, config=TINY, **CPU)
+        assert signal.getsignal(signal.SIGINT) is handler
+
+
+class TestBadInput:
+    def test_unknown_preset(self, training):
+        with pytest.raises(ValueError, match=r"preset='best'.*'default', 'paper', 'published'"):
+            hggep.tl.fit(training, preset="best", **CPU)
+
+    def test_unknown_setting(self, training):
+        with pytest.raises(ValueError, match="'epoch'"):
+            hggep.tl.fit(training, config={"epoch": 3}, **CPU)
+
+    def test_unknown_device(self, training):
+        with pytest.raises(ValueError, match=r"device='gpu0'.*'cpu'"):
+            hggep.tl.fit(training, weights=None, device="gpu0")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
+    def test_cuda_absent(self, training):
+        with pytest.raises(ValueError, match=r"device='cuda'.*0 CUDA devices"):
+            hggep.tl.fit(training, weights=None, device="cuda")
+
+    def test_no_counts(self, training):
+        training["S2"].X = None
+        with pytest.raises(ValueError, match=r"'S2' has no counts.*layer="):
+            hggep.tl.fit(training, genes=10, config=TINY, **CPU)
+
+    def test_log_values_are_no_counts(self, training):
+        training["S1"].layers["counts"] = training["S1"].X.copy()
+        training["S1"].X = training["S1"].X.log1p()
+        with pytest.raises(ValueError, match=r"non-integer.*layer="):
+            hggep.tl.fit(training, genes=10, config=TINY, **CPU)
+
+    def test_scale_known_for_some(self, training):
+        del training["S2"].uns["spatial"]["S2"]["scalefactors"]["microns_per_pixel"]
+        training["S2"].uns["spatial"]["S2"]["metadata"].pop("technology", None)
+        with pytest.raises(ValueError, match=r"S2.*mpp="):
+            hggep.tl.fit(training, genes=10, config=TINY, **CPU)
+
+    def test_published_needs_the_array_grid(self, training):
+        del training["S1"].obs["array_col"]
+        with pytest.raises(KeyError, match="array_col"):
+            hggep.tl.fit(training, genes=10, preset="published", config={"epochs": 1}, **CPU)
+
+
+def test_published_preset_trains(training):
+    """One epoch of the released network: its own crop, scale and loss terms."""
+    model = hggep.tl.fit(training, genes=8, preset="published", config={"epochs": 1}, **CPU)
+    assert {"mse", "zinb", "distillation"} <= set(model.history)
+    assert (model.scale.normalize, model.scale.log_base) == ("panel", "10")

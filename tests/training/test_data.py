@@ -1,0 +1,322 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from hggep_sc import settings
+from hggep_sc.config import Config
+from hggep_sc.expression import ExpressionScale
+from hggep_sc.training.data import (
+    SectionData,
+    fields_of_view,
+    hold_out_blocks,
+    model_mpp,
+    patch_store,
+    read_patches,
+    section_data,
+    spatial_chunks,
+)
+
+# --- chunks
+
+
+def cloud(n, seed=0, scale=(1.0, 1.0)):
+    return np.random.default_rng(seed).random((n, 2)) * scale
+
+
+@pytest.mark.parametrize("max_spots", [1, 7, 50, 299])
+def test_chunks_are_a_partition_of_bounded_size(max_spots):
+    chunks = spatial_chunks(cloud(300), max_spots)
+    assert max(map(len, chunks)) <= max_spots
+    assert min(map(len, chunks)) >= max(max_spots // 2, 1)  # and no crumbs
+    np.testing.assert_array_equal(np.sort(np.concatenate(chunks)), np.arange(300))
+    for chunk in chunks:
+        np.testing.assert_array_equal(chunk, np.sort(chunk))
+
+
+@pytest.mark.parametrize("max_spots", [None, 300, 1000])
+def test_one_chunk(max_spots):
+    (chunk,) = spatial_chunks(cloud(300), max_spots)
+    np.testing.assert_array_equal(chunk, np.arange(300))
+
+
+@pytest.mark.parametrize("xy", [cloud(189), np.argwhere(np.ones((21, 9))).astype(float)], ids=["cloud", "grid"])
+def test_chunks_do_not_depend_on_the_order_of_spots(xy):
+    def coordinates(points):
+        return {frozenset(map(tuple, points[chunk])) for chunk in spatial_chunks(points, 30)}
+
+    expected = coordinates(xy)
+    for seed in range(3):
+        assert coordinates(xy[np.random.default_rng(seed).permutation(189)]) == expected
+
+
+@pytest.mark.parametrize("scale", [(1, 1), (5, 1), (1, 5)])
+def test_chunks_are_compact(scale):
+    xy = cloud(2000, scale=scale)
+    chunks = spatial_chunks(xy, 125)
+    sides = np.array([np.ptp(xy[chunk], axis=0) for chunk in chunks])
+    assert sides.prod(1).sum() <= scale[0] * scale[1]  # boxes that do not overlap
+    assert (sides.max(1) / sides.min(1)).max() < 3
+
+
+# --- blocks
+
+
+def data_at(xy, observed=None):
+    n = len(xy)
+    empty = np.zeros((n, 1), np.float32)
+    return SectionData(
+        name="A",
+        xy=np.asarray(xy, float),
+        patches=np.zeros((n, 1, 3, 2, 2), np.uint8),
+        positions=np.asarray(xy, np.float32),
+        expression=empty,
+        counts=empty,
+        size_factors=np.ones(n, np.float32),
+        observed=np.ones(n, bool) if observed is None else observed,
+    )
+
+
+def block_of(xy, side):
+    """Spots of a square 0..100, by the block that they lie in."""
+    return np.digitize(xy[:, 0], np.linspace(0, 100, side + 1)[1:-1]) * side + np.digitize(
+        xy[:, 1], np.linspace(0, 100, side + 1)[1:-1]
+    )
+
+
+@pytest.fixture
+def square():
+    corners = np.array([[0.0, 0.0], [100.0, 100.0]])
+    return data_at(np.concatenate([corners, 100 * cloud(998)]))
+
+
+@pytest.mark.parametrize("side", [5, 3])
+@pytest.mark.parametrize("fraction", [0.1, 0.3])
+def test_whole_blocks_are_held_out(square, fraction, side):
+    held_out = hold_out_blocks(square, fraction, seed=0, blocks_per_side=side)
+    block = block_of(square.xy, side)
+    assert held_out.dtype == bool
+    for number in range(side**2):
+        assert len(set(held_out[block == number])) == 1
+    sizes = np.bincount(block[held_out], minlength=side**2)
+    assert held_out.mean() >= fraction
+    assert (held_out.sum() - sizes[sizes > 0].max()) / 1000 < fraction  # not a block more than needed
+
+
+def test_blocks_are_seeded(square):
+    masks = [hold_out_blocks(square, 0.2, seed) for seed in (0, 0, 1, 2)]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    assert not np.array_equal(masks[0], masks[2])
+    assert not np.array_equal(masks[2], masks[3])
+
+
+def test_the_fraction_is_of_the_observed_spots(square):
+    observed = square.xy[:, 0] < 40
+    held_out = hold_out_blocks(data_at(square.xy, observed), 0.3, seed=1)
+    assert 0.3 <= held_out[observed].mean() < 0.45
+
+
+def test_blocks_of_spots_on_a_line():
+    held_out = hold_out_blocks(data_at(np.column_stack([np.arange(50), np.zeros(50)])), 0.2, seed=0)
+    assert held_out.sum() == 10
+
+
+# --- scale
+
+DEFAULT, PAPER = Config.from_preset("default"), Config.from_preset("paper")
+
+
+@pytest.mark.parametrize("section", [None, 0.3])
+def test_unknown_scale_takes_pixels(section):
+    assert fields_of_view(DEFAULT, None, section) == DEFAULT.fields_px
+    assert fields_of_view(PAPER, None, section) == (112.0,)
+
+
+def test_fields_in_um_at_the_sections_scale():
+    um = np.array(DEFAULT.fields_um)
+    for section in (0.25, 0.5, 0.7, 2.0):
+        np.testing.assert_allclose(fields_of_view(DEFAULT, 0.5, section), um / section)
+    np.testing.assert_allclose(fields_of_view(DEFAULT, 0.5, None), um / 0.5)
+
+
+def test_fields_in_px_follow_the_training_sections_scale():
+    assert fields_of_view(PAPER, 0.5, 0.5) == (112.0,)
+    assert fields_of_view(PAPER, 0.5, None) == (112.0,)
+    np.testing.assert_allclose(fields_of_view(PAPER, 0.5, 0.25), (224.0,))
+    np.testing.assert_allclose(fields_of_view(PAPER, 0.5, 1.0), (56.0,))
+
+
+@pytest.mark.parametrize(
+    ("section", "resampled"),
+    [(0.5 / 1.019, False), (0.5 / 0.981, False), (0.5 / 1.021, True), (0.5 / 0.979, True)],
+)
+def test_scales_within_2_percent_are_taken_as_equal(section, resampled):
+    expected = 112 * 0.5 / section if resampled else 112
+    assert fields_of_view(PAPER, 0.5, section) == pytest.approx((expected,), rel=1e-9)
+
+
+class FakeImage:
+    def __init__(self):
+        self.requests, self.closed = [], False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.closed = True
+
+    def read_patches(self, xy, *, field, size):
+        self.requests.append((field, size))
+        values = (xy.sum(1) + field).astype(np.uint8)
+        return np.broadcast_to(values[:, None, None, None], (len(xy), 3, size, size))
+
+
+class FakeSection:
+    """Three predicted genes of a library of five."""
+
+    genes = ("a", "b", "c")
+
+    def __init__(self, counts, xy=None, mpp=None, name="A"):
+        self.table = np.asarray(counts, dtype=np.float32)
+        self.xy = cloud(len(self.table)) if xy is None else np.asarray(xy, float)
+        self.mpp, self.name, self.image = mpp, name, FakeImage()
+
+    def counts(self, genes):
+        return sp.csr_matrix(self.table[:, ["abcde".index(gene) for gene in genes]])
+
+    def library(self):
+        return self.table.sum(1).astype(np.float64)
+
+    def open_image(self):
+        return self.image
+
+
+def test_model_scale_is_the_finest():
+    sections = [FakeSection(np.ones((2, 5)), mpp=mpp, name=name) for name, mpp in (("A", 0.5), ("B", 0.25))]
+    assert model_mpp(sections) == 0.25
+    assert model_mpp([FakeSection(np.ones((2, 5)))]) is None
+    with pytest.raises(ValueError, match=r"unknown for \['C'\].*mpp="):
+        model_mpp([*sections, FakeSection(np.ones((2, 5)), name="C")])
+
+
+def test_patches_of_every_field_are_read():
+    section = FakeSection(np.ones((3, 5)), xy=[[1, 2], [3, 4], [5, 6]], mpp=0.5)
+    config = DEFAULT.replace(patch_size=4, fields_um=(5.0, 20.0))
+    found = read_patches(section, config, 0.5, lambda xy: xy + 1)
+    assert section.image.requests == [(10.0, 4), (40.0, 4)]
+    assert section.image.closed
+    assert found.shape == (3, 2, 3, 4, 4)
+    np.testing.assert_array_equal(found[:, :, 0, 0, 0], [[15, 45], [19, 49], [23, 53]])
+    out = np.zeros_like(found)
+    assert read_patches(section, config, 0.5, lambda xy: xy + 1, out=out) is out
+    np.testing.assert_array_equal(out, found)
+
+
+# --- patches on disk
+
+SHAPES = [(5, 2, 3, 4, 4), (3, 2, 3, 4, 4)]
+BYTES = 8 * 2 * 3 * 4 * 4
+
+
+def test_patches_in_memory(monkeypatch):
+    monkeypatch.setattr(settings, "patch_memory", BYTES)
+    with patch_store(SHAPES) as stores:
+        assert [store.shape for store in stores] == SHAPES
+        assert all(store.dtype == np.uint8 for store in stores)
+        assert not any(isinstance(store, np.memmap) for store in stores)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_patches_above_the_limit_are_on_disk(monkeypatch, tmp_path, caplog, fails):
+    monkeypatch.setattr(settings, "patch_memory", BYTES - 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def use():
+        with patch_store(SHAPES) as stores:
+            files = [Path(store.filename) for store in stores]
+            assert all(isinstance(store, np.memmap) and store.dtype == np.uint8 for store in stores)
+            assert [store.shape for store in stores] == SHAPES
+            assert [file.stat().st_size for file in files] == [5 * 96, 3 * 96]
+            assert all(tmp_path in file.parents for file in files)
+            stores[0][:], stores[1][:] = 3, 4
+            assert stores[0].sum() == 3 * 480
+            if fails:
+                raise RuntimeError("training went wrong")
+
+    with caplog.at_level(logging.INFO, logger="hggep_sc"):
+        if fails:
+            with pytest.raises(RuntimeError, match="went wrong"):
+                use()
+        else:
+            use()
+    assert "temporary file" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- targets
+
+COUNTS = [
+    # predicted | others
+    [1, 2, 3, 4, 0],
+    [0, 0, 0, 9, 9],  # nothing in the predicted genes
+    [0, 0, 0, 0, 0],  # nothing at all
+    [5, 0, 0, 15, 0],
+    [0, 7, 0, 0, 33],
+]
+
+
+def data_of(counts, scale):
+    section = FakeSection(counts)
+    n = len(section.xy)
+    return section_data(section, section.genes, scale, np.zeros((n, 1, 3, 2, 2), np.uint8), section.xy)
+
+
+@pytest.mark.parametrize(("normalize", "totals"), [("library", [10, 20, 40]), ("panel", [6, 5, 7])])
+def test_targets(normalize, totals):
+    data = data_of(COUNTS, ExpressionScale(normalize, 100.0))
+    seen = np.array([True, False, False, True, True])
+    np.testing.assert_array_equal(data.observed, seen)
+    counts = np.array(COUNTS, float)[seen, :3]
+    totals = np.array(totals, float)
+    np.testing.assert_allclose(data.expression[seen], np.log1p(100 * counts / totals[:, None]), rtol=1e-6)
+    np.testing.assert_allclose(data.size_factors[seen], totals / np.median(totals), rtol=1e-6)
+    np.testing.assert_array_equal(data.counts, np.array(COUNTS)[:, :3])
+    assert np.median(data.size_factors[data.observed]) == 1
+    assert np.isfinite(data.expression).all()
+    assert np.isfinite(data.size_factors).all()
+    assert {a.dtype for a in (data.expression, data.counts, data.size_factors, data.positions)} == {
+        np.dtype(np.float32)
+    }
+
+
+def test_spots_without_counts_are_said(caplog):
+    with caplog.at_level(logging.INFO, logger="hggep_sc"):
+        data_of(COUNTS, ExpressionScale())
+    assert "2 spots without counts" in caplog.text
+
+
+def test_a_section_without_counts_is_refused():
+    with pytest.raises(ValueError, match="section 'A': no spot has a count in the 3 genes"):
+        data_of(np.pad(np.zeros((4, 3)), ((0, 0), (0, 2)), constant_values=5), ExpressionScale())
+
+
+def test_integer_positions_stay_integers():
+    section = FakeSection(COUNTS)
+    grid = np.arange(10).reshape(5, 2)
+    data = section_data(section, section.genes, ExpressionScale(), np.zeros((5, 1, 3, 2, 2), np.uint8), grid)
+    assert data.positions.dtype == grid.dtype
+
+
+def test_batch_takes_the_spots_asked_for():
+    data = data_of(COUNTS, ExpressionScale())
+    data.patches[:] = np.arange(5)[:, None, None, None, None]
+    spots = np.array([4, 0, 2])
+    batch = data.batch(spots)
+    assert batch.patches.dtype == torch.uint8
+    assert batch.patches[:, 0, 0, 0, 0].tolist() == [4, 0, 2]
+    assert batch.observed.tolist() == [True, True, False]
+    for name in ("positions", "expression", "counts", "size_factors"):
+        np.testing.assert_array_equal(getattr(batch, name).numpy(), getattr(data, name)[spots])

@@ -30,14 +30,11 @@ def synthetic() -> "tuple[dict[str, AnnData], str, dict[str, Any]]":
 def her2st() -> "tuple[dict[str, AnnData], str, dict[str, Any]]":
     """Real sections of HER2-positive breast tumours; files that are not at hand are downloaded."""
     shared = os.environ.get("HGGEP_SHARED")
-    weights = None
+    weights: str | Path = "imagenet"
     if shared:
         if not os.environ.get("HGGEP_DATASETDIR"):
             hggep.settings.dataset_dir = Path(shared) / "data"
         weights = Path(shared) / TRUNK
-    if weights is None or not weights.is_file():
-        weights = None
-        print("Without pretrained weights, which the accuracy leans on: the backbone starts from random ones.")
     sections = hggep.datasets.her2st(["B4", "C2", "C3", "C4", "C5"])
     return sections, "C5", {"weights": weights, "genes": 785, "normalize": "panel"}
 

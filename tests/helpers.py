@@ -1,4 +1,6 @@
-"""Settings shared by tests: a network that trains in a second or two."""
+"""What tests share: settings of a network that trains in a second or two, and a converter to SpatialData."""
+
+import numpy as np
 
 TINY = {
     "patch_size": 32,
@@ -9,3 +11,42 @@ TINY = {
     "epochs": 3,
 }
 CPU = {"weights": None, "device": "cpu", "progress": False}
+
+
+def as_spatialdata(adata, *, scale_factors=None):
+    """The same section as SpatialData: the table shuffled, the image in a scaled and moved coordinate system."""
+    import spatialdata as sd
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Affine
+
+    from hggep_sc.image import SectionImage
+
+    name = next(iter(adata.uns["spatial"]))
+    entry = adata.uns["spatial"][name]
+    with SectionImage.from_file(entry["metadata"]["source_image_path"]) as opened:
+        pixels = opened.thumbnail(max(opened.shape)).transpose(2, 0, 1)
+    to_global = Affine([[0.5, 0, 30.0], [0, 0.5, -12.0], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))
+    image = Image2DModel.parse(
+        pixels,
+        dims=("c", "y", "x"),
+        c_coords=["r", "g", "b"],
+        scale_factors=scale_factors,
+        transformations={"global": to_global},
+    )
+    inverse = np.linalg.inv(to_global.to_affine_matrix(("x", "y"), ("x", "y")))
+    # shapes live in a third of a px, and meet the image in "global"
+    forward = np.linalg.inv(inverse) @ np.diag([3, 3, 1])
+    circles = ShapesModel.parse(
+        adata.obsm["spatial"] / 3,
+        geometry=0,
+        radius=np.full(adata.n_obs, entry["scalefactors"]["spot_diameter_fullres"] / 6),
+        index=adata.obs_names.to_numpy(),
+        transformations={"global": Affine(forward, input_axes=("x", "y"), output_axes=("x", "y"))},
+    )
+    table = adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+    del table.uns["spatial"], table.obsm["spatial"]
+    table.obs["region_name"] = "spots"
+    table.obs["region_name"] = table.obs["region_name"].astype("category")
+    table.obs["instance"] = table.obs_names.to_numpy()
+    table = TableModel.parse(table, region="spots", region_key="region_name", instance_key="instance")
+    return sd.SpatialData(images={"he": image}, shapes={"spots": circles}, tables={"table": table})

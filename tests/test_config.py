@@ -11,7 +11,7 @@ def test_json_round_trip(name):
     config = Config.from_preset(name)
     text = json.dumps(config.to_dict())
     assert Config.from_dict(json.loads(text)) == config
-    other = config.replace(fields_px=(64.0,), fields_um=None, epochs=7, n_components=None, lstm=False)
+    other = config.replace(fields_px=(64.0,), fields_um=None, epochs=7, n_components=None, dropout=0.3)
     assert other != config
     assert Config.from_dict(json.loads(json.dumps(other.to_dict()))) == other
 

@@ -149,6 +149,11 @@ class Config:
         for name in not_negative:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"config.{name} must not be negative, not {getattr(self, name)!r}")
+        switched_off = [name for name in ("gem", "cbam", "vit", "ham", "lstm") if not getattr(self, name)]
+        if self.preset == "published" and switched_off:
+            raise ValueError(
+                f"config.{switched_off[0]}=False: the published network has no switches; use preset='paper'"
+            )
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"config.{name} must be one of {choices}, not {getattr(self, name)!r}")
@@ -187,6 +192,7 @@ _PAPER: dict[str, Any] = {
     "backbone_learning_rate": 1e-5,
     "weight_decay": 0.0,
     "schedule": "constant",
+    "gradient_clip": 0.0,
     "chunk_spots": None,
 }
 
@@ -200,6 +206,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "log_base": "10",
         "epochs": 500,
         "vit_heads": 16,
-        "gradient_clip": 0.0,
     },
 }

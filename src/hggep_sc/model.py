@@ -23,9 +23,10 @@ from .expression import ExpressionScale
 from .fingerprint import Fingerprint
 from .genes import training_genes
 from .nn import HGGEPNetwork, PublishedNetwork, build
+from .patches import fields_of_view, model_mpp, read_patches, say_if_coarse
 from .section import Section
 from .training.augmentation import dihedral
-from .training.data import fields_of_view, model_mpp, spatial_chunks
+from .training.data import spatial_chunks
 from .training.fit import train
 from .weights import read_state_dict
 
@@ -180,6 +181,7 @@ class HGGEP:
                 section.name,
                 self.mpp,
             )
+        say_if_coarse(section, fields_of_view(self.config, self.mpp, section.mpp), self.config.patch_size)
         network = self.network.to(resolve_device(device))
         views = [(turns, flip) for flip in (False, True) for turns in range(4)] if average_flips else [(0, False)]
         n_spots = len(section.xy)
@@ -211,8 +213,7 @@ class HGGEP:
         with section.open_image() as image:
             for start in range(0, len(spots), batch_size):
                 xy = centres[spots[start : start + batch_size]]
-                read = [image.read_patches(xy, field=field, size=size) for field in fields]
-                patches = torch.from_numpy(np.stack(read, axis=1)).to(device)
+                patches = torch.from_numpy(read_patches(image, xy, fields, size)).to(device)
                 n = len(patches)
                 turned = [dihedral(patches, torch.full((n,), turns), torch.full((n,), flip)) for turns, flip in views]
                 batches.append(torch.stack([self.network.encode(view) for view in turned]))

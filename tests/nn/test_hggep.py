@@ -9,8 +9,8 @@ import torch
 
 from hggep_sc.config import Config
 from hggep_sc.metrics import pearson
+from hggep_sc.nn import Batch
 from hggep_sc.nn.hggep import HGGEPNetwork
-from hggep_sc.training.data import Batch
 
 N, GENES = 12, 7
 SMALL = {"patch_size": 32, "width": 16, "vit_heads": 4, "vit_depth": 1, "lstm_layers": 2}

@@ -228,6 +228,10 @@ class TestBadInput:
         with pytest.raises(ValueError, match="'epoch'"):
             hggep.tl.fit(training, config={"epoch": 3}, **CPU)
 
+    def test_published_has_no_switches(self, training):
+        with pytest.raises(ValueError, match=r"config\.ham=False"):
+            hggep.tl.fit(training, preset="published", config={"ham": False}, **CPU)
+
     def test_unknown_device(self, training):
         with pytest.raises(ValueError, match=r"device='gpu0'.*'cpu'"):
             hggep.tl.fit(training, weights=None, device="gpu0")

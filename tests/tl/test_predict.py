@@ -3,11 +3,9 @@ import numpy as np
 import pytest
 import spatialdata as sd
 from PIL import Image
-from spatialdata.models import Image2DModel, ShapesModel, TableModel
-from spatialdata.transformations import Affine
 
 import hggep_sc as hggep
-from helpers import CPU, TINY
+from helpers import CPU, TINY, as_spatialdata
 
 
 @pytest.fixture
@@ -29,34 +27,6 @@ def state_of(adata):
         "uns": sorted(adata.uns),
         "X": None if adata.X is None else adata.X.sum(),
     }
-
-
-def as_spatialdata(adata, seed=0):
-    """The same section as SpatialData: the table shuffled, the image in a scaled and moved coordinate system."""
-    name = next(iter(adata.uns["spatial"]))
-    entry = adata.uns["spatial"][name]
-    pixels = np.asarray(Image.open(entry["metadata"]["source_image_path"])).transpose(2, 0, 1)
-    to_global = Affine([[0.5, 0, 30.0], [0, 0.5, -12.0], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))
-    image = Image2DModel.parse(
-        pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], scale_factors=[2], transformations={"global": to_global}
-    )
-    inverse = np.linalg.inv(to_global.to_affine_matrix(("x", "y"), ("x", "y")))
-    # shapes live in a third of a px, and meet the image in "global"
-    forward = np.linalg.inv(inverse) @ np.diag([3, 3, 1])
-    circles = ShapesModel.parse(
-        adata.obsm["spatial"] / 3,
-        geometry=0,
-        radius=np.full(adata.n_obs, entry["scalefactors"]["spot_diameter_fullres"] / 6),
-        index=adata.obs_names.to_numpy(),
-        transformations={"global": Affine(forward, input_axes=("x", "y"), output_axes=("x", "y"))},
-    )
-    table = adata[np.random.default_rng(seed).permutation(adata.n_obs)].copy()
-    del table.uns["spatial"], table.obsm["spatial"]
-    table.obs["region_name"] = "spots"
-    table.obs["region_name"] = table.obs["region_name"].astype("category")
-    table.obs["instance"] = table.obs_names.to_numpy()
-    table = TableModel.parse(table, region="spots", region_key="region_name", instance_key="instance")
-    return sd.SpatialData(images={"he": image}, shapes={"spots": circles}, tables={"table": table})
 
 
 class TestWrites:
@@ -144,6 +114,15 @@ class TestKindsOfInput:
         ours = table[test_section.obs_names, trained.genes].layers["hggep"]
         assert np.abs(ours - test_section[:, trained.genes].layers["hggep"]).max() < 1e-5
         assert hggep.get.prediction(sdata).shape == (40, 20)
+
+    def test_pyramid_gives_much_the_same(self, test_section, trained):
+        """Patches are cut from a reduced level: other pixels by rounding, the same prediction by and large."""
+        single, pyramid = as_spatialdata(test_section), as_spatialdata(test_section, scale_factors=[2, 2])
+        for sdata in (single, pyramid):
+            predict(sdata, trained, mpp=1.0)
+        a, b = (sdata["table"][:, trained.genes].layers["hggep"] for sdata in (single, pyramid))
+        spread = a.std(0).mean()
+        assert np.abs(a - b).mean() < 0.1 * spread
 
     def test_training_on_spatialdata_gives_the_same(self, sections, trained):
         training = {name: as_spatialdata(sections[name]) for name in ("S1", "S2")}

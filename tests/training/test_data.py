@@ -7,15 +7,11 @@ import scipy.sparse as sp
 import torch
 
 from hggep_sc import settings
-from hggep_sc.config import Config
 from hggep_sc.expression import ExpressionScale
 from hggep_sc.training.data import (
     SectionData,
-    fields_of_view,
     hold_out_blocks,
-    model_mpp,
     patch_store,
-    read_patches,
     section_data,
     spatial_chunks,
 )
@@ -124,56 +120,6 @@ def test_blocks_of_spots_on_a_line():
     assert held_out.sum() == 10
 
 
-# --- scale
-
-DEFAULT, PAPER = Config.from_preset("default"), Config.from_preset("paper")
-
-
-@pytest.mark.parametrize("section", [None, 0.3])
-def test_unknown_scale_takes_pixels(section):
-    assert fields_of_view(DEFAULT, None, section) == DEFAULT.fields_px
-    assert fields_of_view(PAPER, None, section) == (112.0,)
-
-
-def test_fields_in_um_at_the_sections_scale():
-    um = np.array(DEFAULT.fields_um)
-    for section in (0.25, 0.5, 0.7, 2.0):
-        np.testing.assert_allclose(fields_of_view(DEFAULT, 0.5, section), um / section)
-    np.testing.assert_allclose(fields_of_view(DEFAULT, 0.5, None), um / 0.5)
-
-
-def test_fields_in_px_follow_the_training_sections_scale():
-    assert fields_of_view(PAPER, 0.5, 0.5) == (112.0,)
-    assert fields_of_view(PAPER, 0.5, None) == (112.0,)
-    np.testing.assert_allclose(fields_of_view(PAPER, 0.5, 0.25), (224.0,))
-    np.testing.assert_allclose(fields_of_view(PAPER, 0.5, 1.0), (56.0,))
-
-
-@pytest.mark.parametrize(
-    ("section", "resampled"),
-    [(0.5 / 1.019, False), (0.5 / 0.981, False), (0.5 / 1.021, True), (0.5 / 0.979, True)],
-)
-def test_scales_within_2_percent_are_taken_as_equal(section, resampled):
-    expected = 112 * 0.5 / section if resampled else 112
-    assert fields_of_view(PAPER, 0.5, section) == pytest.approx((expected,), rel=1e-9)
-
-
-class FakeImage:
-    def __init__(self):
-        self.requests, self.closed = [], False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.closed = True
-
-    def read_patches(self, xy, *, field, size):
-        self.requests.append((field, size))
-        values = (xy.sum(1) + field).astype(np.uint8)
-        return np.broadcast_to(values[:, None, None, None], (len(xy), 3, size, size))
-
-
 class FakeSection:
     """Three predicted genes of a library of five."""
 
@@ -182,37 +128,13 @@ class FakeSection:
     def __init__(self, counts, xy=None, mpp=None, name="A"):
         self.table = np.asarray(counts, dtype=np.float32)
         self.xy = cloud(len(self.table)) if xy is None else np.asarray(xy, float)
-        self.mpp, self.name, self.image = mpp, name, FakeImage()
+        self.mpp, self.name = mpp, name
 
     def counts(self, genes):
         return sp.csr_matrix(self.table[:, ["abcde".index(gene) for gene in genes]])
 
     def library(self):
         return self.table.sum(1).astype(np.float64)
-
-    def open_image(self):
-        return self.image
-
-
-def test_model_scale_is_the_finest():
-    sections = [FakeSection(np.ones((2, 5)), mpp=mpp, name=name) for name, mpp in (("A", 0.5), ("B", 0.25))]
-    assert model_mpp(sections) == 0.25
-    assert model_mpp([FakeSection(np.ones((2, 5)))]) is None
-    with pytest.raises(ValueError, match=r"unknown for \['C'\].*mpp="):
-        model_mpp([*sections, FakeSection(np.ones((2, 5)), name="C")])
-
-
-def test_patches_of_every_field_are_read():
-    section = FakeSection(np.ones((3, 5)), xy=[[1, 2], [3, 4], [5, 6]], mpp=0.5)
-    config = DEFAULT.replace(patch_size=4, fields_um=(5.0, 20.0))
-    found = read_patches(section, config, 0.5, lambda xy: xy + 1)
-    assert section.image.requests == [(10.0, 4), (40.0, 4)]
-    assert section.image.closed
-    assert found.shape == (3, 2, 3, 4, 4)
-    np.testing.assert_array_equal(found[:, :, 0, 0, 0], [[15, 45], [19, 49], [23, 53]])
-    out = np.zeros_like(found)
-    assert read_patches(section, config, 0.5, lambda xy: xy + 1, out=out) is out
-    np.testing.assert_array_equal(out, found)
 
 
 # --- patches on disk

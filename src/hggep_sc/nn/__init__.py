@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from .hggep import HGGEPNetwork
-from .output import CountParameters, Output
+from .interface import Batch, CountParameters, Output
 from .published import PublishedNetwork
 
 if TYPE_CHECKING:
     from ..config import Config
 
-__all__ = ["CountParameters", "HGGEPNetwork", "Output", "PublishedNetwork", "build"]
+__all__ = ["Batch", "CountParameters", "HGGEPNetwork", "Output", "PublishedNetwork", "build"]
 
 
 def build(config: "Config", n_genes: int) -> HGGEPNetwork | PublishedNetwork:

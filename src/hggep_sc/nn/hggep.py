@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from .cbam import CBAM
 from .gem import GEM
 from .hypergraph import HAM
+from .interface import Batch, CountParameters, Output
 from .losses import nb_nll, pearson_loss, zinb_nll
-from .output import CountParameters, Output
 from .shufflenet import ShuffleNetV2
 from .transformer import ViT
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..config import Config
     from ..section import Section
-    from ..training.data import Batch
 
 STAGE_CHANNELS = (96, 192, 1024)  # S3, S4, S5 of ShuffleNetV2 x0.5
 
@@ -126,7 +125,7 @@ class HGGEPNetwork(nn.Module):
             n_genes = len(gene_mean)
             self.count_heads.bias[:n_genes] = count_mean.clamp_min(1e-3).log()
 
-    def loss(self, batch: "Batch", generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error, counts' likelihood and correlation over the observed spots of a batch.
 
         Returns

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import HypergraphConv
 
+from .interface import Batch, CountParameters, Output
 from .losses import distillation, zinb_nll
-from .output import CountParameters, Output
 from .shufflenet import ShuffleNetV2
 
 if TYPE_CHECKING:
     from ..section import Section
-    from ..training.data import Batch
 
 DIM = 1024
 HEADS = 16
@@ -389,7 +388,7 @@ class PublishedNetwork(nn.Module):
         adjacent = torch.from_numpy(adjacency(positions.long().cpu().numpy())).to(features.device)
         return self.hgnn(features, *hyperedges(features, adjacent))
 
-    def loss(self, batch: "Batch", generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """MSE + 0.25 ZINB + 0.5 self-distillation over five augmented views of one section.
 
         MSE and ZINB look at the spots with counts alone (`batch.observed`), distillation at all spots.

@@ -1,4 +1,4 @@
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import pandas as pd
@@ -11,15 +11,37 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    Data = TypeVar("Data", AnnData, SpatialData)
+
+
+@overload
+def evaluate(
+    data: "Data",
+    *,
+    key: str = ...,
+    observed_layer: str | None = ...,
+    table_key: str | None = ...,
+    copy: Literal[False] = ...,
+) -> pd.DataFrame: ...
+@overload
+def evaluate(
+    data: "Data",
+    *,
+    key: str = ...,
+    observed_layer: str | None = ...,
+    table_key: str | None = ...,
+    copy: Literal[True],
+) -> "tuple[Data, pd.DataFrame]": ...
+
 
 def evaluate(
-    data: "AnnData | SpatialData",
+    data: "Data",
     *,
     key: str = _keys.KEY,
     observed_layer: str | None = None,
     table_key: str | None = None,
     copy: bool = False,
-) -> "pd.DataFrame | tuple[AnnData | SpatialData, pd.DataFrame]":
+) -> "pd.DataFrame | tuple[Data, pd.DataFrame]":
     """Compare predicted with observed expression, gene by gene across the spots.
 
     The observed counts are brought to the scale that the prediction was made on, and both to the natural logarithm.

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,30 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .._settings import settings
-from ..config import Config
 from ..expression import ExpressionScale
+from ..nn import Batch
 
 if TYPE_CHECKING:
     from ..section import Section
 
 logger = logging.getLogger(__name__)
-
-SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
-
-
-@dataclass
-class Batch:
-    """Spots of one section (or of a compact chunk of it)."""
-
-    patches: Tensor  # (N, fields, 3, S, S) uint8
-    positions: Tensor  # (N, 2)
-    expression: Tensor  # (N, G) targets on the model's scale
-    counts: Tensor  # (N, G) raw
-    size_factors: Tensor  # (N,) spot total over the section's median
-    observed: Tensor  # (N,) bool: spots whose counts may reach the loss
 
 
 @dataclass
@@ -59,52 +44,6 @@ class SectionData:
             size_factors=torch.from_numpy(self.size_factors[spots]),
             observed=torch.from_numpy(self.observed[spots]),
         )
-
-
-def model_mpp(sections: Sequence["Section"]) -> float | None:
-    """Return the scale a model is trained at: the finest of its sections', or None where it is unknown."""
-    known = [s.mpp for s in sections if s.mpp is not None]
-    if known and len(known) < len(sections):
-        missing = [s.name for s in sections if s.mpp is None]
-        raise ValueError(
-            f"the physical scale (um per px) is known for some training sections and unknown for {missing}: "
-            "give mpp= (a number, or a dict by section name)"
-        )
-    return min(known) if known else None
-
-
-def fields_of_view(config: Config, model_mpp: float | None, section_mpp: float | None) -> tuple[float, ...]:
-    """Return the side of each field of view in px of a section's image.
-
-    They are `fields_um` where the model's scale is known, else `fields_px`. A section of another scale than the
-    model's gets as many um in more or fewer px; where one of the scales is unknown they are taken as equal.
-    """
-    if model_mpp is None:
-        return config.fields_px
-    at_model = config.fields_px if config.fields_um is None else tuple(um / model_mpp for um in config.fields_um)
-    ratio = 1.0 if section_mpp is None else model_mpp / section_mpp
-    if abs(ratio - 1) < SAME_SCALE:
-        ratio = 1.0
-    return tuple(px * ratio for px in at_model)
-
-
-def read_patches(
-    section: "Section",
-    config: Config,
-    mpp: float | None,
-    centres: Callable[[np.ndarray], np.ndarray],
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """Read a section's patches, uint8 (n_spots, fields, 3, S, S), into `out` where given."""
-    size = config.patch_size
-    fields = fields_of_view(config, mpp, section.mpp)
-    if out is None:
-        out = np.empty((len(section.xy), len(fields), 3, size, size), dtype=np.uint8)
-    xy = centres(section.xy)
-    with section.open_image() as image:
-        for i, field in enumerate(fields):
-            out[:, i] = image.read_patches(xy, field=field, size=size)
-    return out
 
 
 @contextmanager

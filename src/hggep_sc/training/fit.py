@@ -1,15 +1,9 @@
 """Training: sections in, a trained network out."""
 
-import hashlib
-import json
-import logging
-import signal
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning as L
 import numpy as np
@@ -20,27 +14,23 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import Config
 from ..expression import ExpressionScale
-from ..nn import HGGEPNetwork, PublishedNetwork, build
+from ..nn import Batch, HGGEPNetwork, PublishedNetwork, build
+from ..patches import fields_of_view, read_patches, say_if_coarse
 from ..weights import load_weights
+from .checkpoint import CHECKPOINT, checkpoint_to_resume, identity_of
 from .data import (
-    Batch,
     SectionData,
-    fields_of_view,
     hold_out_blocks,
     patch_store,
-    read_patches,
     section_data,
     spatial_chunks,
 )
+from .lightning_manners import interruptible, quiet
 from .plan import EpochProgress, History, KeepBest, TrainingPlan
 
 if TYPE_CHECKING:
     from ..section import Section
 
-logger = logging.getLogger(__name__)
-
-CHECKPOINT = "last.ckpt"
-IDENTITY = "fit.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -70,18 +60,21 @@ def train(
     progress: bool,
 ) -> Trained:
     """Train a network on sections; see `hggep_sc.tl.fit` for the parameters."""
-    with isolate_rng(), _quiet():
+    with isolate_rng(), quiet():
         torch.manual_seed(seed)
         network_class = PublishedNetwork if config.preset == "published" else HGGEPNetwork
         size = config.patch_size
-        shapes = [(len(s.xy), len(fields_of_view(config, mpp, s.mpp)), 3, size, size) for s in sections]
+        all_fields = [fields_of_view(config, mpp, s.mpp) for s in sections]
+        shapes = [(len(s.xy), len(fields), 3, size, size) for s, fields in zip(sections, all_fields, strict=True)]
         with patch_store(shapes) as stores:
             data = []
-            for section, store in zip(sections, stores, strict=True):
-                read_patches(section, config, mpp, network_class.centres, out=store)
+            for section, store, fields in zip(sections, stores, all_fields, strict=True):
+                say_if_coarse(section, fields, size)
+                with section.open_image() as image:
+                    read_patches(image, network_class.centres(section.xy), fields, size, out=store)
                 data.append(section_data(section, genes, scale, store, network_class.positions(section)))
-            identity = _identity(data, genes, config, validation, seed)
-            checkpoint = _checkpoint_to_resume(checkpoint_dir, resume, identity)
+            identity = identity_of(data, genes, config, validation, seed)
+            checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity)
             training, held_out = _split(data, validation, seed)
             training, config, start = _center(training, config, seed)
             network = build(config, len(genes))
@@ -244,87 +237,6 @@ def _run(
         log_every_n_steps=1,
     )
     plan = TrainingPlan(network, config, seed)
-    with _interruptible():
+    with interruptible():
         trainer.fit(plan, loader, validation, ckpt_path=checkpoint)
     return history.records
-
-
-def _checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: dict[str, Any]) -> Path | None:
-    """Return the checkpoint to go on from, and mark the folder as this fit's own.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds another fit's checkpoint, or one that `resume=True` was not given for.
-    """
-    if checkpoint_dir is None:
-        if resume:
-            raise ValueError("resume=True needs checkpoint_dir=, the folder of the interrupted fit")
-        return None
-    checkpoint, mark = checkpoint_dir / CHECKPOINT, checkpoint_dir / IDENTITY
-    if checkpoint.exists():
-        if not resume:
-            raise ValueError(
-                f"checkpoint_dir={str(checkpoint_dir)!r} holds the checkpoint of an earlier fit: "
-                "pass resume=True to continue it, or another folder"
-            )
-        earlier = json.loads(mark.read_text()) if mark.exists() else {}
-        if changed := sorted(k for k in identity if earlier.get(k) != identity[k]):
-            raise ValueError(
-                f"checkpoint_dir={str(checkpoint_dir)!r} belongs to another fit (different {', '.join(changed)}): "
-                "resume with the same data and settings, or choose another folder"
-            )
-        return checkpoint
-    if resume:
-        logger.warning("checkpoint_dir=%r holds no checkpoint yet: training starts from the beginning", checkpoint_dir)
-    checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(identity, indent=1))
-    return None
-
-
-def _identity(
-    data: list[SectionData], genes: Sequence[str], config: Config, validation: str | float | None, seed: int
-) -> dict[str, Any]:
-    """Return what has to agree for a fit to be continued."""
-    digest = hashlib.sha256()
-    for d in data:
-        for array in (d.xy, d.expression, d.counts, d.patches[: min(8, len(d.patches))]):
-            digest.update(np.ascontiguousarray(array).tobytes())
-    settings = json.loads(json.dumps(config.to_dict()))
-    return {
-        "sections": [d.name for d in data],
-        "data": digest.hexdigest(),
-        "genes": list(genes),
-        "config": settings,
-        "validation": validation,
-        "seed": seed,
-    }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back Lightning's banners and advice; warnings of other origin pass."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [lightning_logger.level for lightning_logger in loggers]
-    for lightning_logger in loggers:
-        lightning_logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        for lightning_logger, level in zip(loggers, levels, strict=True):
-            lightning_logger.setLevel(level)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn Ctrl-C back into KeyboardInterrupt: Lightning answers it by ignoring the signal and leaving Python."""
-    try:
-        handler = signal.getsignal(signal.SIGINT)
-        yield
-    except SystemExit as exit_:
-        if isinstance(exit_.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt("training was interrupted; with checkpoint_dir= it can be resumed") from None
-        raise

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..config import Config
 from ..metrics import pearson
-from ..nn import HGGEPNetwork, PublishedNetwork
+from ..nn import Batch, HGGEPNetwork, PublishedNetwork
 from .augmentation import random_dihedral, stain_jitter
-from .data import Batch
 
 
 class TrainingPlan(L.LightningModule):

@@ -1,5 +1,6 @@
-"""What every network of the package returns."""
+"""What goes into every network of the package, and what comes out."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,3 +20,15 @@ class Output(NamedTuple):
     expression: Tensor  # (N, G) absolute log expression
     latent: Tensor  # (N, D)
     counts: CountParameters | None  # None where the network has no count head
+
+
+@dataclass
+class Batch:
+    """Spots of one section (or of a compact chunk of it)."""
+
+    patches: Tensor  # (N, fields, 3, S, S) uint8
+    positions: Tensor  # (N, 2)
+    expression: Tensor  # (N, G) targets on the model's scale
+    counts: Tensor  # (N, G) raw
+    size_factors: Tensor  # (N,) spot total over the section's median
+    observed: Tensor  # (N,) bool: spots whose counts may reach the loss

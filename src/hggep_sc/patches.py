@@ -1,0 +1,87 @@
+"""Patches: how large a field of view is in px of an image, and reading all fields around every spot."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .config import Config
+
+if TYPE_CHECKING:
+    from .image import SectionImage
+    from .section import Section
+
+logger = logging.getLogger(__name__)
+
+SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
+COARSE = 0.5  # px of the image per px of the patch, below which detail is missed
+
+
+def model_mpp(sections: Sequence["Section"]) -> float | None:
+    """Return the scale a model is trained at: the finest of its sections', or None where it is unknown."""
+    known = [s.mpp for s in sections if s.mpp is not None]
+    if known and len(known) < len(sections):
+        missing = [s.name for s in sections if s.mpp is None]
+        raise ValueError(
+            f"the physical scale (um per px) is known for some training sections and unknown for {missing}: "
+            "give mpp= (a number, or a dict by section name)"
+        )
+    return min(known) if known else None
+
+
+def fields_of_view(config: Config, model_mpp: float | None, section_mpp: float | None) -> tuple[float, ...]:
+    """Return the side of each field of view in px of a section's image.
+
+    They are `fields_um` where the model's scale is known, else `fields_px`. A section of another scale than the
+    model's gets as many um in more or fewer px; where one of the scales is unknown they are taken as equal.
+    """
+    if model_mpp is None:
+        return config.fields_px
+    at_model = config.fields_px if config.fields_um is None else tuple(um / model_mpp for um in config.fields_um)
+    ratio = 1.0 if section_mpp is None else model_mpp / section_mpp
+    if abs(ratio - 1) < SAME_SCALE:
+        ratio = 1.0
+    return tuple(px * ratio for px in at_model)
+
+
+def say_if_coarse(section: "Section", fields: Sequence[float], size: int) -> None:
+    """Warn where a section's image holds much less detail than the network looks for."""
+    if min(fields) < COARSE * size:
+        logger.warning(
+            "section %r: the smallest field of view is only %.0f px wide in %s and is enlarged to %d px: detail is "
+            "missing; use the full-resolution image where there is one",
+            section.name,
+            min(fields),
+            section.image_name,
+            size,
+        )
+
+
+def read_patches(
+    image: "SectionImage", xy: np.ndarray, fields: Sequence[float], size: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Read the patches of all fields of view around spots.
+
+    Parameters
+    ----------
+    image
+        An open image.
+    xy
+        (n, 2) centres, px of the image's finest level.
+    fields
+        Sides of the fields of view, px of the image's finest level.
+    size
+        Side of the patches, px.
+    out
+        Array to fill.
+
+    Returns
+    -------
+    uint8 (n, fields, 3, size, size).
+    """
+    if out is None:
+        out = np.empty((len(xy), len(fields), 3, size, size), dtype=np.uint8)
+    for i, field in enumerate(fields):
+        out[:, i] = image.read_patches(xy, field=field, size=size)
+    return out

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-import numpy as np
 
 import hggep_sc as hggep
 
@@ -67,7 +66,7 @@ def main() -> None:
         "history.png": hggep.pl.history(model),
     }
     for name, axes in figures.items():
-        np.ravel(axes)[0].figure.savefig(options.out / name, dpi=150, bbox_inches="tight")
+        axes[0].figure.savefig(options.out / name, dpi=150, bbox_inches="tight")
 
     print(f"\n{model}\n")
     print(f"{'gene':<20} {'PCC':>6} {'RMSE':>6}")

@@ -78,9 +78,12 @@ class TestLearning:
         )
         assert np.allclose(trained.history["loss"], total, rtol=1e-5)
 
-    def test_loss_falls(self, training):
-        model = hggep.tl.fit(training, genes=20, config={**TINY, "epochs": 8, "learning_rate": 5e-3}, **CPU)
-        assert model.history["loss"].iloc[-1] < 0.95 * model.history["loss"].iloc[0]
+    def test_learns(self, training):
+        """Without augmentation and dropout, the training spots' genes come to correlate."""
+        still = {"flips": False, "stain_jitter": 0.0, "dropout": 0.0, "epochs": 15, "learning_rate": 5e-3}
+        model = hggep.tl.fit(training, genes=20, config={**TINY, **still}, **CPU)
+        assert model.history["correlation"].iloc[0] > 0.9
+        assert model.history["correlation"].iloc[-1] < 0.75
 
     def test_components_are_bounded_by_the_data(self, training):
         model = hggep.tl.fit(training, genes=5, config={**TINY, "n_components": 16, "epochs": 1}, **CPU)
@@ -266,6 +269,7 @@ class TestBadInput:
 
 def test_published_preset_trains(training):
     """One epoch of the released network: its own crop, scale and loss terms."""
-    model = hggep.tl.fit(training, genes=8, preset="published", config={"epochs": 1}, **CPU)
+    few = {name: section[:12].copy() for name, section in training.items()}
+    model = hggep.tl.fit(few, genes=8, preset="published", config={"epochs": 1}, **CPU)
     assert {"mse", "zinb", "distillation"} <= set(model.history)
     assert (model.scale.normalize, model.scale.log_base) == ("panel", "10")

@@ -48,7 +48,7 @@ def history(model: "HGGEP", *, ax: Axes | Sequence[Axes] | np.ndarray | None = N
     validated = SCORE in table and bool(table[SCORE].notna().any())
     n = 2 if validated else 1
     if ax is None:
-        _, made = plt.subplots(n, 1, figsize=(6, 1.4 + 2 * n), sharex=True, layout="constrained", squeeze=False)
+        _, made = plt.subplots(n, 1, figsize=(7.5, 1.4 + 2 * n), sharex=True, layout="constrained", squeeze=False)
         axes = list(made.ravel())
     else:
         what = "the loss" + (" and the validation correlation" if validated else "")
@@ -71,7 +71,7 @@ def history(model: "HGGEP", *, ax: Axes | Sequence[Axes] | np.ndarray | None = N
         for panel in axes:
             panel.axvline(at, color="0.6", linewidth=1, zorder=0)
     for panel in axes:
-        panel.legend(fontsize="small", frameon=False)
+        panel.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the curves
         panel.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         panel.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("epoch")

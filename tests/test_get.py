@@ -7,6 +7,7 @@ import hggep_sc as hggep
 
 def test_ready_for_scanpy(sections, trained):
     section = sections["S3"]
+    section.obsm["table"] = section.obs[["array_col"]].copy()
     hggep.tl.predict(section, trained, device="cpu", progress=False)
     genes = hggep.get.prediction(section)
     assert genes.shape == (40, 20)
@@ -20,6 +21,8 @@ def test_ready_for_scanpy(sections, trained):
     genes.obsm["spatial"][:] = 0
     assert np.nanmax(section.layers["hggep"]) > 0
     assert section.obsm["spatial"].max() > 0
+    genes.uns["spatial"]["S3"]["scalefactors"].clear()
+    assert section.uns["spatial"]["S3"]["scalefactors"]
 
 
 def test_no_prediction(sections):

@@ -36,6 +36,13 @@ def test_round_trip(saved, trained, sections):
     assert repr(again) == repr(trained)
 
 
+def test_loading_leaves_the_random_state_alone(saved):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    hggep.HGGEP.load(saved, device="cpu")
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_no_pickle_in_the_folder(saved):
     assert {p.suffix for p in saved.iterdir()} == {".json", ".safetensors"}
 
@@ -64,6 +71,13 @@ class TestOverwrite:
         with pytest.raises(FileExistsError, match="not an hggep_sc model"):
             trained.save(tmp_path, overwrite=True)
         assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+    def test_other_weights_are_no_model(self, trained, tmp_path):
+        (tmp_path / "my_backbone.safetensors").write_bytes(b"precious")
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match="not an hggep_sc model"):
+                trained.save(tmp_path, overwrite=overwrite)
+        assert [p.name for p in tmp_path.iterdir()] == ["my_backbone.safetensors"]
 
     @pytest.mark.parametrize("survives", [0, 1, 2])
     def test_crash_keeps_the_earlier_model(self, saved, sections, trained, monkeypatch, survives):
@@ -118,6 +132,13 @@ class TestDamaged:
             hggep.HGGEP.load(saved)
         file.unlink()
         with pytest.raises(ValueError, match=rf"damaged.*{which}"):
+            hggep.HGGEP.load(saved)
+
+    def test_edited_genes(self, saved):
+        content = json.loads((saved / "model.json").read_text())
+        content["genes"][:2] = content["genes"][1::-1]
+        (saved / "model.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="damaged"):
             hggep.HGGEP.load(saved)
 
     def test_newer_format(self, saved):

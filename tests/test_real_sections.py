@@ -6,7 +6,14 @@ import pytest
 import hggep_sc as hggep
 from helpers import as_spatialdata
 
-SHORT = {"fields_um": (240.0,), "fields_px": (336.0,), "epochs": 8, "patch_size": 64}
+SHORT = {
+    "fields_um": (240.0,),
+    "fields_px": (336.0,),
+    "patch_size": 64,
+    "chunk_spots": 100,
+    "epochs": 10,
+    "learning_rate": 1e-3,
+}
 
 
 @pytest.fixture(scope="module")

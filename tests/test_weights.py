@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from hggep_sc import settings
 from hggep_sc.nn.shufflenet import ShuffleNetV2
-from hggep_sc.weights import IMAGENET_FILE, load_weights
+from hggep_sc.weights import IMAGENET_FILE, load_weights, locate_weights
 
 
 def random_state(prefixes=("conv1", "stage2", "stage3", "stage4", "conv5")):
@@ -18,6 +18,13 @@ def random_state(prefixes=("conv1", "stage2", "stage3", "stage4", "conv5")):
         for name, value in state.items()
         if name.startswith(tuple(prefixes))
     }
+
+
+def load(network, weights):
+    """As training does: find the file, then load it."""
+    path = locate_weights(weights)
+    if path is not None:
+        load_weights(network, path)
 
 
 @pytest.fixture
@@ -34,13 +41,13 @@ def assert_holds(network, state):
 def test_file_is_loaded(network, tmp_path, suffix):
     path, state = tmp_path / f"w{suffix}", random_state()
     (torch.save if suffix == ".pth" else lambda s, p: save_file(s, p))(state, path)
-    load_weights(network, path)
+    load(network, path)
     assert_holds(network, state)
 
 
 def test_none_leaves_the_network_alone(network):
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    load_weights(network, None)
+    load(network, None)
     assert_holds(network, before)
 
 
@@ -49,7 +56,7 @@ def test_partial_file_is_loaded_and_gaps_are_logged(network, tmp_path, caplog):
     torch.save({**state, "fc.weight": torch.rand(1000, 1024), "fc.bias": torch.rand(1000)}, path)
     before = network.conv5[0].weight.clone()
     with caplog.at_level(logging.INFO, logger="hggep_sc.weights"):
-        load_weights(network, str(path))
+        load(network, str(path))
     assert_holds(network, state)
     assert torch.equal(network.conv5[0].weight, before)
     missing, unknown = caplog.messages
@@ -61,7 +68,7 @@ def test_partial_file_is_loaded_and_gaps_are_logged(network, tmp_path, caplog):
 def test_shared_trunk(network, shared, caplog):
     path = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
     with caplog.at_level(logging.INFO, logger="hggep_sc.weights"):
-        load_weights(network, path)
+        load(network, path)
     assert_holds(network, torch.load(path, weights_only=True))
     (missing,) = caplog.messages
     assert "conv5.0.weight" in missing
@@ -85,7 +92,7 @@ def test_foreign_files_are_refused(network, tmp_path, content, message):
     torch.save(content, path)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ValueError, match=f"foreign.pth.*{message}"):
-        load_weights(network, path)
+        load(network, path)
     assert_holds(network, before)
 
 
@@ -96,19 +103,19 @@ def test_damaged_files_are_refused(network, tmp_path, name, keep):
     (torch.save if name.endswith("pth") else lambda s, p: save_file(s, p))(state, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=f"{name}: not a readable"):
-        load_weights(network, path)
+        load(network, path)
 
 
 def test_pickled_code_is_refused(network, tmp_path):
     path = tmp_path / "module.pth"
     torch.save(network, path)
     with pytest.raises(ValueError, match="not a readable"):
-        load_weights(network, path)
+        load(network, path)
 
 
 def test_missing_file(network, tmp_path):
     with pytest.raises(FileNotFoundError, match="imagenet"):
-        load_weights(network, tmp_path / "nowhere.pth")
+        load(network, tmp_path / "nowhere.pth")
 
 
 @pytest.fixture
@@ -136,7 +143,7 @@ def test_imagenet_is_fetched_with_its_hash(network, fetch, tmp_path):
         return path
 
     fetch.answer = download
-    load_weights(network, "imagenet")
+    load(network, "imagenet")
     assert_holds(network, state)
     ((url, sha256, path),) = fetch.calls
     assert url == f"https://download.pytorch.org/models/{IMAGENET_FILE}"
@@ -151,4 +158,4 @@ def test_imagenet_offline_names_the_alternatives(network, fetch):
 
     fetch.answer = fail
     with pytest.raises(RuntimeError, match=r"no route.*weights=None"):
-        load_weights(network, "imagenet")
+        load(network, "imagenet")

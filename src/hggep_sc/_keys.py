@@ -9,6 +9,9 @@ ARRAY_COL, ARRAY_ROW = "array_col", "array_row"  # obs: position on the array gr
 KEY = "hggep"
 
 
+METRICS = ("pcc", "rmse")  # figures per gene that `tl.evaluate` writes
+
+
 def predicted(key: str) -> str:
     """`var`: whether the model predicts the gene."""
     return f"{key}_predicted"

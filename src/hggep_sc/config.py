@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from math import inf
+from numbers import Integral, Real
 from typing import Any, Literal, Self
 
 Normalize = Literal["library", "panel"]
@@ -135,35 +137,64 @@ class Config:
         return cls(**values)
 
     def __post_init__(self) -> None:
-        positive = ("patch_size", "target_sum", "width", "vit_heads", "n_neighbors", "lstm_layers", "epochs",
-                    "learning_rate", "backbone_learning_rate", "patience")  # fmt: skip
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"config.{name} must be above 0, not {getattr(self, name)!r}")
-        for name in ("n_components", "chunk_spots"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"config.{name} must be None or above 0, not {value!r}")
-        not_negative = ("vit_depth", "count_weight", "correlation_weight", "stain_jitter", "dropout",
-                        "weight_decay")  # fmt: skip
-        for name in not_negative:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"config.{name} must not be negative, not {getattr(self, name)!r}")
-        switched_off = [name for name in ("gem", "cbam", "vit", "ham", "lstm") if not getattr(self, name)]
-        if self.preset == "published" and switched_off:
-            raise ValueError(
-                f"config.{switched_off[0]}=False: the published network has no switches; use preset='paper'"
-            )
+        if self.preset not in PRESETS:
+            raise ValueError(f"config.preset must be one of {tuple(PRESETS)}, not {self.preset!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"config.{name} must be one of {choices}, not {getattr(self, name)!r}")
-        if self.patch_size % 2 and self.gem and self.residual:
-            raise ValueError(f"config.patch_size must be even, for GEM to halve it, not {self.patch_size}")
+        for name, (kind, least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and name in ("n_components", "chunk_spots"):
+                continue
+            whole = isinstance(value, Integral)
+            if isinstance(value, bool) or not (whole or (kind is float and isinstance(value, Real))):
+                raise ValueError(f"config.{name} must be a number of type {kind.__name__}, not {value!r}")
+            if not least <= value < most:
+                raise ValueError(f"config.{name} must be at least {least} and below {most}, not {value!r}")
+            object.__setattr__(self, name, kind(value))  # NumPy's numbers too become Python's, which JSON knows
+        for name in ("fields_px", "fields_um"):
+            sides = getattr(self, name)
+            if sides is None and name == "fields_um":
+                continue
+            object.__setattr__(self, name, tuple(float(side) for side in sides))
+            if not sides or min(sides) <= 0:
+                raise ValueError(f"config.{name} must hold sides above 0, not {sides!r}")
         if self.fields_um is not None and len(self.fields_um) != len(self.fields_px):
             raise ValueError("config.fields_um and config.fields_px must list the same number of fields of view")
+        if self.patch_size % 2 and self.gem and self.residual:
+            raise ValueError(f"config.patch_size must be even, for GEM to halve it, not {self.patch_size}")
         if self.width % self.vit_heads:
             raise ValueError(f"config.width ({self.width}) must be a multiple of config.vit_heads ({self.vit_heads})")
+        if self.preset == "published":
+            for name in ("gem", "cbam", "vit", "ham", "lstm", "patch_size", "width"):
+                if getattr(self, name) != (released := {"patch_size": 112, "width": 1024}.get(name, True)):
+                    raise ValueError(f"config.{name}: the published network has {released!r} and no other")
+            if len(self.fields_px) != 1:
+                raise ValueError(f"config.fields_px: the published network has one field, not {self.fields_px}")
 
+
+# type, least allowed, and what it has to stay below
+_RANGES: dict[str, tuple[type, float, float]] = {
+    "patch_size": (int, 16, inf),
+    "target_sum": (float, 1e-9, inf),
+    "n_components": (int, 1, inf),
+    "width": (int, 1, inf),
+    "vit_depth": (int, 0, inf),
+    "vit_heads": (int, 1, inf),
+    "n_neighbors": (int, 1, inf),
+    "lstm_layers": (int, 1, inf),
+    "dropout": (float, 0, 1),
+    "count_weight": (float, 0, inf),
+    "correlation_weight": (float, 0, inf),
+    "stain_jitter": (float, 0, inf),
+    "epochs": (int, 1, inf),
+    "learning_rate": (float, 1e-12, inf),
+    "backbone_learning_rate": (float, 0, inf),
+    "weight_decay": (float, 0, inf),
+    "gradient_clip": (float, 0, inf),
+    "chunk_spots": (int, 1, inf),
+    "patience": (int, 1, inf),
+}
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "normalize": ("library", "panel"),

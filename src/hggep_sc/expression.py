@@ -45,10 +45,14 @@ class ExpressionScale:
 
     def transform(self, panel_counts: sp.csr_matrix, totals: np.ndarray) -> np.ndarray:
         """Return log expression, float32 (n_spots, n_genes); rows without a total are zero."""
+        return self.transform_sparse(panel_counts, totals).toarray()
+
+    def transform_sparse(self, panel_counts: sp.csr_matrix, totals: np.ndarray) -> sp.csr_matrix:
+        """Return the same as `transform`, sparse as the counts are."""
         factor = np.divide(self.target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
-        scaled = sp.diags(factor) @ panel_counts
-        log = np.log1p(scaled.toarray())
-        return (log / self.log_unit).astype(np.float32)
+        scaled = sp.csr_matrix(sp.diags(factor) @ panel_counts)
+        scaled.data = np.log1p(scaled.data) / self.log_unit
+        return scaled.astype(np.float32)
 
     @property
     def log_unit(self) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from .expression import ExpressionScale
@@ -71,10 +72,12 @@ def _most_variable(sections: Sequence[Section], n_genes: int | None) -> list[str
     for section in sections:
         counts, library = section.counts(shared.tolist()), section.library()
         kept = library > 0
-        expression.append(scale.transform(counts[kept], library[kept]))
+        expression.append(scale.transform_sparse(counts[kept], library[kept]))
         names += [section.name] * int(kept.sum())
     spots = pd.DataFrame({"section": pd.Categorical(names)}, index=[str(i) for i in range(len(names))])
-    stacked = AnnData(np.concatenate(expression), obs=spots, var=pd.DataFrame(index=shared))
+    if len(spots) < 2:
+        raise ValueError("ranking genes by variability needs at least two spots with counts: name the genes by genes=")
+    stacked = AnnData(sp.csr_matrix(sp.vstack(expression)), obs=spots, var=pd.DataFrame(index=shared))
     ranked = sc.pp.highly_variable_genes(
         stacked, n_top_genes=wanted, flavor="seurat", batch_key="section", inplace=False
     )

@@ -1,5 +1,6 @@
 """Look results up."""
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,10 +41,11 @@ def prediction(data: "AnnData | SpatialData", *, key: str = _keys.KEY, table_key
     _, columns = read_prediction(table, key)
     expression = np.asarray(table.layers[key][:, columns])
     rows = np.flatnonzero(np.isfinite(expression).all(axis=1))
+    predicted = table[rows]
     return AnnData(
         X=expression[rows],
-        obs=table.obs.iloc[rows].copy(),
+        obs=predicted.obs.copy(),
         var=table.var.iloc[columns].copy(),
-        obsm={name: array[rows].copy() for name, array in table.obsm.items()},
-        uns=dict(table.uns),
+        obsm={name: array.copy() for name, array in predicted.obsm.items()},
+        uns=deepcopy(dict(table.uns)),
     )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -22,12 +23,14 @@ from .config import Config
 from .expression import ExpressionScale
 from .fingerprint import Fingerprint
 from .genes import training_genes
+from .image import SectionImage
 from .nn import HGGEPNetwork, PublishedNetwork, build
 from .patches import fields_of_view, model_mpp, read_patches, say_if_coarse
 from .section import Section
 from .training.augmentation import dihedral
 from .training.data import spatial_chunks
 from .training.fit import train
+from .training.split import held_out_spots
 from .weights import read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -115,13 +118,21 @@ class HGGEP:
         progress: bool | None = None,
     ) -> Self:
         """Train on sections; see `hggep_sc.tl.fit` for the parameters."""
-        target = resolve_device(device)
+        target, seed = resolve_device(device), int(seed)
         for section in sections:
             if not section.has_counts:
                 raise ValueError(f"section {section.name!r} has no counts to learn from: give the slot with layer=")
-        chosen = training_genes([s for s in sections if s.name != validation], genes)
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
+        held_out = held_out_spots(sections, validation, seed)
+        # what training is made of, without the spots to validate on: genes and scale are chosen on it alone
+        learnt = sections
+        if held_out is not None:
+            parts = zip(sections, held_out, strict=True)
+            learnt = [section.subset(~mask) for section, mask in parts if not mask.all()]
+        chosen = training_genes(learnt, genes)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
-        mpp = model_mpp(sections)
+        mpp = model_mpp(learnt)
         trained = train(
             sections,
             chosen,
@@ -129,7 +140,7 @@ class HGGEP:
             config,
             mpp=mpp,
             weights=weights,
-            validation=validation,
+            held_out=held_out,
             seed=seed,
             device=target,
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
@@ -181,7 +192,11 @@ class HGGEP:
                 section.name,
                 self.mpp,
             )
-        say_if_coarse(section, fields_of_view(self.config, self.mpp, section.mpp), self.config.patch_size)
+        batch_size = BATCH_SPOTS if batch_size is None else batch_size
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        fields = fields_of_view(self.config, self.mpp, section.mpp)
+        say_if_coarse(section, fields, self.config.patch_size)
         network = self.network.to(resolve_device(device))
         views = [(turns, flip) for flip in (False, True) for turns in range(4)] if average_flips else [(0, False)]
         n_spots = len(section.xy)
@@ -189,34 +204,39 @@ class HGGEP:
         positions = positions.float() if positions.is_floating_point() else positions
         expression = np.zeros((n_spots, len(self.genes)), dtype=np.float32)
         latent: np.ndarray | None = None
-        for spots in spatial_chunks(section.xy, self.config.chunk_spots):
-            encoded = self._encode(section, spots, batch_size or BATCH_SPOTS, views)
-            here = positions[spots].to(encoded.device)
-            for view in encoded:
-                out = network.decode(view, here)
-                expression[spots] += out.expression.float().cpu().numpy() / len(views)
-                if latent is None:
-                    latent = np.zeros((n_spots, out.latent.shape[1]), dtype=np.float32)
-                latent[spots] += out.latent.float().cpu().numpy() / len(views)
+        with section.open_image() as image:
+            for spots in spatial_chunks(section.xy, self.config.chunk_spots):
+                encoded = self._encode(image, network.centres(section.xy[spots]), fields, batch_size, views)
+                here = positions[spots].to(encoded.device)
+                for view in encoded:
+                    out = network.decode(view, here)
+                    expression[spots] += out.expression.float().cpu().numpy() / len(views)
+                    if latent is None:
+                        latent = np.zeros((n_spots, out.latent.shape[1]), dtype=np.float32)
+                    latent[spots] += out.latent.float().cpu().numpy() / len(views)
         assert latent is not None  # a section has spots
         return expression, latent
 
     def _encode(
-        self, section: Section, spots: np.ndarray, batch_size: int, views: list[tuple[int, bool]]
+        self,
+        image: SectionImage,
+        xy: np.ndarray,
+        fields: tuple[float, ...],
+        batch_size: int,
+        views: list[tuple[int, bool]],
     ) -> torch.Tensor:
-        """Encode the spots' patches, (views, n_spots, ...), a batch of patches in memory at a time."""
+        """Encode patches around xy, (views, n_spots, ...), a batch of patches in memory at a time."""
         device = next(self.network.parameters()).device
-        size = self.config.patch_size
-        fields = fields_of_view(self.config, self.mpp, section.mpp)
-        centres = self.network.centres(section.xy)
         batches = []
-        with section.open_image() as image:
-            for start in range(0, len(spots), batch_size):
-                xy = centres[spots[start : start + batch_size]]
-                patches = torch.from_numpy(read_patches(image, xy, fields, size)).to(device)
-                n = len(patches)
-                turned = [dihedral(patches, torch.full((n,), turns), torch.full((n,), flip)) for turns, flip in views]
-                batches.append(torch.stack([self.network.encode(view) for view in turned]))
+        for start in range(0, len(xy), batch_size):
+            read = read_patches(image, xy[start : start + batch_size], fields, self.config.patch_size)
+            patches = torch.from_numpy(read).to(device)
+            n = len(patches)
+            turned = [
+                dihedral(patches, torch.full((n,), turns, device=device), torch.full((n,), flip, device=device))
+                for turns, flip in views
+            ]
+            batches.append(torch.stack([self.network.encode(view) for view in turned]))
         return torch.cat(batches, dim=1)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -243,7 +263,6 @@ class HGGEP:
                 raise FileExistsError(f"{path} exists and is not an hggep_sc model: choose another folder")
             if manifest.exists() and not overwrite:
                 raise FileExistsError(f"{path} holds a model already: pass overwrite=True to replace it")
-        path.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         blobs = {
             f"network-{self.id}.safetensors": save_tensors(state),
@@ -263,11 +282,13 @@ class HGGEP:
             "history": self.history.to_dict("records"),
             "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()},
         }
+        text = json.dumps(content, indent=1).encode()
+        path.mkdir(parents=True, exist_ok=True)
         for name, blob in blobs.items():
             _write(path / name, blob)
-        _write(manifest, json.dumps(content, indent=1).encode())
-        for leftover in path.glob("*.safetensors"):  # of the model that was replaced
-            if leftover.name not in blobs:
+        _write(manifest, text)
+        for leftover in path.iterdir():  # of the model that was replaced, or of an interrupted save
+            if leftover.name not in blobs and leftover.name != MANIFEST:
                 leftover.unlink()
 
     @classmethod
@@ -304,13 +325,12 @@ class HGGEP:
             for name, blob in blobs.items():
                 if hashlib.sha256(blob).hexdigest() != content["files"][name]:
                     raise ValueError(f"{name} is not the file that was saved (its checksum differs)")
-            network = build(config, len(genes))
-            network.load_state_dict(load_tensors(blobs[f"network-{model_id}.safetensors"]))
+            network = _filled(config, len(genes), load_tensors(blobs[f"network-{model_id}.safetensors"]))
             fingerprint = Fingerprint.from_tensors(
                 content["training_sections"], load_tensors(blobs[f"training-{model_id}.safetensors"])
             )
-            return cls(
-                network.to(target),
+            model = cls(
+                network,
                 config,
                 genes,
                 mpp=content["mpp"],
@@ -318,6 +338,10 @@ class HGGEP:
                 history=content["history"],
                 seed=content["seed"],
             )
+            if model.id != model_id:
+                raise ValueError(f"genes and weights are not those that were saved together as {model_id}")
+            model.network.to(target)
+            return model
         except (KeyError, TypeError, OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise ValueError(f"the model in {path} is damaged: {error}") from error
 
@@ -339,8 +363,10 @@ class HGGEP:
 
         Raises
         ------
+        FileNotFoundError
+            If there is no such file.
         ValueError
-            If the file is no such checkpoint, or has another number of genes.
+            If it is no such checkpoint, or has another number of genes.
         """
         state = read_state_dict(Path(path))
         if "gene_head.1.bias" not in state:
@@ -353,12 +379,19 @@ class HGGEP:
                 f"{path} predicts {n_genes} genes, but genes= has {len(genes)} names ({len(set(genes))} different)"
             )
         config = Config.from_preset("published")
-        network = build(config, n_genes)
         try:
-            network.load_state_dict(state)
+            network = _filled(config, n_genes, state)
         except RuntimeError as error:
             raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
         return cls(network, config, genes, mpp=mpp, fingerprint=Fingerprint.empty())
+
+
+def _filled(config: Config, n_genes: int, state: dict[str, torch.Tensor]) -> HGGEPNetwork | PublishedNetwork:
+    """Build a network from a state dict, without drawing weights of its own."""
+    with torch.device("meta"):
+        network = build(config, n_genes)
+    network.load_state_dict(state, assign=True)
+    return network
 
 
 def resolve_device(device: str) -> torch.device:
@@ -390,8 +423,9 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _is_ours(path: Path) -> bool:
-    names = {entry.name for entry in path.iterdir()}
-    return all(name == MANIFEST or name.endswith((".safetensors", ".part")) for name in names)
+    """Whether a folder holds nothing but files of a model, whole or of an interrupted save."""
+    ours = re.compile(rf"({re.escape(MANIFEST)}|(network|training)-[0-9a-f]{{12}}\.safetensors)(\.part)?")
+    return all(ours.fullmatch(entry.name) for entry in path.iterdir())
 
 
 def _write(path: Path, content: bytes) -> None:

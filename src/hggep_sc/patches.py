@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
+READ_SPOTS = 1024  # whose patches are held beside `out`
 COARSE = 0.5  # px of the image per px of the patch, below which detail is missed
 
 
@@ -82,6 +83,8 @@ def read_patches(
     """
     if out is None:
         out = np.empty((len(xy), len(fields), 3, size, size), dtype=np.uint8)
-    for i, field in enumerate(fields):
-        out[:, i] = image.read_patches(xy, field=field, size=size)
+    for start in range(0, len(xy), READ_SPOTS):
+        spots = slice(start, start + READ_SPOTS)
+        for i, field in enumerate(fields):
+            out[spots, i] = image.read_patches(xy[spots], field=field, size=size)
     return out

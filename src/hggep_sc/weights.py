@@ -1,5 +1,6 @@
 """Pretrained weights of the ShuffleNetV2 x0.5 backbone."""
 
+import hashlib
 import logging
 import pickle
 from pathlib import Path
@@ -17,7 +18,29 @@ IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
 IMAGENET_SHA256 = "f707e7126e8601ea5fa0e272e0f35c52807773d603bcb11e611fa04a0b0880fd"
 
 
-def load_weights(network: "nn.Module", weights: str | Path | None) -> None:
+IMAGENET_PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation, as trained
+UNIT_PIXELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+def locate_weights(weights: str | Path | None) -> Path | None:
+    """Return the file of the weights asked for, downloaded if need be; None for random weights."""
+    if weights is None:
+        return None
+    path = _imagenet() if weights == "imagenet" else Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'weights={str(path)!r}: no such file; expected "imagenet", None or the path of a .pth or .safetensors file'
+        )
+    return path
+
+
+def pixel_statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of pixels (0..1) that weights want: ImageNet's own, else none."""
+    imagenet = hashlib.sha256(path.read_bytes()).hexdigest() == IMAGENET_SHA256
+    return IMAGENET_PIXELS if imagenet else UNIT_PIXELS
+
+
+def load_weights(network: "nn.Module", path: Path) -> None:
     """Load pretrained weights into a backbone, in place.
 
     Entries that the file lacks keep their values, and those that the backbone lacks (`fc`) are passed over;
@@ -27,23 +50,14 @@ def load_weights(network: "nn.Module", weights: str | Path | None) -> None:
     ----------
     network
         Module whose state dict has torchvision's names: a `ShuffleNetV2`, or the `backbone` of a network.
-    weights
-        "imagenet" for torchvision's ImageNet weights, downloaded once into the folder "weights" of
-        `settings.dataset_dir`; a file, `.pth` (a state dict of tensors) or `.safetensors`; None to leave the
-        network as it is.
+    path
+        A file of `locate_weights`: `.pth` (a state dict of tensors) or `.safetensors`.
 
     Raises
     ------
-    FileNotFoundError
-        No such file.
     ValueError
         The file is no state dict, holds an entry of another shape, or none that the backbone has.
-    RuntimeError
-        The ImageNet weights could not be downloaded.
     """
-    if weights is None:
-        return
-    path = _imagenet() if weights == "imagenet" else Path(weights)
     found, wanted = read_state_dict(path), network.state_dict()
     known = {name: value for name, value in found.items() if name in wanted}
     if not known:
@@ -87,9 +101,7 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise FileNotFoundError(
-            f'weights={str(path)!r}: no such file; expected "imagenet", None or the path of a .pth or .safetensors file'
-        )
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -79,7 +79,19 @@ def test_counts_kept_in_a_layer(predicted):
     assert np.allclose(hggep.tl.evaluate(predicted, observed_layer="counts"), expected)
 
 
+def test_subset_of_genes_is_said(predicted, trained, caplog):
+    """Without the other genes the library is not what the model was trained with."""
+    hggep.tl.evaluate(predicted)
+    assert "subsetting" not in caplog.text
+    hggep.tl.evaluate(predicted[:, trained.genes].copy())
+    assert "subsetting" in caplog.text
+
+
 class TestBadInput:
+    def test_one_spot(self, predicted):
+        with pytest.raises(ValueError, match="needs two"):
+            hggep.tl.evaluate(predicted[:1].copy())
+
     def test_no_prediction(self, sections):
         with pytest.raises(KeyError, match=r"tl\.predict"):
             hggep.tl.evaluate(sections["S3"])

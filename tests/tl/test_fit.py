@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 
 import hggep_sc as hggep
@@ -171,6 +172,25 @@ class TestValidation:
         assert len(model.history) == 4
         assert all(torch.equal(t, snapshots[1][n]) for n, t in model.network.state_dict().items())
 
+    def test_validation_blocks_teach_nothing(self, training):
+        """Other counts and genes in the held-out blocks: the chosen genes and the weights stay the same."""
+        from hggep_sc.section import open_sections
+        from hggep_sc.training.split import held_out_spots
+
+        settings = {**TINY, "epochs": 1}
+        first = hggep.tl.fit(training, genes=10, config=settings, validation=0.3, **CPU)
+        for section, mask in zip(training.values(), held_out_spots(open_sections(training), 0.3, 0), strict=True):
+            counts = section.X.toarray()
+            counts[mask] = counts[mask][:, ::-1] * np.arange(1, 61)
+            section.X = scipy.sparse.csr_matrix(counts)
+        second = hggep.tl.fit(training, genes=10, config=settings, validation=0.3, **CPU)
+        assert first.genes == second.genes
+        assert first.id == second.id
+
+    def test_only_section_cannot_be_held_out(self, training):
+        with pytest.raises(ValueError, match="only training section"):
+            hggep.tl.fit({"S1": training["S1"]}, genes=10, config=TINY, validation="S1", **CPU)
+
     @pytest.mark.parametrize(("validation", "message"), [("S9", "S9"), (1.5, "between 0 and 1")])
     def test_refused(self, training, validation, message):
         with pytest.raises(ValueError, match=message):
@@ -195,6 +215,17 @@ class TestCheckpoints:
         monkeypatch.setattr(TrainingPlan, "training_step", real)
         resumed = hggep.tl.fit(training, checkpoint_dir=tmp_path / "run", resume=True, **settings)
         assert_same_model(whole, resumed)
+
+    def test_stopped_early_stays_stopped(self, training, tmp_path, monkeypatch):
+        scores = iter([0.5, 0.4, 0.3, 0.9, 0.9])
+        monkeypatch.setattr(
+            TrainingPlan, "on_validation_epoch_end", lambda self: self.log("validation_pcc", next(scores))
+        )
+        settings = {"genes": 10, "config": {**TINY, "epochs": 5, "patience": 2}, "validation": "S2", **CPU}
+        stopped = hggep.tl.fit(training, checkpoint_dir=tmp_path / "run", **settings)
+        assert len(stopped.history) == 3
+        again = hggep.tl.fit(training, checkpoint_dir=tmp_path / "run", resume=True, **settings)
+        assert_same_model(stopped, again)
 
     def test_another_fits_checkpoint_is_refused(self, training, tmp_path):
         settings = {"genes": 15, "config": {**TINY, "epochs": 1}, "checkpoint_dir": tmp_path / "run", **CPU}
@@ -248,6 +279,20 @@ class TestBadInput:
         training["S2"].X = None
         with pytest.raises(ValueError, match=r"'S2' has no counts.*layer="):
             hggep.tl.fit(training, genes=10, config=TINY, **CPU)
+
+    def test_one_spot(self, training):
+        with pytest.raises(ValueError, match="two spots"):
+            hggep.tl.fit(training["S1"][:1].copy(), genes=10, config=TINY, **CPU)
+        with pytest.raises(ValueError, match="two spots"):
+            hggep.tl.fit(training["S1"][:1].copy(), genes=["TUM01", "STR01"], config=TINY, **CPU)
+
+    def test_unknown_layer(self, training):
+        with pytest.raises(KeyError, match="'raw'"):
+            hggep.tl.fit(training, genes=10, config=TINY, layer="raw", **CPU)
+
+    def test_missing_weights(self, training):
+        with pytest.raises(FileNotFoundError, match="imagenet"):
+            hggep.tl.fit(training, genes=10, config=TINY, **{**CPU, "weights": "nowhere.pth"})
 
     def test_log_values_are_no_counts(self, training):
         training["S1"].layers["counts"] = training["S1"].X.copy()

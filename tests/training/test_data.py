@@ -3,14 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 
 from hggep_sc import settings
 from hggep_sc.expression import ExpressionScale
 from hggep_sc.training.data import (
-    SectionData,
-    hold_out_blocks,
     patch_store,
     section_data,
     spatial_chunks,
@@ -56,68 +53,6 @@ def test_chunks_are_compact(scale):
     sides = np.array([np.ptp(xy[chunk], axis=0) for chunk in chunks])
     assert sides.prod(1).sum() <= scale[0] * scale[1]  # boxes that do not overlap
     assert (sides.max(1) / sides.min(1)).max() < 3
-
-
-# --- blocks
-
-
-def data_at(xy, observed=None):
-    n = len(xy)
-    empty = np.zeros((n, 1), np.float32)
-    return SectionData(
-        name="A",
-        xy=np.asarray(xy, float),
-        patches=np.zeros((n, 1, 3, 2, 2), np.uint8),
-        positions=np.asarray(xy, np.float32),
-        expression=empty,
-        counts=empty,
-        size_factors=np.ones(n, np.float32),
-        observed=np.ones(n, bool) if observed is None else observed,
-    )
-
-
-def block_of(xy, side):
-    """Spots of a square 0..100, by the block that they lie in."""
-    return np.digitize(xy[:, 0], np.linspace(0, 100, side + 1)[1:-1]) * side + np.digitize(
-        xy[:, 1], np.linspace(0, 100, side + 1)[1:-1]
-    )
-
-
-@pytest.fixture
-def square():
-    corners = np.array([[0.0, 0.0], [100.0, 100.0]])
-    return data_at(np.concatenate([corners, 100 * cloud(998)]))
-
-
-@pytest.mark.parametrize("side", [5, 3])
-@pytest.mark.parametrize("fraction", [0.1, 0.3])
-def test_whole_blocks_are_held_out(square, fraction, side):
-    held_out = hold_out_blocks(square, fraction, seed=0, blocks_per_side=side)
-    block = block_of(square.xy, side)
-    assert held_out.dtype == bool
-    for number in range(side**2):
-        assert len(set(held_out[block == number])) == 1
-    sizes = np.bincount(block[held_out], minlength=side**2)
-    assert held_out.mean() >= fraction
-    assert (held_out.sum() - sizes[sizes > 0].max()) / 1000 < fraction  # not a block more than needed
-
-
-def test_blocks_are_seeded(square):
-    masks = [hold_out_blocks(square, 0.2, seed) for seed in (0, 0, 1, 2)]
-    np.testing.assert_array_equal(masks[0], masks[1])
-    assert not np.array_equal(masks[0], masks[2])
-    assert not np.array_equal(masks[2], masks[3])
-
-
-def test_the_fraction_is_of_the_observed_spots(square):
-    observed = square.xy[:, 0] < 40
-    held_out = hold_out_blocks(data_at(square.xy, observed), 0.3, seed=1)
-    assert 0.3 <= held_out[observed].mean() < 0.45
-
-
-def test_blocks_of_spots_on_a_line():
-    held_out = hold_out_blocks(data_at(np.column_stack([np.arange(50), np.zeros(50)])), 0.2, seed=0)
-    assert held_out.sum() == 10
 
 
 class FakeSection:

@@ -125,6 +125,12 @@ class HGGEPNetwork(nn.Module):
             n_genes = len(gene_mean)
             self.count_heads.bias[:n_genes] = count_mean.clamp_min(1e-3).log()
 
+    @torch.no_grad()
+    def normalise_pixels(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Set what pixels in 0..1 are centred and scaled by, as the backbone's weights expect."""
+        self.pixel_mean.copy_(torch.tensor(mean).view(3, 1, 1))
+        self.pixel_std.copy_(torch.tensor(std).view(3, 1, 1))
+
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error, counts' likelihood and correlation over the observed spots of a batch.
 

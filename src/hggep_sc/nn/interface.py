@@ -32,3 +32,4 @@ class Batch:
     counts: Tensor  # (N, G) raw
     size_factors: Tensor  # (N,) spot total over the section's median
     observed: Tensor  # (N,) bool: spots whose counts may reach the loss
+    section: str = ""  # name of the section

@@ -41,7 +41,7 @@ def table_of(data: Any, table_key: str | None = None) -> AnnData:
     if isinstance(data, AnnData):
         return data
     if not is_spatialdata(data):
-        raise TypeError(not_a_container(data))
+        raise TypeError(f"one AnnData or SpatialData object is expected, each by itself; found {type(data).__name__}")
     tables = data.tables
     if table_key is not None:
         if table_key not in tables:

@@ -84,6 +84,7 @@ def open_sections(
     sections: list[Section] = []
     for label, item in objects:
         found: list[Section]
+        _require_layer(table_of(item, table_key), layer)
         if isinstance(item, AnnData):
             parts = libraries_of(item, library_key, library_id, spatial_key)
             names = _section_names(label, list(parts))
@@ -169,3 +170,8 @@ def _section_names(label: str | None, found: list[str]) -> list[str]:
 
 def _chosen(option: Any, name: str) -> Any:
     return option.get(name) if isinstance(option, Mapping) else option
+
+
+def _require_layer(table: AnnData, layer: str | None) -> None:
+    if layer is not None and layer not in table.layers:
+        raise KeyError(f"`layer`: there is no layer {layer!r}; layers: {listed(table.layers)}")

@@ -1,7 +1,7 @@
 """Section: what the model sees of one section."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -57,6 +57,10 @@ class Section:
     def open_image(self) -> SectionImage:
         """Open the image; the caller closes it (`with section.open_image() as image`)."""
         return self.opener()
+
+    def subset(self, spots: np.ndarray) -> "Section":
+        """Return the section with some of its spots (bool mask or indices)."""
+        return replace(self, obs_rows=self.obs_rows[spots], xy=self.xy[spots])
 
     @property
     def var_names(self) -> pd.Index:

@@ -120,6 +120,8 @@ def write_prediction(
             len(genes),
             listed(lost),
         )
+    for name in _keys.METRICS:  # of an earlier prediction
+        table.var.drop(columns=_keys.metric(key, name), errors="ignore", inplace=True)
     table.layers[key] = layer
     table.var[_keys.predicted(key)] = known
     table.obsm[_keys.latent(key)] = latents

@@ -1,3 +1,4 @@
+import logging
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     Data = TypeVar("Data", AnnData, SpatialData)
+
+logger = logging.getLogger(__name__)
 
 
 @overload
@@ -82,10 +85,9 @@ def evaluate(
     rows = np.flatnonzero(np.isfinite(table.layers[key][:, columns]).all(axis=1))
     observed = observed_expression(table, rows, list(genes), scale, layer=layer)
     seen = np.isfinite(observed).all(axis=1)
-    if not seen.any():
-        raise ValueError(
-            f"no predicted spot has counts in {'X' if layer is None else layer!r}: nothing to compare with"
-        )
+    if seen.sum() < 2:
+        raise ValueError(f"a correlation needs two predicted spots with counts; found {seen.sum()}")
+    _warn_of_a_subset(table, record, len(genes))
     observed = observed[seen]
     predicted = np.asarray(table.layers[key][rows[seen]][:, columns]) * scale.log_unit
     result = pd.DataFrame(
@@ -103,3 +105,26 @@ def evaluate(
         table.var[_keys.metric(key, str(name))] = result[name].reindex(table.var_names)
     table.uns[key] = {**record, "metrics": summary}
     return (target, result) if copy else result
+
+
+def _warn_of_a_subset(table: "AnnData", record: dict[str, Any], n_genes: int) -> None:
+    """Say so where counts are scaled or compared otherwise than in training."""
+    predicted = {str(gene) for gene in record["genes"]}
+    n_sections = len(record["sections"]["name"])
+    if record["normalize"] == "library" and predicted.issuperset(table.var_names):
+        logger.warning(
+            "the object holds predicted genes alone: counts are scaled by their total, not by the full library as "
+            "in training; evaluate before subsetting"
+        )
+    if record["normalize"] == "panel" and n_genes < len(predicted):
+        logger.warning(
+            "%d of the %d predicted genes are missing: counts are scaled by the total of the others",
+            len(predicted) - n_genes,
+            len(predicted),
+        )
+    if n_sections > 1:
+        logger.warning(
+            "the object holds %d sections: correlations are across the spots of all, so that differences between "
+            "sections enter; evaluate them one by one to judge the prediction within a section",
+            n_sections,
+        )

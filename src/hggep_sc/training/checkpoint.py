@@ -52,12 +52,12 @@ def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: di
 
 
 def identity_of(
-    data: list[SectionData], genes: Sequence[str], config: Config, validation: str | float | None, seed: int
+    data: list[SectionData], genes: Sequence[str], config: Config, held_out: Sequence[np.ndarray] | None, seed: int
 ) -> dict[str, Any]:
     """Return what has to agree for a fit to be continued."""
     digest = hashlib.sha256()
     for d in data:
-        for array in (d.xy, d.expression, d.counts, d.patches[: min(8, len(d.patches))]):
+        for array in (d.xy, d.expression, d.counts, d.patches[:8]):
             digest.update(np.ascontiguousarray(array).tobytes())
     settings = json.loads(json.dumps(config.to_dict()))
     return {
@@ -65,6 +65,6 @@ def identity_of(
         "data": digest.hexdigest(),
         "genes": list(genes),
         "config": settings,
-        "validation": validation,
+        "validation": None if held_out is None else [int(mask.sum()) for mask in held_out],
         "seed": seed,
     }

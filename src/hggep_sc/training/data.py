@@ -43,6 +43,7 @@ class SectionData:
             counts=torch.from_numpy(self.counts[spots]),
             size_factors=torch.from_numpy(self.size_factors[spots]),
             observed=torch.from_numpy(self.observed[spots]),
+            section=self.name,
         )
 
 
@@ -62,17 +63,22 @@ def patch_store(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[np.ndarray]]
 
 
 def section_data(
-    section: "Section", genes: Sequence[str], scale: ExpressionScale, patches: np.ndarray, positions: np.ndarray
+    section: "Section",
+    genes: Sequence[str],
+    scale: ExpressionScale,
+    patches: np.ndarray,
+    positions: np.ndarray,
+    held_out: np.ndarray | None = None,
 ) -> SectionData:
-    """Bring one section's counts to the model's scale."""
+    """Bring one section's counts to the model's scale; no figure is taken over `held_out` spots, where given."""
     counts = section.counts(genes)
     totals = scale.totals(counts, section.library())
-    panel = np.asarray(counts.sum(axis=1)).ravel()
-    observed = (totals > 0) & (panel > 0)  # a spot where nothing was counted teaches nothing
-    if not observed.any():
+    observed = totals > 0  # a spot where nothing was counted teaches nothing
+    if not observed.any() or counts.nnz == 0:
         raise ValueError(f"section {section.name!r}: no spot has a count in the {len(genes)} genes to be predicted")
     if not observed.all():
         logger.info("section %r: %d spots without counts are left out of training", section.name, (~observed).sum())
+    typical = np.median(totals[observed if held_out is None or held_out.all() else observed & ~held_out])
     return SectionData(
         name=section.name,
         xy=section.xy,
@@ -80,7 +86,7 @@ def section_data(
         positions=positions.astype(np.float32 if positions.dtype.kind == "f" else positions.dtype),
         expression=scale.transform(counts, totals),
         counts=counts.toarray().astype(np.float32),
-        size_factors=(totals / np.median(totals[observed])).astype(np.float32),
+        size_factors=(totals / typical).astype(np.float32),
         observed=observed,
     )
 
@@ -103,23 +109,3 @@ def spatial_chunks(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
         order = spots[np.lexsort((points[:, 1 - axis], points[:, axis]))]
         todo += [order[len(order) // 2 :], order[: len(order) // 2]]
     return chunks
-
-
-def hold_out_blocks(data: SectionData, fraction: float, seed: int, blocks_per_side: int = 5) -> np.ndarray:
-    """Choose whole spatial blocks of a section until they hold `fraction` of its observed spots.
-
-    Neighbouring spots share tissue, so spots drawn one by one would be told by their neighbours.
-
-    Returns
-    -------
-    Bool mask over the section's spots.
-    """
-    low, span = data.xy.min(0), np.ptp(data.xy, axis=0).clip(min=1e-9)
-    cell = np.minimum(((data.xy - low) / span * blocks_per_side).astype(int), blocks_per_side - 1)
-    block = cell[:, 0] * blocks_per_side + cell[:, 1]
-    held_out = np.zeros(len(block), dtype=bool)
-    for candidate in np.random.default_rng(seed).permutation(np.unique(block)):
-        if (held_out & data.observed).sum() >= fraction * data.observed.sum():
-            break
-        held_out |= block == candidate
-    return held_out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -16,22 +16,19 @@ from ..config import Config
 from ..expression import ExpressionScale
 from ..nn import Batch, HGGEPNetwork, PublishedNetwork, build
 from ..patches import fields_of_view, read_patches, say_if_coarse
-from ..weights import load_weights
+from ..weights import load_weights, locate_weights, pixel_statistics
 from .checkpoint import CHECKPOINT, checkpoint_to_resume, identity_of
 from .data import (
     SectionData,
-    hold_out_blocks,
     patch_store,
     section_data,
     spatial_chunks,
 )
 from .lightning_manners import interruptible, quiet
-from .plan import EpochProgress, History, KeepBest, TrainingPlan
+from .plan import EpochProgress, History, KeepBest, StopEarly, TrainingPlan
 
 if TYPE_CHECKING:
     from ..section import Section
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass
@@ -51,7 +48,7 @@ def train(
     *,
     mpp: float | None,
     weights: str | Path | None,
-    validation: str | float | None,
+    held_out: Sequence[np.ndarray] | None,
     seed: int,
     device: torch.device,
     checkpoint_dir: Path | None,
@@ -59,35 +56,42 @@ def train(
     resume: bool,
     progress: bool,
 ) -> Trained:
-    """Train a network on sections; see `hggep_sc.tl.fit` for the parameters."""
+    """Train a network on sections; see `hggep_sc.tl.fit` for the parameters.
+
+    `held_out` marks per section the spots that are validated on, `mpp` is the scale to train at.
+    """
+    weights_file = locate_weights(weights)
     with isolate_rng(), quiet():
         torch.manual_seed(seed)
         network_class = PublishedNetwork if config.preset == "published" else HGGEPNetwork
         size = config.patch_size
-        all_fields = [fields_of_view(config, mpp, s.mpp) for s in sections]
-        shapes = [(len(s.xy), len(fields), 3, size, size) for s, fields in zip(sections, all_fields, strict=True)]
+        fields = [fields_of_view(config, mpp, section.mpp) for section in sections]
+        shapes = [(len(s.xy), len(f), 3, size, size) for s, f in zip(sections, fields, strict=True)]
+        masks: Sequence[np.ndarray | None] = held_out if held_out is not None else [None for _ in sections]
         with patch_store(shapes) as stores:
-            data = []
-            for section, store, fields in zip(sections, stores, all_fields, strict=True):
-                say_if_coarse(section, fields, size)
+            data = [
+                section_data(section, genes, scale, store, network_class.positions(section), mask)
+                for section, store, mask in zip(sections, stores, masks, strict=True)
+            ]
+            for section, store, views in zip(sections, stores, fields, strict=True):
+                say_if_coarse(section, views, size)
                 with section.open_image() as image:
-                    read_patches(image, network_class.centres(section.xy), fields, size, out=store)
-                data.append(section_data(section, genes, scale, store, network_class.positions(section)))
-            identity = identity_of(data, genes, config, validation, seed)
+                    read_patches(image, network_class.centres(section.xy), views, size, out=store)
+            identity = identity_of(data, genes, config, held_out, seed)
             checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity)
-            training, held_out = _split(data, validation, seed)
+            training, validation = _split(data, held_out)
             training, config, start = _center(training, config, seed)
             network = build(config, len(genes))
-            load_weights(network.backbone, weights)
+            if weights_file is not None:
+                load_weights(network.backbone, weights_file)
             if isinstance(network, HGGEPNetwork):
                 network.start_from(*start)
-                if weights == "imagenet":
-                    network.pixel_mean.copy_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-                    network.pixel_std.copy_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
+                if weights_file is not None:
+                    network.normalise_pixels(*pixel_statistics(weights_file))
             history = _run(
                 network,
                 training,
-                held_out,
+                validation,
                 config,
                 seed=seed,
                 device=device,
@@ -100,28 +104,14 @@ def train(
 
 
 def _split(
-    data: list[SectionData], validation: str | float | None, seed: int
+    data: list[SectionData], held_out: Sequence[np.ndarray] | None
 ) -> tuple[list[SectionData], list[SectionData]]:
-    """Training and validation data: a whole section by name, or spatial blocks of every section."""
-    if validation is None:
+    """Training and validation data: the same sections, with other spots observed."""
+    if held_out is None:
         return data, []
-    if isinstance(validation, str):
-        names = [d.name for d in data]
-        if validation not in names:
-            raise ValueError(f"validation={validation!r} is not a training section; they are {names}")
-        if len(data) == 1:
-            raise ValueError("validation= names the only training section: give a fraction, or more sections")
-        return [d for d in data if d.name != validation], [d for d in data if d.name == validation]
-    if not 0 < validation < 1:
-        raise ValueError(f"validation={validation!r} must be a training section's name or a fraction between 0 and 1")
-    training, held_out = [], []
-    for number, d in enumerate(data):
-        blocks = hold_out_blocks(d, validation, seed + number)
-        if not (d.observed & ~blocks).any():
-            raise ValueError(f"validation={validation!r} leaves no spot of section {d.name!r} to train on")
-        training.append(replace(d, observed=d.observed & ~blocks))
-        held_out.append(replace(d, observed=d.observed & blocks))
-    return training, held_out
+    training = [replace(d, observed=d.observed & ~mask) for d, mask in zip(data, held_out, strict=True)]
+    validation = [replace(d, observed=d.observed & mask) for d, mask in zip(data, held_out, strict=True)]
+    return [d for d in training if d.observed.any()], [d for d in validation if d.observed.any()]
 
 
 def _center(
@@ -142,6 +132,8 @@ def _center(
             for d, mean in zip(training, section_means, strict=True)
         ]
     targets = np.concatenate([d.expression[d.observed] for d in training])
+    if len(targets) < 2:
+        raise ValueError(f"training needs at least two spots with counts, found {len(targets)}")
     gene_mean = targets.mean(0)
     basis = None
     if config.n_components is not None:
@@ -193,7 +185,7 @@ class _EpochOrder(Sampler[int]):
 def _run(
     network: HGGEPNetwork | PublishedNetwork,
     training: list[SectionData],
-    held_out: list[SectionData],
+    validation: list[SectionData],
     config: Config,
     *,
     seed: int,
@@ -205,11 +197,11 @@ def _run(
 ) -> list[dict[str, float]]:
     chunks = _Chunks(training, config.chunk_spots)
     loader = DataLoader(chunks, batch_size=None, sampler=_EpochOrder(len(chunks), seed))
-    validation = DataLoader(_Chunks(held_out, config.chunk_spots), batch_size=None) if held_out else None
+    scored = DataLoader(_Chunks(validation, config.chunk_spots), batch_size=None) if validation else None
     history = History()
     callbacks: list[L.Callback] = [history]
     if validation:
-        callbacks += [KeepBest(network), EarlyStopping("validation_pcc", mode="max", patience=config.patience)]
+        callbacks += [KeepBest(network), StopEarly("validation_pcc", mode="max", patience=config.patience)]
     if progress:
         callbacks.append(EpochProgress(history))
     if checkpoint_dir is not None:
@@ -225,7 +217,7 @@ def _run(
     trainer = L.Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision="bf16-mixed" if device.type == "cuda" else "32-true",
+        precision="bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true",
         max_epochs=config.epochs,
         gradient_clip_val=config.gradient_clip or None,
         callbacks=callbacks,
@@ -238,5 +230,5 @@ def _run(
     )
     plan = TrainingPlan(network, config, seed)
     with interruptible():
-        trainer.fit(plan, loader, validation, ckpt_path=checkpoint)
+        trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
     return history.records

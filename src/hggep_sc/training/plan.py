@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from ..config import Config
@@ -27,7 +28,7 @@ class TrainingPlan(L.LightningModule):
         self.network = network
         self.config = config
         self.seed = seed
-        self._validation: list[tuple[np.ndarray, np.ndarray]] = []
+        self._validation: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def configure_optimizers(self) -> Any:
         backbone = [p for name, p in self.named_parameters() if ".backbone." in f".{name}"]
@@ -59,12 +60,17 @@ class TrainingPlan(L.LightningModule):
     def validation_step(self, batch: Batch, step: int) -> None:
         out = self.network(batch.patches, batch.positions)
         seen = batch.observed
-        self._validation.append((out.expression[seen].float().cpu().numpy(), batch.expression[seen].cpu().numpy()))
+        pair = out.expression[seen].float().cpu().numpy(), batch.expression[seen].cpu().numpy()
+        self._validation.setdefault(batch.section, []).append(pair)
 
     def on_validation_epoch_end(self) -> None:
-        # mean over genes, then over held-out batches; a batch without any defined correlation scores nothing
-        scores = [np.nanmean(r) for p, t in self._validation if np.isfinite(r := pearson(p, t)).any()]
-        self.log("validation_pcc", float(np.mean(scores)) if scores else 0.0)
+        # mean over genes, then over sections; where no correlation is defined, no epoch is the best
+        scores = []
+        for pairs in self._validation.values():
+            predicted, observed = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+            if np.isfinite(r := pearson(predicted, observed)).any():
+                scores.append(np.nanmean(r))
+        self.log("validation_pcc", float(np.mean(scores)) if scores else -1.0)
         self._validation.clear()
 
 
@@ -96,6 +102,13 @@ class History(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.records = list(state_dict["records"])
+
+
+class StopEarly(EarlyStopping):
+    """Early stopping that stays stopped when a finished training is resumed."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = self.wait_count >= self.patience
 
 
 class KeepBest(L.Callback):

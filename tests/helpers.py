@@ -1,6 +1,7 @@
 """What tests share: settings of a network that trains in a second or two, and a converter to SpatialData."""
 
 import numpy as np
+import pandas as pd
 
 TINY = {
     "patch_size": 32,
@@ -50,3 +51,21 @@ def as_spatialdata(adata, *, scale_factors=None):
     table.obs["instance"] = table.obs_names.to_numpy()
     table = TableModel.parse(table, region="spots", region_key="region_name", instance_key="instance")
     return sd.SpatialData(images={"he": image}, shapes={"spots": circles}, tables={"table": table})
+
+
+def assert_same(a, b):
+    """Two AnnData hold the same in every slot."""
+    pd.testing.assert_frame_equal(a.obs, b.obs)
+    pd.testing.assert_frame_equal(a.var, b.var)
+    for slot in ("layers", "obsm", "uns"):
+        _assert_equal(dict(getattr(a, slot)), dict(getattr(b, slot)))
+    _assert_equal(a.X, b.X)
+
+
+def _assert_equal(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            _assert_equal(a[key], b[key])
+    else:
+        np.testing.assert_array_equal(*(x.toarray() if hasattr(x, "toarray") else np.asarray(x) for x in (a, b)))

@@ -2,11 +2,10 @@ import anndata as ad
 import numpy as np
 import pytest
 import spatialdata as sd
-from anndata.tests.helpers import assert_equal
 from PIL import Image
 
 import hggep_sc as hggep
-from helpers import CPU, TINY, as_spatialdata
+from helpers import CPU, TINY, as_spatialdata, assert_same
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ class TestWrites:
     def test_copy(self, test_section, trained):
         before = test_section.copy()
         copied = predict(test_section, trained, copy=True)
-        assert_equal(test_section, before, exact=True)
+        assert_same(test_section, before)
         assert "hggep" in copied.layers
 
     def test_figures_of_an_earlier_prediction_go(self, test_section, trained):
@@ -279,7 +278,7 @@ class TestBadInput:
         before = test_section.copy()
         with pytest.raises(error, match=message):
             predict(test_section, trained)
-        assert_equal(test_section, before, exact=True)
+        assert_same(test_section, before)
 
     def test_failure_halfway_leaves_the_object(self, sections, trained, monkeypatch):
         test_section = sections["S3"]
@@ -292,7 +291,7 @@ class TestBadInput:
         monkeypatch.setattr(trained.network, "decode", broken)
         with pytest.raises(RuntimeError, match="out of memory"):
             predict(test_section, trained)
-        assert_equal(test_section, before, exact=True)
+        assert_same(test_section, before)
 
     def test_no_gene_in_common(self, test_section, trained):
         test_section.var_names = [f"ENSG{i:011d}" for i in range(test_section.n_vars)]

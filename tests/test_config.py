@@ -70,12 +70,25 @@ def test_the_preset_is_no_setting():
 
 POSITIVE = [
     "patch_size", "target_sum", "width", "vit_heads", "n_neighbors", "lstm_layers", "epochs", "learning_rate",
-    "backbone_learning_rate", "patience", "n_components", "chunk_spots",
+    "patience", "n_components", "chunk_spots",
 ]  # fmt: skip
-NOT_NEGATIVE = ["vit_depth", "count_weight", "correlation_weight", "stain_jitter", "dropout", "weight_decay"]
+NOT_NEGATIVE = [
+    "vit_depth",
+    "count_weight",
+    "correlation_weight",
+    "stain_jitter",
+    "dropout",
+    "weight_decay",
+    "gradient_clip",
+]
 BAD = [
     *((name, value) for name in POSITIVE for value in (0, -1, float("nan"))),
     *((name, value) for name in NOT_NEGATIVE for value in (-1, float("nan"))),
+    ("backbone_learning_rate", -1),
+    ("dropout", 1.0),
+    ("epochs", "5"),
+    ("epochs", 2.5),
+    ("fields_px", (0.0, 100.0)),
     ("normalize", "spot"),
     ("log_base", 10),
     ("count_loss", "poisson"),

@@ -11,6 +11,7 @@ import torch
 
 import hggep_sc as hggep
 from helpers import CPU, TINY
+from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.training.plan import TrainingPlan
 
 
@@ -102,9 +103,9 @@ class TestLearning:
             seen.append((len(batch.observed), int(batch.observed.sum())))
             return real(self, batch, generator)
 
-        real = hggep.model.HGGEPNetwork.loss
+        real = HGGEPNetwork.loss
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hggep.model.HGGEPNetwork, "loss", record)
+            patch.setattr(HGGEPNetwork, "loss", record)
             hggep.tl.fit(training, genes=60, config={**TINY, "epochs": 1}, **CPU)
         assert sorted(seen) == [(40, 30), (40, 40)]
 
@@ -263,7 +264,7 @@ class TestBadInput:
             hggep.tl.fit(training, config={"epoch": 3}, **CPU)
 
     def test_published_has_no_switches(self, training):
-        with pytest.raises(ValueError, match=r"config\.ham=False"):
+        with pytest.raises(ValueError, match=r"config\.ham: the published network"):
             hggep.tl.fit(training, preset="published", config={"ham": False}, **CPU)
 
     def test_unknown_device(self, training):

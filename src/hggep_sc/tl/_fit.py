@@ -75,8 +75,8 @@ def fit(
     shapes_key, table_key, coordinate_system
         SpatialData: which of several.
     seed
-        The same seed gives the same model on the same CPU, bit for bit; on a GPU nearly so, as sums there are
-        taken in no fixed order.
+        The same seed gives the same model on the same CPU and number of threads, bit for bit; on a GPU nearly
+        so, as sums are taken there in no fixed order.
     device
         "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
     checkpoint_dir, checkpoint_every

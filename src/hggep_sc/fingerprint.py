@@ -23,15 +23,16 @@ class Fingerprint:
     ----------
     sections
         Names of the training sections.
-    genes
-        The model's genes, in order.
     counts, coordinates
         Sorted uint64 hashes, one per spot.
+    library_genes
+        Genes that a training spot's library was counted over, the fewest of all sections.
     """
 
     sections: list[str]
     counts: np.ndarray
     coordinates: np.ndarray
+    library_genes: int = 0
 
     @classmethod
     def of(cls, sections: Sequence[Section], genes: Sequence[str]) -> Self:
@@ -40,6 +41,7 @@ class Fingerprint:
             [s.name for s in sections],
             np.unique(np.concatenate([_hash_counts(s, genes) for s in sections])),
             np.unique(np.concatenate([_hash_coordinates(s) for s in sections])),
+            min(len(s.var_names) for s in sections),
         )
 
     @classmethod
@@ -65,9 +67,12 @@ class Fingerprint:
         return {name: torch.from_numpy(getattr(self, name).view(np.int64)) for name in ("counts", "coordinates")}
 
     @classmethod
-    def from_tensors(cls, sections: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Self:
+    def from_tensors(
+        cls, sections: Sequence[str], tensors: Mapping[str, torch.Tensor], *, library_genes: int = 0
+    ) -> Self:
         """Rebuild what `tensors` gave."""
-        return cls(list(sections), *(tensors[name].numpy().view(np.uint64) for name in ("counts", "coordinates")))
+        counts, coordinates = (tensors[name].numpy().view(np.uint64) for name in ("counts", "coordinates"))
+        return cls(list(sections), counts, coordinates, library_genes)
 
 
 def _hash_counts(section: Section, genes: Sequence[str]) -> np.ndarray:

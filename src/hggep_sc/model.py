@@ -279,6 +279,7 @@ class HGGEP:
             "seed": self.seed,
             "genes": self.genes,
             "training_sections": self.fingerprint.sections,
+            "library_genes": self.fingerprint.library_genes,
             "history": self.history.to_dict("records"),
             "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()},
         }
@@ -327,7 +328,9 @@ class HGGEP:
                     raise ValueError(f"{name} is not the file that was saved (its checksum differs)")
             network = _filled(config, len(genes), load_tensors(blobs[f"network-{model_id}.safetensors"]))
             fingerprint = Fingerprint.from_tensors(
-                content["training_sections"], load_tensors(blobs[f"training-{model_id}.safetensors"])
+                content["training_sections"],
+                load_tensors(blobs[f"training-{model_id}.safetensors"]),
+                library_genes=content["library_genes"],
             )
             model = cls(
                 network,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SUBSET = 0.8  # share of the training sections' genes, below which a library is not the full one
+
 
 @overload
 def evaluate(
@@ -111,10 +113,12 @@ def _warn_of_a_subset(table: "AnnData", record: dict[str, Any], n_genes: int) ->
     """Say so where counts are scaled or compared otherwise than in training."""
     predicted = {str(gene) for gene in record["genes"]}
     n_sections = len(record["sections"]["name"])
-    if record["normalize"] == "library" and predicted.issuperset(table.var_names):
+    if record["normalize"] == "library" and table.n_vars < SUBSET * record["library_genes"]:
         logger.warning(
-            "the object holds predicted genes alone: counts are scaled by their total, not by the full library as "
-            "in training; evaluate before subsetting"
+            "the object holds %d genes, those of training %d: counts are scaled by a total that is not the full "
+            "library; evaluate before subsetting",
+            table.n_vars,
+            record["library_genes"],
         )
     if record["normalize"] == "panel" and n_genes < len(predicted):
         logger.warning(

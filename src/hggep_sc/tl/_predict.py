@@ -127,6 +127,7 @@ def _record(model: HGGEP, sections: list[Section], layer: str | None) -> dict[st
         "normalize": model.scale.normalize,
         "target_sum": model.scale.target_sum,
         "log_base": model.scale.log_base,
+        "library_genes": model.fingerprint.library_genes,
         "sections": {
             "name": np.array([s.name for s in sections], dtype=object),
             "image": np.array([s.image_name for s in sections], dtype=object),

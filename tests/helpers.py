@@ -1,8 +1,13 @@
 """What tests share: settings of a network that trains in a second or two, and a converter to SpatialData."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
+import pytest
+from scipy import sparse
 
+HEIGHT, WIDTH = 200, 240
+GENES = ["GNAS", "FASN", "CD74", "ACTB", "MUC1"]
 TINY = {
     "patch_size": 32,
     "fields_um": (60.0, 120.0),
@@ -69,3 +74,39 @@ def _assert_equal(a, b):
             _assert_equal(a[key], b[key])
     else:
         np.testing.assert_array_equal(*(x.toarray() if hasattr(x, "toarray") else np.asarray(x) for x in (a, b)))
+
+
+def make_adata(library: str = "A", seed: int = 0) -> ad.AnnData:
+    """30 spots, 30 px apart, on an image whose red is the column and whose green is the row."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    x, y = np.meshgrid(30 + 30 * np.arange(6), 30 + 30 * np.arange(5))
+    counts = np.random.default_rng(seed).poisson(3, size=(30, len(GENES))).astype(np.float32)
+    adata = ad.AnnData(sparse.csr_matrix(counts), var=pd.DataFrame(index=GENES))
+    adata.obs_names = [f"{library}{i}" for i in range(30)]
+    adata.obsm["spatial"] = np.column_stack([x.ravel(), y.ravel()]).astype(float)
+    adata.uns["spatial"] = {
+        library: {
+            "images": {"full": np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)},
+            "scalefactors": {"tissue_full_scalef": 1.0},
+            "metadata": {"technology": "ST", "source_image_path": "gone.png"},
+        }
+    }
+    return adata
+
+
+def section_of(table, xy, name):
+    """A Section whose image is never opened."""
+    from hggep_sc.section import Section
+
+    return Section(
+        name=name,
+        obs_rows=np.arange(table.n_obs),
+        xy=xy,
+        mpp=None,
+        spot_diameter=None,
+        spot_shape="circle",
+        image_name="image",
+        table=table,
+        layer=None,
+        opener=lambda: pytest.fail("the image is not needed"),
+    )

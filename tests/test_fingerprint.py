@@ -4,8 +4,8 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
+from helpers import section_of
 from hggep_sc.fingerprint import Fingerprint
-from hggep_sc.section import Section
 
 GENES = [f"g{j}" for j in range(12)]
 MODEL_GENES = GENES[2:10]
@@ -16,36 +16,21 @@ def section(name, seed, n=60):
     rng = np.random.default_rng(seed)
     counts = rng.poisson(1.5, (n, len(GENES))).astype(np.float32)
     table = AnnData(sp.csr_matrix(counts), var=pd.DataFrame(index=GENES))
-    return of(table, 3000 * rng.random((n, 2)), name)
-
-
-def of(table, xy, name):
-    return Section(
-        name=name,
-        obs_rows=np.arange(table.n_obs),
-        xy=xy,
-        mpp=None,
-        spot_diameter=None,
-        spot_shape="circle",
-        image_name="image",
-        table=table,
-        layer=None,
-        opener=lambda: pytest.fail("the image is not needed"),
-    )
+    return section_of(table, 3000 * rng.random((n, 2)), name)
 
 
 def part(section, rows, name="part"):
-    return of(section.table[rows].copy(), section.xy[rows], name)
+    return section_of(section.table[rows].copy(), section.xy[rows], name)
 
 
 def moved(section, name="moved"):
-    return of(section.table, section.xy + 517.3, name)
+    return section_of(section.table, section.xy + 517.3, name)
 
 
 def recounted(section, name="recounted"):
     table = section.table.copy()
     table.X = sp.csr_matrix(np.random.default_rng(99).poisson(1.5, table.shape).astype(np.float32))
-    return of(table, section.xy, name)
+    return section_of(table, section.xy, name)
 
 
 @pytest.fixture
@@ -65,7 +50,7 @@ def role(fingerprint, section):
 def test_the_same_section_under_another_name(fingerprint, first):
     assert fingerprint.sections == ["A", "B"]
     assert role(fingerprint, first) == "train"
-    assert role(fingerprint, of(first.table, first.xy, "another")) == "train"
+    assert role(fingerprint, section_of(first.table, first.xy, "another")) == "train"
 
 
 def test_another_section_under_the_same_name(fingerprint):
@@ -86,7 +71,7 @@ def mixed(first, known):
     table = AnnData(
         sp.vstack([first.table.X[:known], other.table.X[known:]], format="csr"), var=pd.DataFrame(index=GENES)
     )
-    return of(table, np.concatenate([first.xy[:known], other.xy[known:]]), "mixed")
+    return section_of(table, np.concatenate([first.xy[:known], other.xy[known:]]), "mixed")
 
 
 @pytest.mark.parametrize(("known", "expected"), [(20, "held out"), (40, "train")])
@@ -96,21 +81,21 @@ def test_a_section_with_some_training_spots(fingerprint, first, known, expected)
 
 def test_counts_tell_where_the_image_was_moved_or_scaled(fingerprint, first):
     assert role(fingerprint, moved(first)) == "train"
-    assert role(fingerprint, of(first.table, first.xy * 0.25, "scaled")) == "train"
+    assert role(fingerprint, section_of(first.table, first.xy * 0.25, "scaled")) == "train"
 
 
 def test_coordinates_tell_where_there_are_no_counts(fingerprint, first):
     for source, expected in ((first, "train"), (section("C", 2), "held out")):
         table = AnnData(shape=(60, len(MODEL_GENES)), var=pd.DataFrame(index=MODEL_GENES))
-        assert role(fingerprint, of(table, source.xy, "no counts")) == expected
+        assert role(fingerprint, section_of(table, source.xy, "no counts")) == expected
         zeros = AnnData(sp.csr_matrix((60, len(GENES)), dtype=np.float32), var=pd.DataFrame(index=GENES))
-        assert role(fingerprint, of(zeros, source.xy, "zeros")) == expected
+        assert role(fingerprint, section_of(zeros, source.xy, "zeros")) == expected
 
 
 def test_coordinates_tell_where_genes_are_missing(fingerprint, first):
     for source, expected in ((first, "train"), (section("C", 2), "held out")):
         table = source.table[:, MODEL_GENES[1:]].copy()
-        assert role(fingerprint, of(table, source.xy, "fewer genes")) == expected
+        assert role(fingerprint, section_of(table, source.xy, "fewer genes")) == expected
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, np.nan])
@@ -120,25 +105,25 @@ def test_coordinates_tell_where_x_holds_no_counts(fingerprint, first, value):
         values = table.X.toarray()
         values[3, 4] = value
         table.X = sp.csr_matrix(values)
-        assert role(fingerprint, of(table, source.xy, "normalised")) == expected
+        assert role(fingerprint, section_of(table, source.xy, "normalised")) == expected
 
 
 def test_coordinates_bear_rounding(fingerprint, first):
-    nudged = of(recounted(first).table, first.xy.astype(np.float32).astype(float), "float32")
+    nudged = section_of(recounted(first).table, first.xy.astype(np.float32).astype(float), "float32")
     assert role(fingerprint, nudged) == "train"
 
 
 @pytest.mark.parametrize("to", [0.0, 0.5])
 def test_whole_and_half_pixels_bear_rounding(first, to):
-    whole = of(first.table, np.floor(first.xy) + to, "whole")
+    whole = section_of(first.table, np.floor(first.xy) + to, "whole")
     noise = np.random.default_rng(0).uniform(-1e-3, 1e-3, first.xy.shape)
-    nudged = of(recounted(first).table, whole.xy + noise, "nudged")
+    nudged = section_of(recounted(first).table, whole.xy + noise, "nudged")
     assert role(Fingerprint.of([whole], MODEL_GENES), nudged) == "train"
 
 
 def test_the_order_of_genes_does_not_matter(fingerprint, first):
     table = first.table[:, GENES[::-1]].copy()
-    assert role(fingerprint, of(table, moved(first).xy, "reversed")) == "train"
+    assert role(fingerprint, section_of(table, moved(first).xy, "reversed")) == "train"
 
 
 def test_empty_spots_are_no_evidence(fingerprint):
@@ -150,7 +135,7 @@ def test_empty_spots_are_no_evidence(fingerprint):
     with_empty = sp.lil_matrix(training.table.X)
     with_empty[7] = 0
     training.table.X = sp.csr_matrix(with_empty)
-    assert role(Fingerprint.of([training], MODEL_GENES), of(table, other.xy, "C")) == "held out"
+    assert role(Fingerprint.of([training], MODEL_GENES), section_of(table, other.xy, "C")) == "held out"
 
 
 def test_a_model_without_known_sections(first):

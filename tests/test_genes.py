@@ -6,26 +6,14 @@ import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
 
+from helpers import section_of
 from hggep_sc.genes import DEFAULT_GENES, training_genes
-from hggep_sc.section import Section
 
 ENSEMBL = [f"ENSG{j:011d}" for j in range(40)]
 
 
 def section(table, name):
-    n = table.n_obs
-    return Section(
-        name=name,
-        obs_rows=np.arange(n),
-        xy=np.arange(2.0 * n).reshape(n, 2),
-        mpp=None,
-        spot_diameter=None,
-        spot_shape="circle",
-        image_name="image",
-        table=table,
-        layer=None,
-        opener=lambda: pytest.fail("the image is not needed"),
-    )
+    return section_of(table, np.arange(2.0 * table.n_obs).reshape(-1, 2), name)
 
 
 def table(genes, seed, n=80):

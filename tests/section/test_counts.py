@@ -8,28 +8,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from helpers import GENES, make_adata
 from hggep_sc.section import _counts, gene_name_hint, observed_counts, open_sections
-
-HEIGHT, WIDTH = 200, 240
-GENES = ["GNAS", "FASN", "CD74", "ACTB", "MUC1"]
-
-
-def make_adata(library: str = "A", seed: int = 0) -> ad.AnnData:
-    """30 spots, 30 px apart, on an image whose red is the column and whose green is the row."""
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    x, y = np.meshgrid(30 + 30 * np.arange(6), 30 + 30 * np.arange(5))
-    counts = np.random.default_rng(seed).poisson(3, size=(30, len(GENES))).astype(np.float32)
-    adata = ad.AnnData(sparse.csr_matrix(counts), var=pd.DataFrame(index=GENES))
-    adata.obs_names = [f"{library}{i}" for i in range(30)]
-    adata.obsm["spatial"] = np.column_stack([x.ravel(), y.ravel()]).astype(float)
-    adata.uns["spatial"] = {
-        library: {
-            "images": {"full": np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8)},
-            "scalefactors": {"tissue_full_scalef": 1.0},
-            "metadata": {"technology": "ST", "source_image_path": "gone.png"},
-        }
-    }
-    return adata
 
 
 @pytest.mark.parametrize("kind", ["csr", "csc", "dense", "int", "layer"])

@@ -84,7 +84,8 @@ def open_sections(
     sections: list[Section] = []
     for label, item in objects:
         found: list[Section]
-        _require_layer(table_of(item, table_key), layer)
+        table = table_of(item, table_key)
+        _require_layer(table, layer)
         if isinstance(item, AnnData):
             parts = libraries_of(item, library_key, library_id, spatial_key)
             names = _section_names(label, list(parts))
@@ -102,7 +103,6 @@ def open_sections(
                 for name, (library, rows) in zip(names, parts.items(), strict=True)
             ]
         else:
-            table = table_of(item, table_key)
             parts = regions_of(item, table, shapes_key)
             names = _section_names(label, list(parts))
             found = [

@@ -8,7 +8,7 @@ import torch
 
 import hggep_sc as hggep
 from helpers import CPU
-from hggep_sc import model as model_module
+from hggep_sc import storage
 from hggep_sc.section import open_sections
 
 
@@ -83,7 +83,7 @@ class TestOverwrite:
     def test_crash_keeps_the_earlier_model(self, saved, sections, trained, monkeypatch, survives):
         """Power is cut before the 1st, 2nd and 3rd file is in place."""
         other = hggep.tl.fit(sections["S1"], genes=5, config={"epochs": 1, "width": 16, "patch_size": 32}, **CPU)
-        real, written = model_module._write, []
+        real, written = storage._write, []
 
         def cut(path, content):
             if len(written) == survives:
@@ -92,11 +92,11 @@ class TestOverwrite:
             written.append(path)
             real(path, content)
 
-        monkeypatch.setattr(model_module, "_write", cut)
+        monkeypatch.setattr(storage, "_write", cut)
         with pytest.raises(OSError, match="power cut"):
             other.save(saved, overwrite=True)
         assert hggep.HGGEP.load(saved, device="cpu").id == trained.id
-        monkeypatch.setattr(model_module, "_write", real)
+        monkeypatch.setattr(storage, "_write", real)
         other.save(saved, overwrite=True)
         assert hggep.HGGEP.load(saved, device="cpu").id == other.id
         assert len(list(saved.iterdir())) == 3

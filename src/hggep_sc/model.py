@@ -1,25 +1,20 @@
 """HGGEP, the model that users hold: configuration, network, genes and expression scale in one object."""
 
 import hashlib
-import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from ._settings import settings
-from ._version import __version__
 from .config import Config
+from .device import resolve_device
 from .expression import ExpressionScale
 from .fingerprint import Fingerprint
 from .genes import training_genes
@@ -27,6 +22,7 @@ from .image import SectionImage
 from .nn import HGGEPNetwork, PublishedNetwork, build
 from .patches import fields_of_view, model_mpp, read_patches, say_if_coarse
 from .section import Section
+from .storage import load_model, save_model
 from .training.augmentation import dihedral
 from .training.data import spatial_chunks
 from .training.fit import train
@@ -35,8 +31,6 @@ from .weights import read_state_dict
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the folder that `save` writes
-MANIFEST = "model.json"
 BATCH_SPOTS = 64
 
 
@@ -45,6 +39,8 @@ class HGGEP:
 
     Attributes
     ----------
+    method
+        Its name in `hggep_sc.tl.fit`: "hggep".
     genes
         Names of the predicted genes, in the order of the network's outputs.
     config
@@ -58,6 +54,8 @@ class HGGEP:
     seed
         Seed of the training; None for a published checkpoint.
     """
+
+    method: ClassVar[str] = "hggep"
 
     def __init__(
         self,
@@ -256,41 +254,24 @@ class HGGEP:
         FileExistsError
             If something is there already, unless `overwrite`; always, if it is not a model.
         """
-        path = Path(path)
-        manifest = path / MANIFEST
-        if path.exists():
-            if not path.is_dir() or (any(path.iterdir()) and not _is_ours(path)):
-                raise FileExistsError(f"{path} exists and is not an hggep_sc model: choose another folder")
-            if manifest.exists() and not overwrite:
-                raise FileExistsError(f"{path} holds a model already: pass overwrite=True to replace it")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        blobs = {
-            f"network-{self.id}.safetensors": save_tensors(state),
-            f"training-{self.id}.safetensors": save_tensors(self.fingerprint.tensors()),
-        }
-        content = {
-            "format": FORMAT,
-            "hggep_sc": __version__,
-            "torch": torch.__version__,
-            "id": self.id,
-            "config": self.config.to_dict(),
-            "scale": asdict(self.scale),
-            "mpp": self.mpp,
-            "seed": self.seed,
-            "genes": self.genes,
-            "training_sections": self.fingerprint.sections,
-            "library_genes": self.fingerprint.library_genes,
-            "history": self.history.to_dict("records"),
-            "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()},
-        }
-        text = json.dumps(content, indent=1).encode()
-        path.mkdir(parents=True, exist_ok=True)
-        for name, blob in blobs.items():
-            _write(path / name, blob)
-        _write(manifest, text)
-        for leftover in path.iterdir():  # of the model that was replaced, or of an interrupted save
-            if leftover.name not in blobs and leftover.name != MANIFEST:
-                leftover.unlink()
+        save_model(
+            path,
+            method=self.method,
+            model_id=self.id,
+            content={
+                "config": self.config.to_dict(),
+                "scale": asdict(self.scale),
+                "mpp": self.mpp,
+                "seed": self.seed,
+                "genes": self.genes,
+                "training_sections": self.fingerprint.sections,
+                "library_genes": self.fingerprint.library_genes,
+                "history": self.history.to_dict("records"),
+            },
+            tensors={"network": state, "training": self.fingerprint.tensors()},
+            overwrite=overwrite,
+        )
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto") -> Self:
@@ -301,52 +282,27 @@ class HGGEP:
         FileNotFoundError
             If there is no such folder.
         ValueError
-            If the folder is not a model, is damaged, or was written by a newer version.
+            If the folder is not a model of this class, is damaged, or was written by a newer version.
         """
-        path = Path(path)
         target = resolve_device(device)
-        if not path.exists():
-            raise FileNotFoundError(f"there is no model at {path}")
-        if not (path / MANIFEST).is_file():
-            raise ValueError(f"{path} is not an hggep_sc model: it has no {MANIFEST}")
-        try:
-            content = json.loads((path / MANIFEST).read_text())
-            written_format = content["format"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path / MANIFEST} is damaged or not of an hggep_sc model: {error}") from error
-        if written_format != FORMAT:
-            raise ValueError(
-                f"{path} has format {written_format} (written by hggep_sc {content.get('hggep_sc')}); this is "
-                f"hggep_sc {__version__}, which reads format {FORMAT}: update the package"
-            )
-        try:
-            config = Config.from_dict(content["config"])
-            genes, model_id = content["genes"], content["id"]
-            blobs = {name: (path / name).read_bytes() for name in content["files"]}
-            for name, blob in blobs.items():
-                if hashlib.sha256(blob).hexdigest() != content["files"][name]:
-                    raise ValueError(f"{name} is not the file that was saved (its checksum differs)")
-            network = _filled(config, len(genes), load_tensors(blobs[f"network-{model_id}.safetensors"]))
-            fingerprint = Fingerprint.from_tensors(
-                content["training_sections"],
-                load_tensors(blobs[f"training-{model_id}.safetensors"]),
-                library_genes=content["library_genes"],
-            )
-            model = cls(
-                network,
-                config,
-                genes,
-                mpp=content["mpp"],
-                fingerprint=fingerprint,
-                history=content["history"],
-                seed=content["seed"],
-            )
-            if model.id != model_id:
-                raise ValueError(f"genes and weights are not those that were saved together as {model_id}")
-            model.network.to(target)
-            return model
-        except (KeyError, TypeError, OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"the model in {path} is damaged: {error}") from error
+        model = load_model(path, method=cls.method, rebuild=cls._rebuild)
+        model.network.to(target)
+        return model
+
+    @classmethod
+    def _rebuild(cls, content: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]]) -> Self:
+        config, genes = Config.from_dict(content["config"]), content["genes"]
+        return cls(
+            _filled(config, len(genes), tensors["network"]),
+            config,
+            genes,
+            mpp=content["mpp"],
+            fingerprint=Fingerprint.from_tensors(
+                content["training_sections"], tensors["training"], library_genes=content["library_genes"]
+            ),
+            history=content["history"],
+            seed=content["seed"],
+        )
 
     @classmethod
     def from_published(cls, path: str | Path, *, genes: Sequence[str], mpp: float | None = None) -> Self:
@@ -395,43 +351,3 @@ def _filled(config: Config, n_genes: int, state: dict[str, torch.Tensor]) -> HGG
         network = build(config, n_genes)
     network.load_state_dict(state, assign=True)
     return network
-
-
-def resolve_device(device: str) -> torch.device:
-    """Return the device to compute on; "auto" takes `settings.device`, and a GPU if that says "auto" too.
-
-    Raises
-    ------
-    ValueError
-        For an unknown device, or one that this machine does not have.
-    """
-    if device == "auto":
-        device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r} is not known; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
-    if resolved.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device={device!r} is not supported; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device={device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices "
-            f"(torch {torch.__version__}); use device='cpu'"
-        )
-    if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device='mps' is not there: this machine has no Apple GPU; use device='cpu'")
-    return resolved
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a folder holds nothing but files of a model, whole or of an interrupted save."""
-    ours = re.compile(rf"({re.escape(MANIFEST)}|(network|training)-[0-9a-f]{{12}}\.safetensors)(\.part)?")
-    return all(ours.fullmatch(entry.name) for entry in path.iterdir())
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)

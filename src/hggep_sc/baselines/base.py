@@ -1,0 +1,285 @@
+"""Baseline: what all of them share; a method learns from features and centred targets, and responds to features."""
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._settings import settings
+from ..device import resolve_device
+from ..expression import ExpressionScale
+from ..fingerprint import Fingerprint
+from ..genes import training_genes
+from ..patches import model_mpp
+from ..section import Section
+from ..storage import load_model, save_model
+from ..training.data import section_data
+from .config import BaselineConfig
+from .features import Trunk, patch_features
+from .selection import Training
+
+logger = logging.getLogger(__name__)
+
+BATCH_SPOTS = 64
+
+
+class Baseline(ABC):
+    """A predictor without training by gradient; made by `hggep_sc.tl.fit(method=...)` or `load`.
+
+    The prediction is `gene_mean`, the mean over the training sections of their mean expression, plus what the
+    method makes of the patches' features.
+
+    Attributes
+    ----------
+    method
+        Its name in `hggep_sc.tl.fit`.
+    genes
+        Names of the predicted genes, in the order of the outputs.
+    config
+        Every setting.
+    arrays
+        What was learnt, by name: `gene_mean` (n_genes,) and what the method adds.
+    trunk
+        The pretrained trunk that features were computed with; None without.
+    scale
+        The expression scale of the predictions.
+    mpp
+        Scale that patches are brought to, um per px; None where it was not known.
+    seed
+        Seed of the fit. It decides which blocks are left out where one section trains alone, and nothing else.
+    """
+
+    method: ClassVar[str]
+    reads_image: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: BaselineConfig,
+        genes: Sequence[str],
+        arrays: Mapping[str, np.ndarray],
+        *,
+        trunk: Trunk | None,
+        mpp: float | None,
+        fingerprint: Fingerprint,
+        seed: int,
+    ) -> None:
+        self.config = config
+        self.genes = list(genes)
+        self.arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        self.trunk = trunk
+        self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
+        self.mpp = mpp
+        self.fingerprint = fingerprint
+        self.seed = seed
+
+    @classmethod
+    @abstractmethod
+    def _learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
+        """Return what is learnt, by name."""
+
+    @abstractmethod
+    def _respond(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return expression around `gene_mean` (n_spots, n_genes) and, where there is one, a latent (n_spots, d)."""
+
+    @cached_property
+    def id(self) -> str:
+        """Name of this fitted model: a hash of its genes and of what was learnt."""
+        digest = hashlib.sha256("\n".join([self.method, *self.genes]).encode())
+        for tensors in (self._array_tensors(), self._trunk_state()):
+            for name, tensor in sorted(tensors.items()):
+                digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{name} {'x'.join(map(str, a.shape)) or a.item()}" for name, a in sorted(self.arrays.items())
+        )
+        sections = ", ".join(self.fingerprint.sections)
+        return (
+            f"{type(self).__name__}({len(self.genes)} genes, id={self.id})\n"
+            f"    learnt: {shapes}; scale: {self.scale}\n"
+            f"    trained on: {sections}"
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        sections: Sequence[Section],
+        config: BaselineConfig,
+        *,
+        genes: Sequence[str] | int | None = None,
+        weights: str | Path | None = "imagenet",
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool | None = None,
+    ) -> Self:
+        """Fit to sections; see `hggep_sc.tl.fit` for the parameters.
+
+        Targets are the log expression less the section's mean; spots without counts are left out.
+        """
+        target, seed = resolve_device(device), int(seed)
+        for section in sections:
+            if not section.has_counts:
+                raise ValueError(f"section {section.name!r} has no counts to learn from: give the slot with layer=")
+        chosen = training_genes(sections, genes)
+        scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
+        mpp = model_mpp(sections)
+        trunk = Trunk.pretrained(weights, seed) if cls.reads_image else None
+        features, targets, means, xy = [], [], [], []
+        for section in _progress(sections, cls.method, progress):
+            # patches stay empty: features are computed batch by batch instead
+            data = section_data(section, chosen, scale, np.empty((len(section.xy), 0)), section.xy)
+            seen = data.observed
+            expression = data.expression[seen].astype(np.float64)
+            features.append(cls._features(section, config, mpp, trunk, target, BATCH_SPOTS)[seen])
+            means.append(expression.mean(axis=0))
+            targets.append(expression - means[-1])
+            xy.append(section.xy[seen])
+        training = Training.of(features, targets, xy, seed)
+        arrays = {"gene_mean": np.mean(means, axis=0), **cls._learn(training, config)}
+        fingerprint = Fingerprint.of(sections, chosen)
+        return cls(config, chosen, arrays, trunk=trunk, mpp=mpp, fingerprint=fingerprint, seed=seed)
+
+    def predict(
+        self, section: Section, *, device: str = "auto", batch_size: int | None = None, average_flips: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predict one section.
+
+        Parameters
+        ----------
+        section
+            Where the spots and the image are. All of its spots belong to the call: features are standardised over
+            them.
+        device
+            "auto", "cpu", "cuda", "cuda:1", "mps".
+        batch_size
+            Spots whose patches are held at once; None for 64.
+        average_flips
+            For networks alone.
+
+        Returns
+        -------
+        Log expression (n_spots, n_genes), float32, and the latent representation (n_spots, d), float32, or None
+        where the method has none.
+
+        Raises
+        ------
+        ValueError
+            If `average_flips` is set, or `batch_size` is below 1.
+        """
+        if average_flips:
+            raise ValueError(f"average_flips=True is for HGGEP: method={self.method!r} has no use for it")
+        batch_size = BATCH_SPOTS if batch_size is None else batch_size
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if section.mpp is None and self.mpp is not None:
+            logger.warning(
+                "section %r: its physical scale is unknown and taken to be the model's, %.3g um per px; "
+                "give mpp= if it is another",
+                section.name,
+                self.mpp,
+            )
+        features = self._features(section, self.config, self.mpp, self.trunk, resolve_device(device), batch_size)
+        centred, latent = self._respond(features)
+        expression = (self.arrays["gene_mean"] + centred).astype(np.float32)
+        return expression, None if latent is None else latent.astype(np.float32)
+
+    @classmethod
+    def _features(
+        cls,
+        section: Section,
+        config: BaselineConfig,
+        mpp: float | None,
+        trunk: Trunk | None,
+        device: torch.device,
+        batch_size: int,
+    ) -> np.ndarray:
+        if not cls.reads_image:
+            return np.empty((len(section.xy), 0), dtype=np.float32)
+        return patch_features(section, config, mpp=mpp, trunk=trunk, device=device, batch_size=batch_size)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a folder; see `HGGEP.save`.
+
+        The trunk's weights are saved too, so that prediction needs no download.
+
+        Parameters
+        ----------
+        path
+            Folder to write; made if it does not exist.
+        overwrite
+            Replace the model in the folder.
+
+        Raises
+        ------
+        FileExistsError
+            If something is there already, unless `overwrite`; always, if it is not a model.
+        """
+        save_model(
+            path,
+            method=self.method,
+            model_id=self.id,
+            content={
+                "config": self.config.to_dict(),
+                "mpp": self.mpp,
+                "seed": self.seed,
+                "genes": self.genes,
+                "training_sections": self.fingerprint.sections,
+                "library_genes": self.fingerprint.library_genes,
+            },
+            tensors={
+                "arrays": self._array_tensors(),
+                "training": self.fingerprint.tensors(),
+                **({"network": self._trunk_state()} if self.trunk is not None else {}),
+            },
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a model that `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder.
+        ValueError
+            If the folder is not a model of this class, is damaged, or was written by a newer version.
+        """
+        return load_model(path, method=cls.method, rebuild=cls._rebuild)
+
+    @classmethod
+    def _rebuild(cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> Self:
+        return cls(
+            BaselineConfig.from_dict(content["config"]),
+            content["genes"],
+            {name: tensor.numpy() for name, tensor in tensors["arrays"].items()},
+            trunk=Trunk.of_state(tensors["network"]) if "network" in tensors else None,
+            mpp=content["mpp"],
+            fingerprint=Fingerprint.from_tensors(
+                content["training_sections"], tensors["training"], library_genes=content["library_genes"]
+            ),
+            seed=content["seed"],
+        )
+
+    def _array_tensors(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+
+    def _trunk_state(self) -> dict[str, Tensor]:
+        if self.trunk is None:
+            return {}
+        return {name: tensor.cpu().contiguous() for name, tensor in self.trunk.state_dict().items()}
+
+
+def _progress(sections: Sequence[Section], method: str, progress: bool | None) -> Any:
+    from tqdm.auto import tqdm
+
+    show = settings.progress if progress is None else progress
+    return tqdm(sections, desc=method, unit="section", disable=not show)

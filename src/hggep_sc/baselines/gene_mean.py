@@ -1,0 +1,26 @@
+"""The mean of each gene, whatever the image shows."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from .base import Baseline
+from .config import BaselineConfig
+from .selection import Training
+
+
+class GeneMean(Baseline):
+    """Predicts, for every spot alike, the mean over the training sections of their mean expression.
+
+    A constant has no correlation: its PCC is NaN. Its RMSE is what knowing the genes alone gives.
+    """
+
+    method = "gene_mean"
+    reads_image: ClassVar[bool] = False
+
+    @classmethod
+    def _learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
+        return {}
+
+    def _respond(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return np.zeros((len(features), len(self.genes)), dtype=np.float32), None

@@ -1,0 +1,95 @@
+"""What a baseline learns from, and how it chooses a setting on it: every training section is left out in turn."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import numpy as np
+
+from ..metrics import pearson
+from ..training.split import hold_out_blocks
+
+logger = logging.getLogger(__name__)
+
+BLOCK_DRAWS, BLOCK_SHARE = 5, 0.2  # of the only section, where there is no other to leave out
+
+Candidate = TypeVar("Candidate", int, float)
+
+
+@dataclass
+class Training:
+    """Spots with counts of all training sections.
+
+    Attributes
+    ----------
+    features
+        (n_spots, n_features), standardised within each section.
+    targets
+        (n_spots, n_genes) log expression less the section's mean.
+    held_out
+        Bool masks over the spots, each of what is left out at a time to choose a setting.
+    """
+
+    features: np.ndarray
+    targets: np.ndarray
+    held_out: list[np.ndarray]
+
+    @classmethod
+    def of(
+        cls, features: Sequence[np.ndarray], targets: Sequence[np.ndarray], xy: Sequence[np.ndarray], seed: int
+    ) -> Self:
+        """Join sections; a section that trains alone has spatial blocks left out, several draws of them."""
+        section = np.repeat(np.arange(len(xy)), [len(points) for points in xy])
+        if len(xy) > 1:
+            held_out = [section == i for i in range(len(xy))]
+        else:
+            counted = np.ones(len(xy[0]), dtype=bool)
+            held_out = [hold_out_blocks(xy[0], counted, BLOCK_SHARE, seed + draw) for draw in range(BLOCK_DRAWS)]
+        return cls(np.concatenate(features), np.concatenate(targets), [m for m in held_out if not m.all()])
+
+
+def choose(
+    name: str,
+    candidates: Sequence[Candidate],
+    training: Training,
+    predict: Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[Candidate]], Iterator[np.ndarray]],
+) -> Candidate:
+    """Choose the candidate with the best mean per-gene Pearson correlation over what is left out.
+
+    Parameters
+    ----------
+    name
+        What messages call the setting.
+    candidates
+        Values to choose from; a single one is taken as it is.
+    training
+        What to choose on; nothing else has a say.
+    predict
+        Yields, for each candidate, the prediction from training features, training targets and new features.
+
+    Returns
+    -------
+    The candidate, the first of equals. Genes that are constant count as uncorrelated.
+
+    Raises
+    ------
+    ValueError
+        If all spots lie in one block of one section, so that nothing can be left out.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    if not training.held_out:
+        raise ValueError(
+            f"config.{name} cannot be chosen on {len(training.targets)} spots with counts: give a single value, "
+            "or more spots"
+        )
+    scores = np.zeros(len(candidates))
+    for held_out in training.held_out:
+        seen, observed = training.features[~held_out], training.targets[held_out]
+        predictions = predict(seen, training.targets[~held_out], training.features[held_out], candidates)
+        scores += [np.nan_to_num(pearson(predicted, observed)).mean() for predicted in predictions]
+    scores /= len(training.held_out)
+    best = int(scores.argmax())
+    logger.info("%s=%g chosen, with a mean PCC of %.3f over what was left out", name, candidates[best], scores[best])
+    return candidates[best]

@@ -1,0 +1,33 @@
+"""The device to compute on."""
+
+import torch
+
+from ._settings import settings
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device to compute on; "auto" takes `settings.device`, and a GPU if that says "auto" too.
+
+    Raises
+    ------
+    ValueError
+        For an unknown device, or one that this machine does not have.
+    """
+    if device == "auto":
+        device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} is not known; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
+    if resolved.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={device!r} is not supported; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices "
+            f"(torch {torch.__version__}); use device='cpu'"
+        )
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps' is not there: this machine has no Apple GPU; use device='cpu'")
+    return resolved

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+from skimage.color import rgb2hed
+from skimage.feature import local_binary_pattern
+
+from hggep_sc.baselines.features import Trunk, colour_and_texture, patch_features, standardise
+from hggep_sc.nn.shufflenet import ShuffleNetV2
+from hggep_sc.section import open_sections
+
+N_STATISTICS, N_POOLED = 90, 336  # per field of view
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def patches():
+    return np.random.default_rng(0).integers(30, 250, size=(3, 3, 32, 32), dtype=np.uint8)
+
+
+def features_of(section, config, trunk=None, batch_size=64):
+    return patch_features(section, config, mpp=section.mpp, trunk=trunk, device=CPU, batch_size=batch_size)
+
+
+def test_standardised_within_each_section(opened, config, weights):
+    trunk = Trunk.pretrained(weights, 0)
+    for section in opened:
+        features = features_of(section, config, trunk).astype(np.float64)
+        assert features.shape == (len(section.xy), 2 * (N_STATISTICS + N_POOLED))
+        np.testing.assert_allclose(features.mean(0), 0, atol=1e-6)
+        for block in np.split(features, [2 * N_STATISTICS], axis=1):
+            variance = block.var(axis=0) * block.shape[1]
+            assert np.all(np.isclose(variance, 1, rtol=1e-4) | (variance == 0))
+            assert (variance > 0).mean() > 0.8
+
+
+def test_constant_columns_are_zero():
+    block = np.array([[1.0, 0.0, 3.0], [1.0 + 1e-9, 0.0, 5.0]])
+    np.testing.assert_allclose(standardise(block) * np.sqrt(3), [[0, 0, -1], [0, 0, 1]], atol=1e-6)
+
+
+def test_colours_one_by_one(patches):
+    found = colour_and_texture(patches)
+    assert found.shape == (3, N_STATISTICS)
+    assert found.dtype == np.float32
+    for row, patch in zip(found, patches, strict=True):
+        rgb = patch.transpose(1, 2, 0) / 255
+        channels = np.concatenate([rgb, rgb2hed(rgb)], axis=2)
+        slow = []
+        for statistic in (np.mean, np.std):
+            slow += [statistic(channels[..., c]) for c in range(6)]
+        slow += [np.percentile(channels[..., c], q) for c in range(6) for q in (5, 10, 25, 50, 75, 90, 95)]
+        np.testing.assert_allclose(row[: len(slow)], slow, atol=1e-5)
+
+
+def test_gradient_of_a_ramp():
+    """Red, green and blue rise by 4 a column: so does the luminance, and twice as much at half the size."""
+    ramp = np.broadcast_to((4 * np.arange(32, dtype=np.uint8))[None, None], (1, 3, 32, 32))
+    gradients = colour_and_texture(ramp)[0, 54:62].reshape(4, 2)  # of the luminance: mean and sd at four scales
+    np.testing.assert_allclose(gradients[:, 0], np.array([1, 2, 4, 8]) * 4 / 255, rtol=1e-4)
+    np.testing.assert_allclose(gradients[:, 1], 0, atol=1e-5)
+
+
+def test_binary_patterns_one_by_one(patches):
+    found = colour_and_texture(patches)[:, 70:]
+    luminance = np.einsum("nchw,c->nhw", patches / 255, [0.2125, 0.7154, 0.0721])
+    for i, maps in enumerate((luminance, luminance.reshape(3, 16, 2, 16, 2).mean((2, 4)))):
+        for row, patch in zip(found, maps, strict=True):
+            codes = local_binary_pattern((255 * patch).astype(np.uint8), 8, 1, "uniform")
+            slow = [(codes == code).mean() for code in range(10)]
+            np.testing.assert_allclose(row[10 * i : 10 * i + 10], slow, atol=0.01)  # rounding to uint8 may differ
+    np.testing.assert_allclose(found.sum(1), 2, rtol=1e-5)
+
+
+def test_trunk_pools_the_backbones_stages(patches, weights):
+    backbone = ShuffleNetV2(stem_pool=False).eval()
+    backbone.load_state_dict(torch.load(weights, weights_only=True))
+    with torch.inference_mode():
+        maps = backbone(torch.from_numpy(patches).float() / 255)
+        expected = np.hstack([stage.numpy().mean((2, 3)) for stage in maps[:3]])
+        found = Trunk.pretrained(weights, 0).pooled(patches)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_trunk_centres_pixels_as_its_weights_want(patches, weights, monkeypatch):
+    import hashlib
+
+    from hggep_sc import weights as weights_module
+
+    monkeypatch.setattr(weights_module, "IMAGENET_SHA256", hashlib.sha256(weights.read_bytes()).hexdigest())
+    trunk = Trunk.pretrained(weights, 0)
+    np.testing.assert_allclose(trunk.pixel_mean.ravel(), [0.485, 0.456, 0.406], rtol=1e-6)
+    np.testing.assert_allclose(trunk.pixel_std.ravel(), [0.229, 0.224, 0.225], rtol=1e-6)
+
+
+def test_batches_make_no_difference(opened, config, weights):
+    trunk = Trunk.pretrained(weights, 0)
+    whole, parts = (features_of(opened[1], config, trunk, batch_size) for batch_size in (64, 7))
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+
+
+def test_counts_make_no_difference(sections, config):
+    (with_counts,) = open_sections(sections["S2"])
+    emptied = sections["S2"].copy()
+    emptied.X = emptied.X * 0
+    (without,) = open_sections(emptied)
+    assert np.array_equal(features_of(with_counts, config), features_of(without, config))
+
+
+def test_random_state_is_left_alone(weights):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    Trunk.pretrained(weights, 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_entries_that_the_file_lacks_follow_the_seed(weights, tmp_path):
+    state = torch.load(weights, weights_only=True)
+    del state["stage4.0.branch1.0.weight"]
+    torch.save(state, tmp_path / "part.pth")
+    a, b, c = (Trunk.pretrained(tmp_path / "part.pth", seed).state_dict() for seed in (0, 0, 1))
+    name = "backbone.stage4.0.branch1.0.weight"
+    assert torch.equal(a[name], b[name])
+    assert not torch.equal(a[name], c[name])
+
+
+def test_the_same_section_is_read_once(opened, config, monkeypatch):
+    """Methods and seeds of a cross-validation share it; another field of view is another matter."""
+    first = features_of(opened[0], config)
+    monkeypatch.setattr(type(opened[0]), "open_image", lambda self: pytest.fail("read again"))
+    assert features_of(opened[0], config) is first
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        features_of(opened[0], config.replace(fields_um=(50.0, 100.0)))
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        features_of(opened[1], config)

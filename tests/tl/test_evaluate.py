@@ -1,8 +1,11 @@
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.stats
 
 import hggep_sc as hggep
+from helpers import as_spatialdata
+from hggep_sc.evaluation import FIGURES
 
 
 @pytest.fixture
@@ -34,7 +37,8 @@ def test_against_scipy(predicted, trained):
         )
     assert predicted.uns["hggep"]["metrics"]["n_spots"] == 39
     assert predicted.uns["hggep"]["metrics"]["mean_pcc"] == pytest.approx(table["pcc"].mean())
-    assert np.array_equal(predicted.var["hggep_pcc"].dropna(), table["pcc"])
+    for name in FIGURES:
+        assert np.array_equal(predicted.var[f"hggep_{name}"].dropna(), table[name].dropna())
     assert set(table.index) == set(trained.genes)
 
 
@@ -87,7 +91,131 @@ def test_subset_of_genes_is_said(predicted, trained, caplog):
     assert "subsetting" in caplog.text
 
 
+def test_summary(predicted):
+    table = hggep.tl.evaluate(predicted)
+    summary = predicted.uns["hggep"]["metrics"]
+    assert summary["null"] == "independent"
+    for name in ("pcc", "spearman", "rmse", "ssim", "ceiling"):
+        assert summary[f"mean_{name}"] == pytest.approx(table[name].mean())
+        assert summary[f"median_{name}"] == pytest.approx(table[name].median())
+    assert summary["share_of_ceiling"] == pytest.approx(table["pcc"].mean() / table["ceiling"].mean())
+    assert summary["n_significant"] == ((table["pcc_padj"] < 0.05) & (table["pcc"] > 0)).sum()
+    assert list(summary["sections"]["name"]) == ["S3"]
+
+
+def test_prediction_of_one_value(predicted, trained):
+    """The gene mean: no correlation, and no share of the ceiling."""
+    predicted.layers["hggep"][:, predicted.var["hggep_predicted"]] = 1.0
+    table = hggep.tl.evaluate(predicted)
+    summary = predicted.uns["hggep"]["metrics"]
+    assert table["pcc"].isna().all()
+    assert table["rmse"].notna().all()
+    assert summary["n_genes"] == 0
+    assert summary["n_constant_genes"] == len(trained.genes)
+    assert np.isnan(summary["share_of_ceiling"])
+
+
+def test_spatial_null(predicted):
+    table = hggep.tl.evaluate(predicted, null="spatial", seed=3)
+    assert predicted.uns["hggep"]["metrics"]["null"] == "spatial"
+    again = hggep.tl.evaluate(predicted, null="spatial", seed=3)
+    assert table.equals(again)
+    assert np.allclose((table["pcc_pval"] * 200).round(), table["pcc_pval"] * 200)
+
+
+def test_ceiling_is_seeded(predicted):
+    first = hggep.tl.evaluate(predicted, seed=1)["ceiling"]
+    assert first.equals(hggep.tl.evaluate(predicted, seed=1)["ceiling"])
+    assert not first.equals(hggep.tl.evaluate(predicted, seed=2)["ceiling"])
+
+
+def test_roles(sections, trained, caplog):
+    """What the model was trained on is named aloud."""
+    for name, role in (("S1", "train"), ("S3", "held out")):
+        caplog.clear()
+        hggep.tl.predict(sections[name], trained, device="cpu", progress=False)
+        hggep.tl.evaluate(sections[name])
+        assert list(sections[name].uns["hggep"]["metrics"]["sections"]["role"]) == [role]
+        assert ("goodness of fit, not prediction" in caplog.text) == (role == "train")
+
+
+def test_summary_survives_files(predicted, tmp_path):
+    hggep.tl.evaluate(predicted)
+    predicted.write_h5ad(tmp_path / "a.h5ad")
+    read = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert hggep.tl.evaluate(read).shape == (20, len(FIGURES))
+
+
+class TestSeveralSections:
+    @pytest.fixture
+    def several(self, sections, trained):
+        """S1 (in training) and S3 in one object, their spots in turn."""
+        both = ad.concat(
+            {name: sections[name] for name in ("S1", "S3")}, label="library", index_unique="-", uns_merge="unique"
+        )
+        both = both[np.random.default_rng(0).permutation(both.n_obs)].copy()
+        hggep.tl.predict(both, trained, library_key="library", device="cpu", progress=False)
+        return both
+
+    def test_each_by_itself(self, several, sections, trained, caplog):
+        table = hggep.tl.evaluate(several)
+        assert list(table) == ["section", *FIGURES]
+        assert "in the training: S1;" in caplog.text
+        for name in ("S1", "S3"):
+            alone = several[several.obs["library"] == name].copy()
+            expected = hggep.tl.evaluate(alone)
+            found = table[table["section"] == name].drop(columns="section")
+            assert np.allclose(found, expected, equal_nan=True)
+        summary = several.uns["hggep"]["metrics"]
+        assert list(summary["sections"]["name"]) == ["S1", "S3"]
+        assert list(summary["sections"]["role"]) == ["train", "held out"]
+        assert list(summary["sections"]["n_spots"]) == [40, 40]
+        assert summary["n_spots"] == 80
+        mean = table.groupby(level="gene")["pcc"].mean()
+        assert np.allclose(several.var.loc[mean.index, "hggep_pcc"], mean)
+        assert summary["mean_pcc"] == pytest.approx(mean.mean())
+
+    def test_differences_between_sections_do_not_enter(self, several):
+        """A prediction that knows the sections' levels alone scores nothing."""
+        level = np.where(several.obs["library"] == "S1", 1.0, 2.0).astype(np.float32)
+        several.layers["hggep"][:, several.var["hggep_predicted"]] = level[:, None]
+        assert hggep.tl.evaluate(several)["pcc"].isna().all()
+
+    def test_the_column_is_gone(self, several):
+        del several.obs["library"]
+        with pytest.raises(KeyError, match=r"2 sections \(S1, S3\).*'library'"):
+            hggep.tl.evaluate(several)
+
+    def test_none_of_them_is_left(self, several):
+        several.obs["library"] = "other"
+        with pytest.raises(ValueError, match=r"no predicted spots: obs\['library'\]"):
+            hggep.tl.evaluate(several)
+
+    def test_regions_of_a_spatialdata(self, predicted, trained):
+        pytest.importorskip("spatialdata")
+        sdata = as_spatialdata(predicted)
+        table = sdata["table"]
+        # as if the table annotated two shapes, half of the spots each
+        half = np.arange(table.n_obs) % 2 == 0
+        table.obs["region_name"] = np.where(half, "left", "right")
+        table.uns["hggep"]["sections"] = {
+            "name": np.array(["left", "right"], dtype=object),
+            "role": np.array(["held out", "held out"], dtype=object),
+        }
+        scores = hggep.tl.evaluate(sdata)
+        assert scores["section"].value_counts().to_dict() == {"left": 20, "right": 20}
+        assert list(table.uns["hggep"]["metrics"]["sections"]["n_spots"]) == [20, 20]
+
+
 class TestBadInput:
+    def test_no_such_layer_of_counts(self, predicted):
+        with pytest.raises(KeyError, match="no layer 'raw'"):
+            hggep.tl.evaluate(predicted, observed_layer="raw")
+
+    def test_unknown_null(self, predicted):
+        with pytest.raises(ValueError, match="null='shuffled'"):
+            hggep.tl.evaluate(predicted, null="shuffled")
+
     def test_one_spot(self, predicted):
         with pytest.raises(ValueError, match="needs two"):
             hggep.tl.evaluate(predicted[:1].copy())

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 import pandas as pd
 
-from .. import _keys, metrics
-from ..expression import ExpressionScale, observed_expression
+from .. import _keys
+from ..evaluation import FIGURES, Null, over_sections, section_scores
+from ..expression import ExpressionScale
 from ..section import copy_of, read_prediction, table_of
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ALPHA = 0.05
 SUBSET = 0.8  # share of the training sections' genes, below which a library is not the full one
 
 
@@ -25,6 +27,8 @@ def evaluate(
     *,
     key: str = ...,
     observed_layer: str | None = ...,
+    null: Null = ...,
+    seed: int = ...,
     table_key: str | None = ...,
     copy: Literal[False] = ...,
 ) -> pd.DataFrame: ...
@@ -34,6 +38,8 @@ def evaluate(
     *,
     key: str = ...,
     observed_layer: str | None = ...,
+    null: Null = ...,
+    seed: int = ...,
     table_key: str | None = ...,
     copy: Literal[True],
 ) -> "tuple[Data, pd.DataFrame]": ...
@@ -44,22 +50,32 @@ def evaluate(
     *,
     key: str = _keys.KEY,
     observed_layer: str | None = None,
+    null: Null = "independent",
+    seed: int = 0,
     table_key: str | None = None,
     copy: bool = False,
 ) -> "pd.DataFrame | tuple[Data, pd.DataFrame]":
-    """Compare predicted with observed expression, gene by gene across the spots.
+    """Compare predicted with observed expression, gene by gene across the spots of a section.
 
     The observed counts are brought to the scale that the prediction was made on, and both to the natural logarithm.
     Spots without counts, and those not predicted, are left out; a gene that is constant has no correlation (NaN).
+    Several sections in one object are compared one by one, never across.
 
     Parameters
     ----------
     data
-        A section after `hggep_sc.tl.predict`, with raw counts.
+        One section or several after `hggep_sc.tl.predict`, with raw counts.
     key
         Name of the prediction.
     observed_layer
         Layer with raw counts; None for the one `predict` was given, else `X`.
+    null
+        What the p-values are by. "independent": Student's t-test, which takes every spot for an observation of its
+        own; neighbouring spots are alike, so that it calls too many genes significant. "spatial": the predicted map
+        is moved over the section (turned, mirrored, shifted) 199 times and correlated anew; p is the share of maps,
+        the predicted one included, that correlate as strongly, and at least 1/200.
+    seed
+        Determines the splits of the noise ceiling, and the motions of the spatial null.
     table_key
         SpatialData: which of several tables.
     copy
@@ -67,14 +83,26 @@ def evaluate(
 
     Returns
     -------
-    Table with a row per predicted gene: `pcc` (Pearson correlation) and `rmse` (natural log units). Written are
-    `var[f"{key}_pcc"]`, `var[f"{key}_rmse"]` and, in `uns[key]["metrics"]`, the mean and median PCC and how many
-    genes and spots they are over. With `copy=True`: the new object and the table.
+    Table with a row per predicted gene. Of several sections: a row per section and gene, with a first column
+    `section`. With `copy=True`: the new object and the table. Its columns are
+
+    - `pcc`: Pearson correlation; `spearman`: of the ranks
+    - `pcc_pval`, `pcc_padj`, `pcc_neg_log10_p`: the correlation's two-sided p-value, the same adjusted for the
+      number of genes (Benjamini-Hochberg), and -log10 p, which does not underflow
+    - `rmse`: root mean squared error, natural log units
+    - `ssim`: structural similarity of the two maps on the array (`hggep_sc.metrics.ssim`, the paper's equation 20)
+    - `ceiling`: the correlation that a perfect predictor of the underlying expression could reach, given the counts
+      (`hggep_sc.metrics.noise_ceiling`)
+
+    They are written to `var[f"{key}_pcc"]` and so on; of several sections the mean, and p-values combined as in a
+    meta-analysis of Fisher's z. `uns[key]["metrics"]` holds means and medians over genes, the mean PCC as a share of
+    the mean ceiling, how many genes are significant (PCC above 0, adjusted p below 0.05), how many genes, constant
+    genes and spots there are, and per section its name, its role in training, its spots and its mean PCC.
 
     Raises
     ------
     KeyError
-        If there is no prediction under `key`.
+        If there is no prediction under `key`, no such layer, or no column that tells several sections apart.
     ValueError
         If there are no counts to compare with.
     """
@@ -85,34 +113,82 @@ def evaluate(
     scale = ExpressionScale.of_record(record)
     layer = observed_layer or record.get("counts_layer")
     rows = np.flatnonzero(np.isfinite(table.layers[key][:, columns]).all(axis=1))
-    observed = observed_expression(table, rows, list(genes), scale, layer=layer)
-    seen = np.isfinite(observed).all(axis=1)
-    if seen.sum() < 2:
-        raise ValueError(f"a correlation needs two predicted spots with counts; found {seen.sum()}")
+    sections = _sections(table, record, key, rows)
     _warn_of_a_subset(table, record, len(genes))
-    observed = observed[seen]
-    predicted = np.asarray(table.layers[key][rows[seen]][:, columns]) * scale.log_unit
-    result = pd.DataFrame(
-        {"pcc": metrics.pearson(predicted, observed), "rmse": metrics.rmse(predicted, observed)}, index=genes
-    )
-    summary: dict[str, Any] = {
-        "mean_pcc": float(result["pcc"].mean()),
-        "median_pcc": float(result["pcc"].median()),
-        "mean_rmse": float(result["rmse"].mean()),
-        "n_genes": int(result["pcc"].notna().sum()),
-        "n_constant_genes": int(result["pcc"].isna().sum()),
-        "n_spots": int(seen.sum()),
-    }
-    for name in result:
-        table.var[_keys.metric(key, str(name))] = result[name].reindex(table.var_names)
+    scores = {}
+    for name, spots in sections.items():
+        predicted = np.asarray(table.layers[key][spots][:, columns])
+        scores[name] = section_scores(table, spots, predicted, list(genes), scale, layer=layer, null=null, seed=seed)
+    overall = over_sections(list(scores.values()))
+    roles = dict(zip(record["sections"]["name"], record["sections"]["role"], strict=True))
+    summary = {"null": null, **_summary(overall), **_of_sections(scores, roles)}
+    for name in FIGURES:
+        table.var[_keys.metric(key, name)] = overall[name].reindex(table.var_names)
     table.uns[key] = {**record, "metrics": summary}
+    if len(scores) == 1:
+        result = overall
+    else:
+        result = pd.concat([one.assign(section=name)[["section", *FIGURES]] for name, one in scores.items()])
     return (target, result) if copy else result
+
+
+def _sections(table: "AnnData", record: dict[str, Any], key: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Predicted rows of each section that is (still) in the object."""
+    names = [str(name) for name in record["sections"]["name"]]
+    if len(names) == 1:
+        return {names[0]: rows}
+    column = record.get("library_key") or table.uns.get("spatialdata_attrs", {}).get("region_key")
+    if column not in table.obs:
+        raise KeyError(
+            f"prediction {key!r} is of {len(names)} sections ({', '.join(names[:5])}), and the column of obs that says "
+            f"which spot is whose is missing: uns[{key!r}]['library_key'] names {column!r}. Evaluate them one by one"
+        )
+    section_of = table.obs[column].astype(str).to_numpy()[rows]
+    sections = {name: rows[section_of == name] for name in names if (section_of == name).any()}
+    if not sections:
+        raise ValueError(
+            f"no predicted spots: obs[{column!r}] holds none of {', '.join(names[:5])} where layers[{key!r}] is"
+        )
+    return sections
+
+
+def _summary(scores: pd.DataFrame) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for name in ("pcc", "spearman", "rmse", "ssim", "ceiling"):
+        defined = scores[name].dropna()
+        summary[f"mean_{name}"] = float(defined.mean())
+        summary[f"median_{name}"] = float(defined.median())
+    both = scores[["pcc", "ceiling"]].dropna().mean()
+    attainable = float(both["ceiling"])
+    return {
+        **summary,
+        "share_of_ceiling": float(both["pcc"]) / attainable if attainable > 0 else float("nan"),
+        "n_significant": int(((scores["pcc_padj"] < ALPHA) & (scores["pcc"] > 0)).sum()),
+        "n_genes": int(scores["pcc"].notna().sum()),
+        "n_constant_genes": int(scores["pcc"].isna().sum()),
+    }
+
+
+def _of_sections(scores: dict[str, pd.DataFrame], roles: dict[str, str]) -> dict[str, Any]:
+    """Part of the summary that is per section; those of the training are named aloud."""
+    seen = [name for name in scores if roles[name] == "train"]
+    if seen:
+        logger.warning("in the training: %s; the figures there are goodness of fit, not prediction", ", ".join(seen))
+    n_spots = np.array([table.attrs["n_spots"] for table in scores.values()])
+    return {
+        "n_spots": int(n_spots.sum()),
+        "sections": {
+            "name": np.array(list(scores), dtype=object),
+            "role": np.array([roles[name] for name in scores], dtype=object),
+            "n_spots": n_spots,
+            "mean_pcc": np.array([table["pcc"].mean() for table in scores.values()]),
+        },
+    }
 
 
 def _warn_of_a_subset(table: "AnnData", record: dict[str, Any], n_genes: int) -> None:
     """Say so where counts are scaled or compared otherwise than in training."""
     predicted = {str(gene) for gene in record["genes"]}
-    n_sections = len(record["sections"]["name"])
     if record["normalize"] == "library" and table.n_vars < SUBSET * record["library_genes"]:
         logger.warning(
             "the object holds %d genes, those of training %d: counts are scaled by a total that is not the full "
@@ -125,10 +201,4 @@ def _warn_of_a_subset(table: "AnnData", record: dict[str, Any], n_genes: int) ->
             "%d of the %d predicted genes are missing: counts are scaled by the total of the others",
             len(predicted) - n_genes,
             len(predicted),
-        )
-    if n_sections > 1:
-        logger.warning(
-            "the object holds %d sections: correlations are across the spots of all, so that differences between "
-            "sections enter; evaluate them one by one to judge the prediction within a section",
-            n_sections,
         )

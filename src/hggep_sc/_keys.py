@@ -4,12 +4,14 @@
 SPATIAL = "spatial"  # obsm: spot centres in full-resolution pixels (x, y); uns: libraries with images
 IN_TISSUE = "in_tissue"  # obs: 1 where a spot lies under tissue
 ARRAY_COL, ARRAY_ROW = "array_col", "array_row"  # obs: position on the array grid (x, y)
+PATIENTS = ("patient", "donor_id")  # obs: whose tissue a section is; the second is CELLxGENE's name
 
 # written: every name derives from the key that the caller chose with `key_added`
 KEY = "hggep"
 
 
-METRICS = ("pcc", "rmse")  # figures per gene that `tl.evaluate` writes
+# figures per gene that `tl.evaluate` writes
+METRICS = ("pcc", "pcc_pval", "pcc_padj", "pcc_neg_log10_p", "spearman", "rmse", "ssim", "ceiling")
 
 
 def predicted(key: str) -> str:
@@ -25,3 +27,7 @@ def latent(key: str) -> str:
 def metric(key: str, name: str) -> str:
     """`var`: one figure of merit per gene, such as `hggep_pcc`."""
     return f"{key}_{name}"
+
+
+DOMAIN = "hggep_domain"  # obs: domains; uns: how they were found
+UNDETERMINED = "undetermined"  # the label of spots that the expert left open

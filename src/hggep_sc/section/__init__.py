@@ -4,20 +4,25 @@ No other module knows what the two containers look like.
 """
 
 from ._containers import copy_of, table_of
-from ._counts import observed_counts
+from ._counts import CountMatrix, observed_counts
 from ._genes import gene_name_hint
 from ._open import open_sections
 from ._section import Section
+from ._spots import under_tissue
+from ._values import listed
 from ._write import read_prediction, require_writable, write_prediction
 
 __all__ = [
+    "CountMatrix",
     "Section",
     "copy_of",
     "gene_name_hint",
+    "listed",
     "observed_counts",
     "open_sections",
     "read_prediction",
     "require_writable",
     "table_of",
+    "under_tissue",
     "write_prediction",
 ]

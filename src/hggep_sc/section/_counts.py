@@ -45,6 +45,10 @@ class CountMatrix:
             totals.append(np.asarray(values.sum(axis=1, dtype=np.float64)).ravel())
         return np.concatenate(totals) if totals else np.empty(0)
 
+    def values(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """(len(rows), all genes) values, as they are."""
+        return sparse.vstack([sparse.csr_matrix(values) for values in self.chunks(rows)], format="csr")
+
     def any(self, rows: np.ndarray) -> bool:
         """Whether there is a matrix, and any value of it differs from zero."""
         if self._matrix(rows[:1], slice(None)) is None:

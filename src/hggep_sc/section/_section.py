@@ -62,6 +62,19 @@ class Section:
         """Return the section with some of its spots (bool mask or indices)."""
         return replace(self, obs_rows=self.obs_rows[spots], xy=self.xy[spots])
 
+    def portable(self) -> "Section":
+        """Return the section with a table of its own spots, counts and array positions alone.
+
+        It is what training, prediction and evaluation read, for another process.
+        """
+        obs = self.table.obs.iloc[self.obs_rows]
+        light = AnnData(
+            self._matrix.values(self.obs_rows),
+            obs=obs[[name for name in (_keys.ARRAY_COL, _keys.ARRAY_ROW) if name in obs]].copy(),
+            var=pd.DataFrame(index=self.var_names),
+        )
+        return replace(self, table=light, obs_rows=np.arange(light.n_obs), layer=None)
+
     @property
     def var_names(self) -> pd.Index:
         """Gene names of the table."""

@@ -50,7 +50,7 @@ def require_writable(data: Any, genes: Sequence[str], *, key: str, table_key: st
 def write_prediction(
     data: Any,
     sections: Sequence[Section],
-    predictions: Sequence[tuple[np.ndarray, np.ndarray]],
+    predictions: Sequence[tuple[np.ndarray, np.ndarray | None]],
     *,
     genes: Sequence[str],
     key: str,
@@ -60,8 +60,8 @@ def write_prediction(
     """Write predictions of an object's sections into its table.
 
     Writes `layers[key]` (n_obs x n_vars float32; NaN for genes that were not predicted and for spots of no
-    section), `var["{key}_predicted"]` (bool), `obsm["X_{key}"]` (float32 latent, NaN likewise) and
-    `uns[key]`, replacing what was there under these names alone. If it fails, the object is as it was before.
+    section), `var["{key}_predicted"]` (bool), `obsm["X_{key}"]` (float32 latent, NaN likewise; removed where there
+    is none) and `uns[key]`, replacing what was there under these names alone. If it fails, the object is as it was.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def write_prediction(
     sections
         Its sections.
     predictions
-        Per section the expression (n, len(genes)) and the latent representation (n, d).
+        Per section the expression (n, len(genes)) and the latent representation (n, d), or None in all.
     genes
         Names of the predicted genes.
     key
@@ -92,25 +92,27 @@ def write_prediction(
     table = table_of(data, table_key)
     columns = predicted_columns(table.var_names, genes)
     uns = _storable(params, f"uns[{key!r}]")
-    n_latent = {latent.shape[1] for _, latent in predictions}
-    if len(sections) != len(predictions) or len(n_latent) != 1:
+    sizes = {None if latent is None else latent.shape[1] for _, latent in predictions}
+    if len(sections) != len(predictions) or len(sizes) != 1:
         raise ValueError(
             f"one prediction per section is expected, all with one latent size; found {len(sections)} "
-            f"sections, {len(predictions)} predictions, latent sizes {sorted(n_latent)}"
+            f"sections, {len(predictions)} predictions, latent sizes {sorted(map(str, sizes))}"
         )
     layer = np.full(table.shape, np.nan, dtype=np.float32)
-    latents = np.full((table.n_obs, n_latent.pop()), np.nan, dtype=np.float32)
+    n_latent = sizes.pop()
+    latents = None if n_latent is None else np.full((table.n_obs, n_latent), np.nan, dtype=np.float32)
     known = columns >= 0
     targets = np.flatnonzero(known)
     for section, (expression, latent) in zip(sections, predictions, strict=True):
         expected = (len(section.obs_rows), len(genes))
-        if expression.shape != expected or len(latent) != expected[0]:
+        if expression.shape != expected or (latent is not None and len(latent) != expected[0]):
             raise ValueError(
-                f"section {section.name!r}: expression of shape {expected} is expected, found "
-                f"{expression.shape} with {len(latent)} rows of latent"
+                f"section {section.name!r}: expression of shape {expected} is expected, with as many rows of "
+                f"latent; found {expression.shape} and {None if latent is None else latent.shape}"
             )
         layer[np.ix_(section.obs_rows, targets)] = expression[:, columns[known]]
-        latents[section.obs_rows] = latent
+        if latents is not None:
+            latents[section.obs_rows] = latent
 
     lost = pd.Index(genes).difference(table.var_names, sort=False)
     if len(lost):
@@ -124,7 +126,10 @@ def write_prediction(
         table.var.drop(columns=_keys.metric(key, name), errors="ignore", inplace=True)
     table.layers[key] = layer
     table.var[_keys.predicted(key)] = known
-    table.obsm[_keys.latent(key)] = latents
+    if latents is not None:
+        table.obsm[_keys.latent(key)] = latents
+    elif _keys.latent(key) in table.obsm:  # of an earlier prediction
+        del table.obsm[_keys.latent(key)]
     table.uns[key] = uns
 
 

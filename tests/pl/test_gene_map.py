@@ -4,8 +4,6 @@ import re
 
 import anndata as ad
 import matplotlib as mpl
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -23,13 +21,6 @@ HEIGHT, WIDTH, MPP, DIAMETER = 400, 600, 5.0, 11.0
 GENES = ["GNAS", "FASN", "CD74", "ACTB", "MUC1"]
 PREDICTED = ["CD74", "GNAS", "MUC1"]
 BLANK = 7  # spot where nothing was counted
-
-
-@pytest.fixture(autouse=True)
-def _no_windows(monkeypatch):
-    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
-    yield
-    plt.close("all")
 
 
 def grid() -> np.ndarray:
@@ -64,13 +55,15 @@ def make_adata(library: str = "A", **scalefactors: float) -> ad.AnnData:
     return adata
 
 
-def predict(data, *, log_base: str = "e", normalize: str = "library", **choice) -> np.ndarray:
+def predict(
+    data, *, log_base: str = "e", normalize: str = "library", key: str = "hggep", seed: int = 3, **choice
+) -> np.ndarray:
     """Write an invented prediction (on the recorded scale); returns it."""
     sections = open_sections(data, **choice)
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     results = [(rng.uniform(1, 3, (len(s.xy), 3)).astype("f4"), np.zeros((len(s.xy), 2), "f4")) for s in sections]
     params = {"normalize": normalize, "target_sum": 1000.0, "log_base": log_base}
-    write_prediction(data, sections, results, genes=PREDICTED, key="hggep", params=params)
+    write_prediction(data, sections, results, genes=PREDICTED, key=key, params=params)
     return results[0][0]
 
 
@@ -201,7 +194,7 @@ def test_unknown_diameter_leaves_gaps_between_the_spots() -> None:
 @pytest.mark.parametrize("panel_px", [1000, 40])  # as it is, and reduced
 @pytest.mark.parametrize("crop", [True, False])
 def test_the_image_lies_where_its_pixels_are(crop, panel_px, monkeypatch) -> None:
-    monkeypatch.setattr("hggep_sc.pl._gene_map.PANEL_PX", panel_px)
+    monkeypatch.setattr("hggep_sc.pl._tissue.PANEL_PX", panel_px)
     adata = make_adata()
     predict(adata)
     for ax in pl.gene_map(adata, "GNAS", crop=crop):
@@ -340,8 +333,10 @@ def test_what_cannot_be_drawn_is_named() -> None:
         pl.gene_map(adata, "FASN")
     with pytest.raises(ValueError, match="genes is empty"):
         pl.gene_map(adata, [])
-    with pytest.raises(TypeError, match="one object at a time, found a dict"):
-        pl.gene_map({"A": adata}, "GNAS")
+    with pytest.raises(ValueError, match="key is empty"):
+        pl.gene_map(adata, "GNAS", key=[])
+    with pytest.raises(KeyError, match="no prediction 'ridge'"):
+        pl.gene_map(adata, "GNAS", key=["hggep", "ridge"])
     assert not plt.get_fignums()
 
 
@@ -353,6 +348,84 @@ def test_one_of_several_libraries() -> None:
         pl.gene_map(both, "GNAS", library_key="slide")
     right = spots_of(pl.gene_map(both, "GNAS", library_key="slide", library_id="B")[1])
     np.testing.assert_allclose(right.get_array(), both.layers["hggep"][48:, 0])
+
+
+def test_normalised_values_are_no_counts_so_that_the_prediction_stands_alone(caplog) -> None:
+    adata = make_adata()
+    predict(adata)
+    adata.layers["normalised"] = adata.X = adata.X * 0.5
+    axes = pl.gene_map(adata, "GNAS")
+    assert [ax.get_title() for ax in axes] == ["GNAS\npredicted"]
+    assert "Only the prediction is drawn" in caplog.text
+    assert "non-integer values" in caplog.text
+    with pytest.raises(ValueError, match="non-integer values"):  # the layer that the user names is meant
+        pl.gene_map(adata, "GNAS", observed_layer="normalised")
+
+
+def test_several_predictions_stand_beside_what_was_observed() -> None:
+    adata = make_adata()
+    values = {"ridge": predict(adata, key="ridge", seed=1, log_base="10"), "hggep": predict(adata)}
+    values["ridge"] = values["ridge"] * np.log(10)
+    axes = pl.gene_map(adata, ["GNAS", "CD74"], key=["ridge", "hggep"])
+    assert len(axes) == 6
+    for row, gene in enumerate(["GNAS", "CD74"]):
+        observed, *panels = axes[3 * row : 3 * row + 3]
+        assert observed.get_title() == f"{gene}\nobserved"
+        seen = np.arange(48) != BLANK
+        for ax, (key, array) in zip(panels, values.items(), strict=True):
+            array = array[:, PREDICTED.index(gene)]
+            np.testing.assert_allclose(spots_of(ax).get_array(), array, rtol=1e-5)
+            r = np.corrcoef(array[seen], expected_observed(adata, gene)[seen])[0, 1]
+            assert ax.get_title() == f"{gene}\n{key}, r = {r:.2f}"
+        assert len({spots_of(ax).get_clim() for ax in (observed, *panels)}) == 1
+        assert [len(ax.child_axes) for ax in (observed, *panels)] == [0, 0, 1]
+
+
+def test_predictions_on_different_scales_have_no_common_observed_map() -> None:
+    adata = make_adata()
+    predict(adata, key="ridge", normalize="panel")
+    predict(adata)
+    with pytest.raises(ValueError, match="'ridge' and 'hggep' are on different scales"):
+        pl.gene_map(adata, "GNAS", key=["ridge", "hggep"])
+    predict(adata, normalize="panel")
+    adata.var.loc["MUC1", "hggep_predicted"] = False
+    with pytest.raises(ValueError, match=r"totals of different genes \(3 and 2\)"):
+        pl.gene_map(adata, "GNAS", key=["ridge", "hggep"])
+
+
+def test_several_sections_are_rows() -> None:
+    sections = {"first": make_adata("A"), "second": make_adata("B")}
+    wide = sections["second"]
+    wide.obsm["spatial"] = grid() * [1, 0.5]
+    for section in sections.values():
+        predict(section)
+    sections["first"].layers["hggep"] *= 2
+    wide.X = None
+    axes = pl.gene_map(sections, ["GNAS", "CD74"], mpp={"second": 2.0})
+    assert [ax.get_title() for ax in axes] == [
+        *("first: GNAS\nobserved", axes[1].get_title(), "first: CD74\nobserved", axes[3].get_title()),
+        *("second: GNAS\npredicted", "second: CD74\npredicted"),
+    ]
+    clims = [spots_of(ax).get_clim() for ax in axes]
+    assert clims[0] == clims[1]
+    assert clims[2] == clims[3]
+    assert len(set(clims)) == 4  # one per gene and section
+    assert axes[1].get_subplotspec().colspan == axes[4].get_subplotspec().colspan
+    assert len(axes[0].figure.axes) == 6  # nothing where there is no observed panel
+    np.testing.assert_allclose(spots_of(axes[4]).get_offsets(), wide.obsm["spatial"])
+    listed = pl.gene_map(list(sections.values()), "GNAS")
+    assert [ax.get_title().split(":")[0] for ax in listed] == ["A", "A", "B"]
+    with pytest.raises(ValueError, match="2 Axes, but 3 are needed: observed and predicted for each of 1 genes in"):
+        pl.gene_map(sections, "GNAS", ax=plt.subplots(1, 2)[1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 0.4), (0.4, 1)])
+def test_nothing_is_cut_off(shape, within_figure) -> None:
+    adata = make_adata()
+    adata.obsm["spatial"] = grid() * shape
+    predict(adata)
+    axes = pl.gene_map([adata], ["GNAS", "CD74", "MUC1"])
+    within_figure(axes[0].figure)
 
 
 def test_spatialdata_gives_the_same_map() -> None:

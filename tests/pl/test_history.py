@@ -2,22 +2,12 @@
 
 from types import SimpleNamespace
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from hggep_sc import pl
-
-
-@pytest.fixture(autouse=True)
-def _no_windows(monkeypatch):
-    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("plt.show was called"))
-    yield
-    plt.close("all")
 
 
 def trained(*, validated: bool, epochs: int = 12) -> SimpleNamespace:

@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -7,17 +6,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ._axes import given_axes
+from ._axes import GivenAxes, given_axes
+from ._style import LINES, colour
 
 if TYPE_CHECKING:
     from ..model import HGGEP
 
 SCORE = "validation_pcc"
-# of Okabe and Ito, told apart with any colour vision; the line styles serve in print
-STYLES = (("#0072B2", "--"), ("#D55E00", "-."), ("#009E73", ":"), ("#CC79A7", (0, (5, 1, 1, 1))))
 
 
-def history(model: "HGGEP", *, ax: Axes | Sequence[Axes] | np.ndarray | None = None) -> list[Axes]:
+def history(model: "HGGEP", *, ax: GivenAxes = None) -> list[Axes]:
     """Draw the loss and its terms by epoch and, with a validation set, its correlation in a panel below.
 
     The epoch with the best validation correlation, whose weights the model keeps, is marked.
@@ -59,14 +57,14 @@ def history(model: "HGGEP", *, ax: Axes | Sequence[Axes] | np.ndarray | None = N
     terms = [name for name in table if name not in ("epoch", "loss", SCORE)]
     axes[0].plot(epoch, table["loss"], color="black", marker=marker, label="loss (weighted sum)")
     for i, name in enumerate(terms):
-        colour, style = STYLES[i % len(STYLES)]
-        axes[0].plot(epoch, table[name], color=colour, linestyle=style, marker=marker, label=name)
+        style = {"color": colour(i), "linestyle": LINES[i % len(LINES)]}
+        axes[0].plot(epoch, table[name], **style, marker=marker, label=name)
     axes[0].set_ylabel("training loss")
     if validated:
         best = int(np.nanargmax(table[SCORE]))
         at, score = epoch.iloc[best], table[SCORE].iloc[best]
-        axes[1].plot(epoch, table[SCORE], color=STYLES[0][0], marker=marker)
-        axes[1].plot(at, score, "o", color=STYLES[1][0], label=f"best: {score:.3f} in epoch {at:.0f}")
+        axes[1].plot(epoch, table[SCORE], color=colour(0), marker=marker)
+        axes[1].plot(at, score, "o", color=colour(1), label=f"best: {score:.3f} in epoch {at:.0f}")
         axes[1].set_ylabel("validation PCC")
         for panel in axes:
             panel.axvline(at, color="0.6", linewidth=1, zorder=0)

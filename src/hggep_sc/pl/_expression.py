@@ -1,0 +1,129 @@
+"""Observed and predicted expression as plots show them: on one scale, in natural log units."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..expression import ExpressionScale, observed_expression
+from ..metrics import pearson
+from ..section import read_prediction
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+OBSERVED, PREDICTED = "observed", "predicted"
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Expression of some genes at some spots.
+
+    Attributes
+    ----------
+    values
+        (n_spots, n_genes) each: "observed" first, where there are counts, then "predicted", or the key of each of
+        several predictions.
+    unit
+        What the values are.
+    """
+
+    values: dict[str, np.ndarray]
+    unit: str
+
+
+def read_expression(
+    table: "AnnData", rows: np.ndarray, genes: Sequence[str], keys: Sequence[str], observed_layer: str | None
+) -> Expression:
+    """Read predictions and what was observed.
+
+    Raises
+    ------
+    KeyError
+        If a prediction, a gene or the named layer is not there.
+    ValueError
+        If the predictions are not on one scale, or `observed_layer` holds no counts.
+    """
+    found = {key: _Prediction.read(table, key) for key in keys}
+    for prediction in found.values():
+        _require_predicted(genes, prediction.panel, list(table.var_names))
+    first = found[keys[0]]
+    for key, other in found.items():
+        _require_same_scale(keys[0], first, key, other)
+    columns = table.var_names.get_indexer(genes)
+    predicted = {
+        PREDICTED if len(keys) == 1 else key: np.asarray(table.layers[key][rows][:, columns]) * each.scale.log_unit
+        for key, each in found.items()
+    }
+    observed = _observed(table, rows, genes, first, observed_layer)
+    of = "" if first.scale.normalize == "library" else " of the panel"
+    unit = f"ln(1 + counts per {first.scale.target_sum:,.0f}{of})"
+    return Expression(({} if observed is None else {OBSERVED: observed}) | predicted, unit)
+
+
+def correlation(predicted: np.ndarray, observed: np.ndarray) -> str:
+    """Pearson correlation over the spots that have both, for a title."""
+    seen = np.isfinite(predicted) & np.isfinite(observed)
+    r = float(pearson(predicted[seen, None], observed[seen, None])[0])
+    return f"r = {r:.2f}" if np.isfinite(r) else "r undefined"
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """Genes and scale of a prediction, and what else `tl.predict` noted."""
+
+    panel: list[str]
+    scale: ExpressionScale
+    record: dict[str, Any]
+
+    @classmethod
+    def read(cls, table: "AnnData", key: str) -> "_Prediction":
+        record, columns = read_prediction(table, key)
+        return cls(list(table.var_names[columns]), ExpressionScale.of_record(record), record)
+
+
+def _require_predicted(genes: Sequence[str], panel: list[str], var_names: list[str]) -> None:
+    predicted = set(panel)
+    for gene in genes:
+        if gene in predicted:
+            continue
+        by_lower = {name.lower(): name for name in panel}
+        close = [by_lower[name] for name in get_close_matches(str(gene).lower(), by_lower, n=5)]
+        found = "is not predicted by the model" if gene in set(var_names) else "is not in the object"
+        hint = f"; similar predicted genes: {', '.join(close)}" if close else f"; predicted are {len(panel)} genes"
+        raise KeyError(f"gene {gene!r} {found}{hint}")
+
+
+def _require_same_scale(key: str, one: _Prediction, other_key: str, other: _Prediction) -> None:
+    """Observed expression is drawn once, so that it must mean the same for all predictions."""
+    if (one.scale.normalize, one.scale.target_sum) != (other.scale.normalize, other.scale.target_sum):
+        raise ValueError(
+            f"predictions {key!r} and {other_key!r} are on different scales, {one.scale} and {other.scale}: draw them "
+            "apart"
+        )
+    if one.scale.normalize == "panel" and set(one.panel) != set(other.panel):
+        raise ValueError(
+            f"predictions {key!r} and {other_key!r} are scaled by the totals of different genes ({len(one.panel)} "
+            f"and {len(other.panel)}): draw them apart"
+        )
+
+
+def _observed(
+    table: "AnnData", rows: np.ndarray, genes: Sequence[str], prediction: _Prediction, named: str | None
+) -> np.ndarray | None:
+    """Observed expression; None where there are no raw counts, unless the user said where they are."""
+    if named is not None and named not in table.layers:
+        raise KeyError(f"`observed_layer`: there is no layer {named!r}; layers: {list(table.layers)}")
+    layer = named or prediction.record.get("counts_layer")
+    try:
+        return observed_expression(table, rows, prediction.panel, prediction.scale, genes=genes, layer=layer)
+    except (KeyError, ValueError) as error:
+        if named is not None:
+            raise
+        logger.warning("Only the prediction is drawn: %s", error.args[0])
+        return None

@@ -1,0 +1,33 @@
+"""Colours, line styles and names that the plots share."""
+
+# Okabe and Ito's eight, made for any colour vision; then colours each as far as can be from those before it and from
+# white and grey. In CIELAB no two are closer than 26, and than 14 seen without red or green cones (the eight: 17).
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"),
+    *("#0000FF", "#001E96", "#00FF87", "#785A2D", "#E100FF", "#69005A", "#FF1E5A", "#003C1E"),
+    *("#B4F0B4", "#A5004B", "#D200B4", "#00F0FF", "#7800C3", "#D2B45A", "#3C3C87", "#2D6978"),
+)
+LINES = ("--", "-.", ":", (0, (5, 1, 1, 1)))  # beside the colours, for print
+MARKERS = ("D", "^", "s", "v", "P", "X", "<", ">")
+GREY = "0.8"  # without a value
+
+NAMES = {
+    "pcc": "PCC",
+    "pcc_pval": "p of the PCC",
+    "pcc_padj": "adjusted p of the PCC",
+    "pcc_neg_log10_p": r"$-\log_{10}$ p of the PCC",
+    "spearman": "Spearman correlation",
+    "rmse": "RMSE, natural log units",
+    "ssim": "SSIM",
+    "ceiling": "noise ceiling",
+}
+
+
+def colour(i: int) -> str:
+    """Colour of the i-th of several things; from the 25th on they repeat."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def name_of(metric: str) -> str:
+    """Return what an axis calls a metric."""
+    return NAMES.get(metric, metric)

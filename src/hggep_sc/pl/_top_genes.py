@@ -1,0 +1,64 @@
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from ..scores import RANKED, By, of_method, of_metric, rank_genes
+from ._axes import one_axes
+from ._style import colour, name_of
+
+
+def top_genes(
+    scores: Any,
+    *,
+    n: int = 10,
+    by: By = "pval",
+    alpha: float = 0.05,
+    method: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the genes that are predicted best across sections (Figure 5 of the paper).
+
+    Bars hold each gene's mean over all its sections, dots its sections, the figures on the right in how many of them
+    it was significant with a positive correlation.
+
+    Parameters
+    ----------
+    scores, by, alpha, method
+        As in `hggep_sc.tl.top_genes`.
+    n
+        How many genes.
+    ax
+        Axes to draw on; None for a new figure.
+
+    Returns
+    -------
+    The Axes; the best gene is on top, at y = 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `hggep_sc.tl.top_genes`; also if `n` is less than 1, or for another number of Axes than one.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} must be 1 or more")
+    ranked = rank_genes(scores, by=by, alpha=alpha, method=method)
+    mean = "mean_pcc" if by == "pcc" else "mean_neg_log10_p"
+    best = ranked[ranked[mean].notna()].head(n)
+    if best.empty:
+        raise ValueError("no gene has a correlation in any section: there is nothing to draw")
+    metric = RANKED[by]
+    sections = of_metric(of_method(scores, method), metric).set_index("gene")["value"]
+    ax = one_axes(ax, (6, 1.2 + 0.28 * len(best)), "one for all genes")
+    beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+    ax.barh(range(len(best)), best[mean], color=colour(5), height=0.7)
+    for y, gene in enumerate(best.index):
+        values = sections.loc[[gene]].dropna()
+        ax.plot(values, [y] * len(values), ".", color="black", alpha=0.6, markersize=5)
+        label = f"{best['n_significant'][gene]}/{best['n_sections'][gene]}"
+        ax.text(1.02, y, label, **beside)
+    ax.text(1.02, -1, f"p < {alpha:g} in", **beside)
+    ax.set_yticks(range(len(best)), best.index)
+    ax.set(ylim=(len(best) - 0.5, -0.5), xlabel=f"{name_of(metric)} (mean and sections)")
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

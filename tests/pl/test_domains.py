@@ -1,0 +1,162 @@
+"""Domains: colours are matched by overlap, and titles hold scikit-learn's ARI of what is drawn."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from sklearn.metrics import adjusted_rand_score
+
+from helpers import as_spatialdata, make_adata
+from hggep_sc import pl
+from hggep_sc.pl._style import COLOURS
+
+REGION = np.repeat(["stroma", "tumour", "fat"], 10)  # of 30 spots
+GREY = to_hex("0.8")
+
+
+@pytest.fixture
+def section():
+    adata = make_adata()
+    adata.obs["region"] = pd.Categorical(REGION)
+    adata.obs["domain"] = pd.Categorical(pd.Series(REGION).map({"stroma": "2", "tumour": "0", "fat": "1"}).to_numpy())
+    return adata
+
+
+def colours_of(ax) -> list[str]:
+    (spots,) = ax.collections
+    return [to_hex(colour) for colour in spots.get_facecolor()]
+
+
+def legend_of(ax) -> dict[str, str]:
+    legend = ax.get_legend()
+    shades = [to_hex(handle.get_color()) for handle in legend.legend_handles]
+    return dict(zip([text.get_text() for text in legend.get_texts()], shades, strict=True))
+
+
+def test_renamed_domains_have_the_labels_colours(section) -> None:
+    domain, region = pl.domains(section, "domain", label_key="region")
+    assert colours_of(domain) == colours_of(region)
+    assert len(set(colours_of(region))) == 3
+    assert domain.get_title() == "domain\nARI = 1.00"
+    assert region.get_title() == "region"
+
+
+def test_most_spots_agree_in_colour(section) -> None:
+    """Greedy pairing would give the largest overlap first, and agree on fewer spots."""
+    #            stroma 10 spots   tumour 10 spots   fat 10 spots
+    names = np.array([*"aaaaaabbbb", *"aaaaaccccc", *"cccccccccc"])
+    section.obs["domain"] = pd.Categorical(names)
+    domain, region = pl.domains(section, ["domain"], label_key="region")
+    agree = sum(a == b for a, b in zip(colours_of(domain), colours_of(region), strict=True))
+    from itertools import permutations
+
+    best = max(
+        sum(dict(zip("abc", order, strict=True))[name] == label for name, label in zip(names, REGION, strict=True))
+        for order in permutations(["stroma", "tumour", "fat"])
+    )
+    assert agree == best == 19
+
+
+def test_what_matches_nothing_has_a_colour_of_its_own(section) -> None:
+    section.obs["domain"] = pd.Categorical([str(i % 12) for i in range(30)])
+    section.obs["other"] = pd.Categorical([f"o{i % 5}" for i in range(30)])
+    drawn = pl.domains(section, ["domain", "other"], label_key="region")
+    domain, other, region = (legend_of(ax) for ax in drawn)
+    assert len(set(domain.values())) == 12
+    assert set(region.values()) < set(domain.values())
+    unmatched = [set(legend.values()) - set(region.values()) for legend in (domain, other)]
+    assert not unmatched[0] & unmatched[1]
+    for ax, key in zip(drawn, ["domain", "other", "region"], strict=True):
+        legend = legend_of(ax)
+        assert colours_of(ax) == [legend[name] for name in section.obs[key]]
+
+
+def test_the_first_column_leads_where_there_are_no_labels(section) -> None:
+    first, second = pl.domains(section, ["region", "domain"])
+    assert colours_of(first) == colours_of(second)
+    assert list(legend_of(first).values()) == [colour.lower() for colour in COLOURS[:3]]
+    assert [ax.get_title() for ax in (first, second)] == ["region", "domain"]
+
+
+@pytest.mark.parametrize("exclude", ["undetermined", ["undetermined", "fat"]])
+def test_unlabelled_and_excluded_spots_are_grey_and_not_compared(section, exclude) -> None:
+    labels = np.array(REGION, dtype=object)
+    labels[[0, 11]] = None
+    labels[[5, 25]] = "undetermined"
+    section.obs["region"] = pd.Categorical(labels)
+    domain = np.roll(REGION, 2).astype(object)
+    domain[7] = None
+    section.obs["domain"] = pd.Categorical(domain)
+    left, right = pl.domains(section, "domain", label_key="region", exclude_label=exclude)
+    out = pd.isna(labels) | np.isin(labels.astype(str), exclude)
+    assert [colour == GREY for colour in colours_of(right)] == list(out)
+    assert [colour == GREY for colour in colours_of(left)] == [i == 7 for i in range(30)]
+    assert legend_of(right)["none"] == GREY
+    assert not set(legend_of(right)) & set(exclude if isinstance(exclude, list) else [exclude])
+    both = ~out & (np.arange(30) != 7)
+    ari = adjusted_rand_score(labels[both].astype(str), domain[both].astype(str))
+    assert left.get_title() == f"domain\nARI = {ari:.2f}"
+    assert 0.1 < ari < 0.95
+
+
+def test_the_p_value_is_that_of_this_comparison(section) -> None:
+    section.obs["domain"] = pd.Categorical(np.roll(REGION, 3))
+    ari = adjusted_rand_score(REGION, np.roll(REGION, 3))
+    section.uns["domain"] = {"ari": ari, "ari_pval": 0.0123}
+    title = f"domain\nARI = {ari:.2f}"
+    assert pl.domains(section, "domain", label_key="region")[0].get_title() == f"{title}, p = 0.012"
+    section.uns["domain"]["optimistic"] = True
+    assert pl.domains(section, "domain", label_key="region")[0].get_title() == f"{title}, p = 0.012 (best of a scan)"
+    section.uns["domain"]["ari"] = ari / 2  # of other labels, or of several sections
+    assert pl.domains(section, "domain", label_key="region")[0].get_title() == title
+
+
+def test_more_domains_than_colours_is_said(section, caplog) -> None:
+    section.obs["domain"] = [f"{i}" for i in range(30)]
+    pl.domains(section, "domain")
+    assert "30 domains to tell apart and 24 colours" in caplog.text
+    assert len(set(COLOURS)) == 24
+
+
+def test_long_names_and_many_domains_fit(section, within_figure) -> None:
+    section.obs["domain"] = [f"{i % 20}" for i in range(30)]
+    section.obs["region"] = pd.Categorical([f"an invasive carcinoma of type {name}" for name in REGION])
+    section.obs["wordy"] = pd.Categorical([f"{name} " + "with some more to say about it, " * 2 for name in REGION])
+    within_figure(pl.domains(section, ["domain", "wordy"], label_key="region")[0].figure)
+
+
+def test_spatialdata_gives_the_same_panels(section, tmp_path) -> None:
+    from PIL import Image
+
+    entry = section.uns["spatial"]["A"]
+    path = tmp_path / "image.png"
+    Image.fromarray(entry["images"]["full"]).save(path)
+    entry["metadata"]["source_image_path"] = str(path)
+    entry["scalefactors"]["spot_diameter_fullres"] = 10.0
+    expected = pl.domains(section, "domain", label_key="region")
+    found = pl.domains(as_spatialdata(section), "domain", label_key="region")
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.get_title() == theirs.get_title()
+        assert sorted(zip(*at(mine), strict=True)) == sorted(zip(*at(theirs), strict=True))
+
+
+def at(ax) -> tuple[list, list]:
+    (spots,) = ax.collections
+    return [tuple(xy) for xy in np.asarray(spots.get_offsets()).round(4)], colours_of(ax)
+
+
+def test_given_axes_and_bad_input(section) -> None:
+    figure, axes = plt.subplots(1, 2)
+    assert pl.domains(section, "domain", label_key="region", ax=axes) == list(axes)
+    assert plt.get_fignums() == [figure.number]
+    with pytest.raises(ValueError, match="ax has 2 Axes, but 1 are needed: domain"):
+        pl.domains(section, "domain", ax=axes)
+    with pytest.raises(KeyError, match="obs has no column 'hggep_domain'; columns: region, domain"):
+        pl.domains(section)
+    with pytest.raises(KeyError, match="obs has no column 'cluster'"):
+        pl.domains(section, "domain", label_key="cluster")
+    with pytest.raises(ValueError, match="keys is empty"):
+        pl.domains(section, [])
+    with pytest.raises(TypeError, match="AnnData"):
+        pl.domains(3, "domain")

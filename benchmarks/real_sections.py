@@ -6,7 +6,7 @@
 `shuffled`  the same with patches and counts paired at random within each training section: what is left is chance
 `mob`       MOB1 and MOB2 predict MOB3, all 1,000 genes
 
-Needs HGGEP_SHARED, the folder of real sections (`data`), gene panel (`reference`) and trunk weights (`weights`).
+Needs HGGEP_SHARED, the folder of real sections (`data`) and trunk weights (`weights`).
 Each case adds a row to results/real_sections.csv and renews results/real_sections.md beside this file.
 """
 
@@ -38,7 +38,7 @@ def load(case: str, shared: Path, seed: int):
         rng = np.random.default_rng(seed)
         for section in sections.values():
             section.X = section.X[rng.permutation(section.n_obs)]
-    panel = (shared / "reference" / "her2st_785_genes.txt").read_text().split()
+    panel = hggep.datasets.her2st_panel()
     return sections, held_out, {"genes": panel, "normalize": "panel"}
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the model and the predicted section")
     options = parser.parse_args()
     if "HGGEP_SHARED" not in os.environ:
-        parser.error("HGGEP_SHARED is not set: it names the folder of real sections, gene panel and weights")
+        parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(exist_ok=True)

@@ -7,13 +7,26 @@ from ._settings import settings
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import datasets, get, pl, tl
+    from . import baselines, datasets, get, metrics, pl, tl
     from .config import Config
+    from .cross_validation import CrossValidation
     from .model import HGGEP
 
-__all__ = ["HGGEP", "Config", "__version__", "datasets", "get", "pl", "settings", "tl"]
+__all__ = [
+    "HGGEP",
+    "Config",
+    "CrossValidation",
+    "__version__",
+    "baselines",
+    "datasets",
+    "get",
+    "metrics",
+    "pl",
+    "settings",
+    "tl",
+]
 
-_HOMES = {"HGGEP": ".model", "Config": ".config"}
+_HOMES = {"HGGEP": ".model", "Config": ".config", "CrossValidation": ".cross_validation"}
 
 
 def __getattr__(name: str) -> Any:

@@ -133,3 +133,17 @@ def test_pitch_is_told_through_turn_and_outliers():
     pixels = turned + rng.normal(0, 2, turned.shape)
     pixels[:10] += 900
     assert pitch(array, pixels) == pytest.approx(37.5, rel=0.005)
+
+
+def test_panel_is_that_of_the_published_figures(sections, shared):
+    panel = datasets.her2st_panel()
+    assert panel == (shared / "reference" / "her2st_785_genes.txt").read_text().split()
+    assert len(set(panel)) == 785
+    assert set(panel) <= set(sections["C5"].var_names)
+
+
+def test_patient_is_the_first_letter(sections):
+    assert {name: section.obs["patient"].unique().tolist() for name, section in sections.items()} == {
+        "C5": ["C"],
+        "B4": ["B"],
+    }

@@ -42,6 +42,7 @@ def her2st(sections: str | Sequence[str] | None = None) -> "dict[str, AnnData]":
 
     - `X`: raw counts, float32, CSR; `obs_names`: array position ("10x11")
     - `obs["array_col"]`, `["array_row"]`: array x and y; `["in_tissue"]`: 1
+    - `obs["patient"]`: the patient's letter, the first of the section's name (categorical)
     - `obs["cluster"]`: the study's expression clusters (categorical, NaN for the few spots without)
     - `obs["region"]`: the pathologist's label (categorical), in the one section of each patient that has them
     - `obsm["spatial"]`: x, y in px of the full-resolution image
@@ -65,11 +66,22 @@ def her2st(sections: str | Sequence[str] | None = None) -> "dict[str, AnnData]":
     return {name: _section(name) for name in choose(sections, default=known, known=SECTIONS)}
 
 
+def her2st_panel() -> list[str]:
+    """Return the 785 genes of the published figures, in the order of the published checkpoints' outputs.
+
+    Notes
+    -----
+    Li et al., bbae500, 2024; for `genes=` of `hggep_sc.tl.fit`, and of `HGGEP.from_published`.
+    """
+    return (Path(__file__).parent / "_her2st_panel.txt").read_text(encoding="utf-8").split()
+
+
 def _section(name: str) -> "AnnData":
     counts = read_counts(_file(f"data/ST-cnts/{name}.tsv.gz"))
     spots = read_spots(_file(f"data/ST-spotfiles/{name}_selection.tsv"))
     adata = assemble(name, counts, spots, _image(name), step=1)
     array = spots.loc[adata.obs_names, ["x", "y"]]
+    adata.obs["patient"] = pd.Categorical([name[0]] * adata.n_obs)
     adata.obs["cluster"] = _labels(_file(f"res/ST-cluster/lbl/{name}-cluster-annotation.tsv.gz"), array)
     if name in LABELLED:
         try:

@@ -1,7 +1,10 @@
-"""Tools: train, predict, evaluate."""
+"""Tools: train, predict, evaluate, cross-validate, rank genes, find domains."""
 
+from ._cross_validate import cross_validate
+from ._domains import domains
 from ._evaluate import evaluate
 from ._fit import fit
 from ._predict import predict
+from ._top_genes import top_genes
 
-__all__ = ["evaluate", "fit", "predict"]
+__all__ = ["cross_validate", "domains", "evaluate", "fit", "predict", "top_genes"]

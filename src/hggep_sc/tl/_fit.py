@@ -3,12 +3,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..config import Config
-from ..model import HGGEP
+from ..methods import Method, Model, fit_method, method_config
 from ..section import open_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ..baselines import BaselineConfig
 
     Data: TypeAlias = AnnData | SpatialData
 
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
 def fit(
     data: "Data | Sequence[Data] | Mapping[str, Data]",
     *,
+    method: Method = "hggep",
     genes: Sequence[str] | int | None = None,
     preset: Literal["default", "paper", "published"] = "default",
-    config: Config | Mapping[str, Any] | None = None,
+    config: "Config | BaselineConfig | Mapping[str, Any] | None" = None,
     weights: str | Path | None = "imagenet",
     normalize: Literal["library", "panel"] | None = None,
     mpp: float | Mapping[str, float] | None = None,
@@ -37,8 +40,8 @@ def fit(
     checkpoint_every: int = 1,
     resume: bool = False,
     progress: bool | None = None,
-) -> HGGEP:
-    """Train HGGEP to predict gene expression from the H&E image around every spot.
+) -> Model:
+    """Train HGGEP, or a simpler method, to predict gene expression from the H&E image around every spot.
 
     Nothing of a section that is not given here reaches training: genes, means, components and stopping are
     all chosen on these sections. Inputs are not changed, nor is the caller's random state.
@@ -48,15 +51,19 @@ def fit(
     data
         Sections with an image, spot coordinates and raw counts: an AnnData or SpatialData object, a list, or a
         dict by section name.
+    method
+        "hggep", the network; or a baseline that it has to beat: "gene_mean", "nearest_patches", "ridge",
+        "low_rank_ridge" (see `hggep_sc.baselines`).
     genes
         Genes to predict: names, or how many of the most variable over the training sections (None: 1,000).
     preset
-        "default"; "paper", as the paper specifies; "published", the authors' released network.
+        Of the network: "default"; "paper", as the paper specifies; "published", the authors' released network.
     config
         Settings that replace the preset's: a dict of single ones (`{"epochs": 50}`), or a whole
-        `hggep_sc.Config`, which replaces the preset too.
+        `hggep_sc.Config`, which replaces the preset too. For a baseline, those of `baselines.BaselineConfig`.
     weights
-        Where the ShuffleNetV2 backbone starts: "imagenet" (downloaded once), a file of weights, or None (random).
+        Where the ShuffleNetV2 backbone starts: "imagenet" (downloaded once), a file of weights, or None (random;
+        a ridge or the nearest patches then go without its features).
     normalize
         Total that counts are scaled by, to 10,000 per spot: the spot's full "library", or its counts over the
         predicted genes, the "panel". None: the preset's.
@@ -64,7 +71,8 @@ def fit(
         um per px of the full-resolution image, or a dict by section name, where the object does not tell.
     validation
         A training section's name, or the fraction of every section's spots to hold out as spatial blocks: training
-        stops when their mean PCC has not risen for `config.patience` epochs, and the best epoch is kept.
+        stops when their mean PCC has not risen for `config.patience` epochs, and the best epoch is kept. For the
+        network alone: a ridge leaves its training sections out in turn.
     layer
         Layer with raw counts; None for `X`.
     library_key, library_id, spatial_key
@@ -88,7 +96,7 @@ def fit(
 
     Returns
     -------
-    The trained model.
+    The trained model: `HGGEP`, or the class of the baseline.
 
     Raises
     ------
@@ -97,9 +105,7 @@ def fit(
     RuntimeError
         If the ImageNet weights cannot be downloaded.
     """
-    settings = config if isinstance(config, Config) else Config.from_preset(preset, **(config or {}))
-    if normalize is not None:
-        settings = settings.replace(normalize=normalize)
+    settings = method_config(method, preset=preset, config=config, normalize=normalize)
     sections = open_sections(
         data,
         library_key=library_key,
@@ -112,8 +118,9 @@ def fit(
         layer=layer,
         mpp=mpp,
     )
-    return HGGEP.fit(
+    return fit_method(
         sections,
+        method,
         settings,
         genes=genes,
         weights=weights,

@@ -1,12 +1,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from .. import _keys
 from .._settings import settings
-from .._version import __version__
-from ..model import HGGEP
+from ..methods import Model
+from ..record import prediction_record
 from ..section import Section, copy_of, open_sections, require_writable, write_prediction
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 def predict(
     data: "Data",
-    model: HGGEP,
+    model: Model,
     *,
     key_added: str = _keys.KEY,
     library_key: str | None = None,
@@ -46,7 +44,7 @@ def predict(
     data
         AnnData or SpatialData with an image and spot coordinates, of one section or several.
     model
-        What `hggep_sc.tl.fit` or `HGGEP.load` gave.
+        What `hggep_sc.tl.fit` or `load` of the model's class gave.
     key_added
         Name of the result.
     library_key, library_id, spatial_key, image_key, shapes_key, table_key, coordinate_system, mpp
@@ -71,7 +69,8 @@ def predict(
     - `layers[key_added]`: n_obs x n_vars, float32, log expression on the model's scale; NaN for genes the
       model does not know and spots outside the tissue
     - `var[f"{key_added}_predicted"]`: bool, whether the model knows the gene
-    - `obsm[f"X_{key_added}"]`: n_obs x d, float32, the network's latent representation
+    - `obsm[f"X_{key_added}"]`: n_obs x d, float32, the network's latent representation, or the components that
+      a low-rank ridge predicts; absent where the method has none
     - `uns[key_added]`: model, genes, expression scale, and per section the image and mpp used and whether
       it was in training ("train", "held out", "unknown")
 
@@ -80,8 +79,8 @@ def predict(
     ValueError, KeyError, TypeError, FileNotFoundError
         For input that cannot be used; the message names the slot and the remedy, and `data` is unchanged.
     """
-    if not isinstance(model, HGGEP):
-        raise TypeError(f"model must be an HGGEP, as tl.fit and HGGEP.load return it, not {type(model).__name__}")
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be what tl.fit or HGGEP.load returned, not {type(model).__name__}")
     sections = open_sections(
         data,
         library_key=library_key,
@@ -106,7 +105,7 @@ def predict(
         predictions,
         genes=model.genes,
         key=key_added,
-        params=_record(model, sections, layer),
+        params=prediction_record(model, sections, layer=layer, library_key=library_key),
         table_key=table_key,
     )
     return target if copy else None
@@ -116,27 +115,3 @@ def _progress(sections: list[Section], show: bool) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(sections, desc="predict", unit="section", disable=not show)
-
-
-def _record(model: HGGEP, sections: list[Section], layer: str | None) -> dict[str, Any]:
-    record = {
-        "hggep_sc": __version__,
-        "model": model.id,
-        "preset": model.config.preset,
-        "genes": np.array(model.genes, dtype=object),
-        "normalize": model.scale.normalize,
-        "target_sum": model.scale.target_sum,
-        "log_base": model.scale.log_base,
-        "library_genes": model.fingerprint.library_genes,
-        "sections": {
-            "name": np.array([s.name for s in sections], dtype=object),
-            "image": np.array([s.image_name for s in sections], dtype=object),
-            "mpp": np.array([np.nan if s.mpp is None else s.mpp for s in sections]),
-            "role": np.array([model.fingerprint.role(s, model.genes) for s in sections], dtype=object),
-        },
-    }
-    if model.seed is not None:
-        record["seed"] = model.seed
-    if layer is not None:
-        record["counts_layer"] = layer
-    return record

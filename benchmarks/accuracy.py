@@ -1,0 +1,158 @@
+"""Leave-one-section-out accuracy on real sections, of every method beside the noise ceiling.
+
+    python benchmarks/accuracy.py                        # all that this machine can do in its time
+    python benchmarks/accuracy.py her2st --methods default low_rank_ridge --seeds 0 1 2
+
+`her2st`    B4, C2, C3, C4, C5: 785-gene panel, counts scaled by their panel totals
+`mob`       MOB1, MOB2, MOB3: all 1,000 genes, counts scaled by the library
+
+Without a GPU the presets `paper` and `published` are left out, and named, unless asked for by `--methods`: a step of
+theirs takes 20 s and more on two cores, and they take hundreds of epochs. `--epochs` shortens them.
+
+Needs HGGEP_SHARED, the folder of real sections (`data`) and trunk weights (`weights`). Every
+finished fold is kept in `--store` and not run again; results/accuracy.csv and .md beside this file are renewed from all
+that is there after each method, so that an interrupted run loses at most the fold it was at.
+"""
+
+import argparse
+import logging
+import os
+import platform
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import hggep_sc as hggep
+
+RESULTS = Path(__file__).parent / "results"
+DATA = {"her2st": ["B4", "C2", "C3", "C4", "C5"], "mob": ["MOB1", "MOB2", "MOB3"]}
+METHODS = {
+    "gene_mean": {"method": "gene_mean"},
+    "nearest_patches": {"method": "nearest_patches"},
+    "ridge": {"method": "ridge"},
+    "low_rank_ridge": {"method": "low_rank_ridge"},
+    "default": {"preset": "default"},
+    "paper": {"preset": "paper"},
+    "published": {"preset": "published"},
+}
+NEED_GPU = ("paper", "published")
+FIGURES = ["pcc", "spearman", "rmse", "ssim", "ceiling"]
+
+
+def load(data: str, shared: Path):
+    """Return the sections and the arguments of `tl.cross_validate` that belong to a data set."""
+    hggep.settings.dataset_dir = shared / "data"
+    if data == "mob":
+        return hggep.datasets.mob(DATA[data]), {"genes": 1000, "normalize": "library"}
+    panel = hggep.datasets.her2st_panel()
+    return hggep.datasets.her2st(DATA[data]), {"genes": panel, "normalize": "panel"}
+
+
+def rows_of(data: str, result: "hggep.CrossValidation") -> pd.DataFrame:
+    """One row per fold, method and seed: means over genes, times, device, versions."""
+    keys = ["fold", "method", "seed"]
+    means = result.table.pivot_table(index=keys, columns="metric", values="value", aggfunc="mean", dropna=False)
+    median = result.table[result.table["metric"] == "pcc"].groupby(keys)["value"].median().rename("median_pcc")
+    facts = result.folds.set_index(keys)[["n_genes", "n_spots", "epochs", "fit_s", "predict_s", "device"]]
+    rows = facts.join(means[FIGURES]).join(median).reset_index()
+    return rows.assign(
+        data=data, threads=torch.get_num_threads(), hggep_sc=hggep.__version__, torch=torch.__version__,
+        python=platform.python_version(),
+    )  # fmt: skip
+
+
+def markdown(rows: pd.DataFrame, comparisons: dict[str, pd.DataFrame], left_out: list[str]) -> str:
+    """Tables of mean PCC per fold, of the other figures, and of the methods in pairs."""
+    parts = [
+        "# Accuracy, leave one section out",
+        "",
+        "Mean over genes of the PCC across spots; seeds averaged.",
+    ]
+    for data, of_data in rows.groupby("data", sort=False):
+        pcc = of_data.pivot_table(index="method", columns="fold", values="pcc", sort=False, dropna=False)
+        pcc["mean"] = pcc.mean(axis=1)
+        pcc.loc["noise ceiling"] = of_data.groupby("fold")["ceiling"].mean().reindex(pcc.columns)
+        pcc.loc["noise ceiling", "mean"] = pcc.loc["noise ceiling"].mean()
+        others = of_data.groupby("method", sort=False)
+        other = others[["spearman", "rmse", "ssim", "fit_s", "predict_s"]].mean()
+        other.insert(0, "seeds", others["seed"].agg(lambda seeds: " ".join(str(s) for s in sorted(set(seeds)))))
+        other.insert(1, "epochs", others["epochs"].max())
+        other.insert(2, "device", others["device"].agg(lambda devices: " ".join(sorted(set(devices)))))
+        parts += ["", f"## {data}", "", table(pcc), "", "Means over folds:", "", table(other)]
+        if data in comparisons and len(comparisons[data]):
+            parts += ["", "Methods in pairs, over folds:", "", table(comparisons[data].set_index("method"))]
+    versions = rows.iloc[-1]
+    parts += [
+        "",
+        "A gene mean is constant in a section: its correlation is undefined. RMSE is in natural log units. The "
+        "backbone starts from the weights of a detector, which stand in for ImageNet's. Sections C2 to C5 are of one "
+        "patient.",
+        "",
+        f"hggep_sc {versions['hggep_sc']}, torch {versions['torch']}, Python {versions['python']}, "
+        f"{versions['threads']} CPU threads. Times are of one fold.",
+    ]
+    if left_out:
+        parts += ["", f"Not run here, for want of a GPU: {', '.join(left_out)}."]
+    return "\n".join(parts) + "\n"
+
+
+def table(frame: pd.DataFrame) -> str:
+    """Markdown of a table with its index."""
+    shown = frame.reset_index()
+    lines = [" | ".join(map(str, row)) for row in [shown.columns, ["---"] * shown.shape[1]]]
+    lines += [
+        " | ".join((f"{v:.3f}" if abs(v) < 10 else f"{v:.0f}") if isinstance(v, float) else str(v) for v in row)
+        for row in shown.itertuples(index=False)
+    ]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def main() -> None:
+    """Run the data sets and methods named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", choices=[*DATA, []], default=list(DATA), help="data sets; default: all")
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--epochs", type=int, help="of the networks, instead of the preset's")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--store", type=Path, default=Path(__file__).parent / "folds", help="folder of finished folds")
+    options = parser.parse_args()
+    if "HGGEP_SHARED" not in os.environ:
+        parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    shared = Path(os.environ["HGGEP_SHARED"])
+    gpu = torch.cuda.is_available() and options.device != "cpu"
+    left_out = [] if gpu or options.methods else list(NEED_GPU)
+    if left_out:
+        print(f"no GPU: {', '.join(left_out)} are left out")
+    RESULTS.mkdir(exist_ok=True)
+    rows, comparisons = [], {}
+    for data in options.data or DATA:
+        sections, how = load(data, shared)
+        chosen = [name for name in options.methods or METHODS if name not in left_out]
+        for n in range(1, len(chosen) + 1):
+            methods = {name: dict(METHODS[name]) for name in chosen[:n]}
+            for method in methods.values():
+                if options.epochs and "preset" in method:
+                    method["config"] = {"epochs": options.epochs}
+            result = hggep.tl.cross_validate(
+                sections,
+                methods=methods,
+                seeds=options.seeds,
+                weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
+                path=options.store,
+                device=options.device,
+                **how,
+            )
+            of_data = rows_of(data, result)
+            print(of_data[of_data["method"] == chosen[n - 1]].to_string(), flush=True)
+            comparisons[data] = result.comparison().drop(columns="sd")
+            everything = pd.concat([*rows, of_data], ignore_index=True)
+            everything.to_csv(RESULTS / "accuracy.csv", index=False, float_format="%.5f")
+            (RESULTS / "accuracy.md").write_text(markdown(everything, comparisons, left_out))
+        rows.append(of_data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Finished folds of a cross-validation on disk, one h5ad file each."""
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from .cross_validation import FoldResult, Task
+
+logger = logging.getLogger(__name__)
+
+
+class FoldStore:
+    """A folder of results; a file's name holds the hash of all that the result depends on.
+
+    Each file is an AnnData of the predicted spots and genes: `X` is the prediction, `obs["section"]` whose spot it
+    is, and `uns` holds scores and facts.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"path={str(path)!r} is a file: name a folder for the finished folds")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def file(self, task: "Task") -> Path:
+        """File of a task's result."""
+        readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{task.fold}_{task.method}_{task.seed}")
+        return self.path / f"{readable}_{task.identity[:16]}.h5ad"
+
+    def read(self, task: "Task") -> "FoldResult | None":
+        """Return the result of a task that has been run before, None otherwise."""
+        from anndata import read_h5ad
+
+        from .cross_validation import FoldResult
+
+        file = self.file(task)
+        if not file.exists():
+            return None
+        try:
+            stored = read_h5ad(file)
+            names = list(stored.uns["sections"])
+            rows = {name: np.flatnonzero((stored.obs["section"] == name).to_numpy()) for name in names}
+            scores = stored.uns["scores"].astype(
+                {"fold": str, "section": str, "method": str, "gene": str, "metric": str}
+            )
+            facts = {
+                key: value.item() if hasattr(value, "item") else value for key, value in stored.uns["facts"].items()
+            }
+            return FoldResult(
+                genes=stored.var_names.tolist(),
+                predictions={name: stored.X[rows[name]] for name in names},
+                records={name: stored.uns["records"][str(i)] for i, name in enumerate(names)},
+                scores=scores.reset_index(drop=True),
+                facts=facts,
+            )
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            logger.warning("%s cannot be read (%s): %s is run again", file, error, task.name)
+            return None
+
+    def write(self, task: "Task", result: "FoldResult") -> None:
+        """Write a result, in one step: an interruption leaves no half of it."""
+        from anndata import AnnData
+
+        names = list(result.predictions)
+        of_spot = np.repeat(names, [len(result.predictions[name]) for name in names])
+        table = AnnData(
+            np.concatenate([result.predictions[name] for name in names]),
+            obs=pd.DataFrame(
+                {"section": pd.Categorical(of_spot, categories=names)}, index=[str(i) for i in range(len(of_spot))]
+            ),
+            var=pd.DataFrame(index=result.genes),
+            uns={
+                "sections": np.array(names, dtype=object),
+                "records": {str(i): result.records[name] for i, name in enumerate(names)},
+                "scores": result.scores.set_axis(result.scores.index.astype(str)),
+                "facts": result.facts,
+            },
+        )
+        file = self.file(task)
+        part = file.with_name(file.name + ".part")
+        table.write_h5ad(part, compression="gzip")
+        part.replace(file)

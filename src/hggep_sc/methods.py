@@ -1,0 +1,91 @@
+"""The methods by name, and one way to fit any of them to sections."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from .baselines import BASELINES, Baseline, BaselineConfig
+from .config import Config, Normalize
+from .model import HGGEP
+
+if TYPE_CHECKING:
+    from .section import Section
+
+Method = Literal["hggep", "gene_mean", "nearest_patches", "ridge", "low_rank_ridge"]
+METHODS: tuple[str, ...] = get_args(Method)
+Model: TypeAlias = HGGEP | Baseline
+
+
+def method_config(
+    method: str,
+    *,
+    preset: str = "default",
+    config: Config | BaselineConfig | Mapping[str, Any] | None = None,
+    normalize: Normalize | None = None,
+) -> Config | BaselineConfig:
+    """Return all settings of a method: the preset's, with those of `config` and `normalize` in their place.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method or setting, or a baseline is given a preset of the network.
+    TypeError
+        If `config` is that of another method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not known; there are {', '.join(map(repr, METHODS))}")
+    wanted: type[Config] | type[BaselineConfig] = Config if method == "hggep" else BaselineConfig
+    settings: Config | BaselineConfig
+    if isinstance(config, Config | BaselineConfig):
+        if not isinstance(config, wanted):
+            raise TypeError(f"config is a {type(config).__name__}; method={method!r} takes a {wanted.__name__}")
+        settings = config
+    elif method == "hggep":
+        settings = Config.from_preset(preset, **(config or {}))
+    elif preset != "default":
+        raise ValueError(f"preset={preset!r} is one of the network's: method={method!r} has none")
+    else:
+        settings = BaselineConfig().replace(**(config or {}))
+    return settings if normalize is None else settings.replace(normalize=normalize)
+
+
+def fit_method(
+    sections: "Sequence[Section]",
+    method: str,
+    config: Config | BaselineConfig,
+    *,
+    genes: Sequence[str] | int | None = None,
+    weights: str | Path | None = "imagenet",
+    validation: str | float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> Model:
+    """Fit a method, with all its settings from `method_config`; see `hggep_sc.tl.fit` for the parameters."""
+    if isinstance(config, Config):
+        return HGGEP.fit(
+            sections,
+            config,
+            genes=genes,
+            weights=weights,
+            validation=validation,
+            seed=seed,
+            device=device,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            progress=progress,
+        )
+    for keyword, given in {
+        "validation": validation is not None,
+        "checkpoint_dir": checkpoint_dir is not None,
+        "resume": resume,
+    }.items():
+        if given:
+            raise ValueError(f"{keyword}= is for method='hggep': method={method!r} is not trained in epochs")
+    return BASELINES[method].fit(
+        sections, config, genes=genes, weights=weights, seed=seed, device=device, progress=progress
+    )

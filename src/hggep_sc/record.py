@@ -1,0 +1,42 @@
+"""What is noted beside a prediction, in `uns[key]`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._version import __version__
+from .config import Config
+
+if TYPE_CHECKING:
+    from .methods import Model
+    from .section import Section
+
+
+def prediction_record(
+    model: "Model", sections: "Sequence[Section]", *, layer: str | None = None, library_key: str | None = None
+) -> dict[str, Any]:
+    """Describe the prediction of sections by a model: the table in `docs/outputs.md`."""
+    record = {
+        "hggep_sc": __version__,
+        "model": model.id,
+        "method": model.method,
+        "genes": np.array(model.genes, dtype=object),
+        "normalize": model.scale.normalize,
+        "target_sum": model.scale.target_sum,
+        "log_base": model.scale.log_base,
+        "library_genes": model.fingerprint.library_genes,
+        "sections": {
+            "name": np.array([s.name for s in sections], dtype=object),
+            "image": np.array([s.image_name for s in sections], dtype=object),
+            "mpp": np.array([np.nan if s.mpp is None else s.mpp for s in sections]),
+            "role": np.array([model.fingerprint.role(s, model.genes) for s in sections], dtype=object),
+        },
+    }
+    optional = {
+        "preset": model.config.preset if isinstance(model.config, Config) else None,
+        "seed": model.seed,
+        "counts_layer": layer,
+        "library_key": library_key,
+    }
+    return record | {name: value for name, value in optional.items() if value is not None}

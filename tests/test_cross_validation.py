@@ -1,0 +1,122 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from scipy.sparse import csr_matrix
+
+from helpers import section_of
+from hggep_sc.cross_validation import CrossValidation, leave_out
+
+
+def named(names):
+    from anndata import AnnData
+
+    return [section_of(AnnData(csr_matrix(np.ones((3, 2)))), np.zeros((3, 2)), name) for name in names]
+
+
+def names_of(folds):
+    return [(fold.name, [s.name for s in fold.test], [s.name for s in fold.training]) for fold in folds]
+
+
+def scores(values, metric="pcc"):
+    """Tidy table of {(fold, section, method, seed): values of genes}."""
+    rows = [(*where, f"g{i}", metric, value) for where, of_genes in values.items() for i, value in enumerate(of_genes)]
+    table = pd.DataFrame(rows, columns=["fold", "section", "method", "seed", "gene", "metric", "value"])
+    folds = pd.DataFrame([{"fold": where[0], "method": where[2], "seed": where[3], "error": ""} for where in values])
+    return CrossValidation(table, folds)
+
+
+def test_every_section_is_left_out_once_and_never_trained_on_for_itself():
+    assert names_of(leave_out(named("abc"), None, None)) == [
+        ("a", ["a"], ["b", "c"]),
+        ("b", ["b"], ["a", "c"]),
+        ("c", ["c"], ["a", "b"]),
+    ]
+
+
+def test_a_group_is_left_out_as_a_whole():
+    groups = {"a1": "a", "b1": "b", "a2": "a", "c1": "c"}
+    folds = names_of(leave_out(named(groups), groups, None))
+    assert folds[0] == ("a", ["a1", "a2"], ["b1", "c1"])
+    for _, test, training in folds:
+        assert not {groups[name] for name in test} & {groups[name] for name in training}
+
+
+def test_sections_are_dealt_over_fewer_folds():
+    folds = names_of(leave_out(named("abcde"), None, 2))
+    assert [test for _, test, _ in folds] == [["a", "c", "e"], ["b", "d"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "groups", "n_folds", "message"),
+    [
+        ("abc", None, 4, r"n_folds=4 must be between 2 and the number of sections, 3"),
+        ("abc", None, 1, r"n_folds=1 must be between 2"),
+        ("a", None, None, r"at least two sections; found a"),
+        ("abc", {"a": "x", "b": "x", "c": "x"}, None, r"at least two groups; found x"),
+        ("abc", {"a": "x", "b": "y"}, None, r"no group for c; the sections are a, b, c"),
+        ("ab", {"a": "x", "b": "y", "z": "y"}, None, r"no section called z"),
+        ("abc", {"a": "x", "b": "y", "c": "y"}, 3, r"n_folds=3 must be between 2 and the number of groups, 2"),
+    ],
+)
+def test_impossible_folds_are_refused(names, groups, n_folds, message):
+    with pytest.raises(ValueError, match=message):
+        leave_out(named(names), groups, n_folds)
+
+
+def test_summary_is_a_t_interval_over_folds_with_sections_and_seeds_weighing_alike():
+    rng = np.random.default_rng(0)
+    values = {
+        (fold, section, "m", seed): rng.normal(size=7)
+        for fold, sections in {"A": ["A1", "A2"], "B": ["B1"], "C": ["C1"]}.items()
+        for section in sections
+        for seed in (0, 1)
+    }
+    summary = scores(values).summary().loc["m"]
+    per_fold = [
+        np.mean([np.mean([values[key].mean() for key in values if key[0] == fold and key[3] == s]) for s in (0, 1)])
+        for fold in "ABC"
+    ]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(per_fold), scale=stats.sem(per_fold))
+    assert summary["mean"] == pytest.approx(np.mean(per_fold), abs=1e-12)
+    assert (summary["ci_low"], summary["ci_high"]) == (pytest.approx(low), pytest.approx(high))
+    assert summary["n_folds"] == 3
+
+
+def test_undefined_genes_are_counted_and_not_scored_as_zero():
+    result = scores({("A", "A", "m", 0): [0.5, np.nan], ("B", "B", "m", 0): [0.3, 0.1]})
+    summary = result.summary().loc["m"]
+    assert summary["mean"] == pytest.approx((0.5 + 0.2) / 2)
+    assert summary["undefined"] == 0.25
+    constant = scores({("A", "A", "m", 0): [np.nan], ("B", "B", "m", 0): [np.nan]}).summary().loc["m"]
+    assert np.isnan(constant["mean"])
+    assert constant["n_folds"] == 0
+
+
+def test_comparison_is_paired_by_fold():
+    rng = np.random.default_rng(1)
+    level = rng.normal(size=6)  # folds differ more than methods do
+    values = {}
+    for fold in range(6):
+        values[f"f{fold}", f"f{fold}", "a", 0] = [level[fold]]
+        values[f"f{fold}", f"f{fold}", "b", 0] = [level[fold] + 0.1 + 0.02 * rng.normal()]
+    row = scores(values).comparison().iloc[0]
+    a, b = ([values[f"f{i}", f"f{i}", m, 0][0] for i in range(6)] for m in "ab")
+    assert (row["method"], row["reference"]) == ("b", "a")
+    assert row["difference"] == pytest.approx(np.mean(np.subtract(b, a)))
+    assert row["pval"] == pytest.approx(stats.ttest_rel(b, a).pvalue)
+    assert row["n_higher"] == 6
+    interval = stats.ttest_rel(b, a).confidence_interval(0.95)
+    assert (row["ci_low"], row["ci_high"]) == (pytest.approx(interval.low), pytest.approx(interval.high))
+
+
+def test_comparison_leaves_out_a_fold_that_one_method_lacks():
+    values = {(f, f, m, 0): [v] for f, m, v in [("A", "a", 0.1), ("B", "a", 0.2), ("B", "b", 0.5), ("C", "b", 9.0)]}
+    row = scores(values).comparison().iloc[0]
+    assert (row["n_folds"], row["difference"]) == (1, pytest.approx(0.3))
+    assert np.isnan(row["pval"])
+
+
+def test_an_unknown_metric_is_named():
+    with pytest.raises(ValueError, match=r"metric='r2' is not in the table; there are 'pcc'"):
+        scores({("A", "A", "m", 0): [0.5]}).summary("r2")

@@ -1,0 +1,312 @@
+import logging
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import TINY, as_spatialdata, assert_same
+from hggep_sc import tl
+
+RIDGE = {"patch_size": 32, "fields_um": (60.0, 120.0), "fields_px": (60.0, 120.0)}
+NETWORK = {"config": {**TINY, "epochs": 1}}
+METHODS = {"mean": {"method": "gene_mean"}, "ridge": {"method": "ridge", "config": RIDGE}, "network": NETWORK}
+HOW = {"weights": None, "device": "cpu", "progress": False, "genes": 12}
+
+
+def table_of(result):
+    """Without the times, which differ from run to run."""
+    return result.folds.drop(columns=["fit_s", "predict_s"])
+
+
+@pytest.fixture(scope="module")
+def one_run(_synthetic):
+    sections = {name: section.copy() for name, section in _synthetic.items()}
+    return tl.cross_validate(sections, methods=METHODS, **HOW)
+
+
+def test_every_section_is_scored_by_every_method_and_nothing_is_written(sections, one_run):
+    before = {name: section.copy() for name, section in sections.items()}
+    tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, **HOW)
+    for name, section in sections.items():
+        assert_same(section, before[name])
+    table = one_run.table
+    assert list(table) == ["fold", "section", "method", "seed", "gene", "metric", "value"]
+    assert set(table["section"]) == {"S1", "S2", "S3"}
+    assert set(table["metric"]) >= {"pcc", "pcc_pval", "spearman", "rmse", "ssim", "ceiling"}
+    per_run = table.groupby(["fold", "method"])["gene"].nunique()
+    assert (per_run == 12).all()
+    assert len(per_run) == 9
+    assert one_run.folds["error"].eq("").all()
+    for _, row in one_run.folds.iterrows():
+        assert row["test"] not in row["training"]
+
+
+def test_it_is_what_fit_predict_and_evaluate_give_by_hand(sections, one_run):
+    test = sections.pop("S2")
+    model = tl.fit(sections, method="ridge", config=RIDGE, **HOW)
+    tl.predict(test, model, device="cpu")
+    by_hand = tl.evaluate(test)
+    of_fold = one_run.table.query("fold == 'S2' and method == 'ridge'").pivot(
+        index="gene", columns="metric", values="value"
+    )
+    for metric in ("pcc", "rmse", "spearman", "ssim", "ceiling"):
+        np.testing.assert_allclose(of_fold.loc[by_hand.index, metric], by_hand[metric], rtol=1e-6)
+    assert one_run.folds.query("fold == 'S2' and method == 'ridge'")["model"].item() == model.id
+
+
+def test_gene_mean_scores_nothing(one_run):
+    assert one_run.table.query("method == 'mean' and metric == 'pcc'")["value"].isna().all()
+    assert np.isnan(one_run.summary().loc["mean", "mean"])
+
+
+def test_what_only_the_test_section_holds_changes_nothing_in_training(sections, one_run):
+    """A gene that varies in the test section alone, and another depth there: the same models to the bit."""
+
+    def with_extra(depth, extra_of_s3):
+        changed = {}
+        for name, section in sections.items():
+            counts, extra = section.X.toarray(), np.zeros((section.n_obs, 1), np.float32)
+            if name == "S3":
+                counts, extra[:, 0] = counts * depth, extra_of_s3
+            changed[name] = ad.AnnData(
+                np.hstack([counts, extra]),
+                obs=section.obs,
+                var=pd.DataFrame(index=[*section.var_names, "EXTRA"]),
+                obsm=dict(section.obsm),
+                uns=section.uns,
+            )
+        return changed
+
+    wild = np.random.default_rng(0).poisson(50, sections["S3"].n_obs)
+    data = with_extra(depth=1, extra_of_s3=0), with_extra(depth=7, extra_of_s3=wild)
+    runs = [tl.cross_validate(each, methods=METHODS, **HOW) for each in data]
+    models = [run.folds.query("fold == 'S3'").set_index("method")["model"] for run in runs]
+    assert models[0].to_dict() == models[1].to_dict()
+    others = [run.folds.query("fold == 'S1' and method == 'network'")["model"].item() for run in runs]
+    assert others[0] != others[1]  # where S3 is trained on, it does matter
+    assert "EXTRA" not in set(runs[1].table.query("fold == 'S3'")["gene"])
+
+
+def test_groups_are_left_out_together(sections):
+    for name, section in sections.items():
+        section.obs["donor"] = "p1" if name == "S2" else "p2"
+    by_column = tl.cross_validate(sections, groups="donor", methods={"mean": METHODS["mean"]}, **HOW)
+    assert by_column.folds[["fold", "test", "training"]].to_numpy().tolist() == [
+        ["p2", "S1, S3", "S2"],
+        ["p1", "S2", "S1, S3"],
+    ]
+    groups = {"S1": "p2", "S2": "p1", "S3": "p2"}
+    by_name = tl.cross_validate(sections, groups=groups, methods={"mean": METHODS["mean"]}, **HOW)
+    pd.testing.assert_frame_equal(by_name.table, by_column.table)
+
+
+def test_sections_of_one_patient_on_both_sides_are_warned_of(sections, caplog):
+    for name, section in sections.items():
+        section.obs["patient"] = "p1" if name == "S2" else "p2"
+    with caplog.at_level(logging.WARNING):
+        tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, **HOW)
+    assert "sections S1, S3 share a patient" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        tl.cross_validate(sections, groups="patient", methods={"mean": METHODS["mean"]}, **HOW)
+    assert "share a patient" not in caplog.text
+
+
+def test_one_section_under_two_names_is_found(sections, caplog):
+    sections["copy"] = sections["S1"].copy()
+    with caplog.at_level(logging.WARNING):
+        tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, **HOW)
+    assert "S1 (fold S1)" in caplog.text
+    assert "copy (fold copy)" in caplog.text
+    assert "S2 (fold" not in caplog.text
+
+
+def test_finished_folds_are_read_and_not_run_again(sections, tmp_path, monkeypatch, one_run):
+    from hggep_sc import cross_validation
+
+    first = tl.cross_validate(sections, methods=METHODS, path=tmp_path, **HOW)
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(files) == 9
+    monkeypatch.setattr(cross_validation, "run_task", lambda task: pytest.fail(f"{task.name} is run again"))
+    again = tl.cross_validate(sections, methods=METHODS, path=tmp_path, **HOW)
+    pd.testing.assert_frame_equal(again.table, first.table)
+    pd.testing.assert_frame_equal(again.folds, first.folds, check_dtype=False)
+    pd.testing.assert_frame_equal(again.table, one_run.table)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("change", ["counts", "image", "config", "seed", "genes", "damage"])
+def test_a_fold_is_run_again_where_something_changed(sections, tmp_path, monkeypatch, change):
+    from hggep_sc import cross_validation
+
+    methods, how = {"mean": METHODS["mean"]}, {**HOW, "path": tmp_path}
+    tl.cross_validate(sections, methods=methods, **how)
+    run, names = cross_validation.run_task, []
+    monkeypatch.setattr(cross_validation, "run_task", lambda task: names.append(task.fold) or run(task))
+    if change == "counts":
+        sections["S2"].X[0, 0] += 1
+    elif change == "image":
+        library = sections["S2"].uns["spatial"]["S2"]
+        library["images"]["full"] = 255 - library["images"]["hires"]
+        library["scalefactors"]["tissue_full_scalef"] = library["scalefactors"]["tissue_hires_scalef"]
+        how["image_key"] = {"S1": "source", "S2": "full", "S3": "source"}
+    elif change == "config":
+        methods["mean"] = {**methods["mean"], "config": {"target_sum": 1e3}}
+    elif change == "seed":
+        how["seeds"] = 1
+    elif change == "genes":
+        how["genes"] = 11
+    elif change == "damage":
+        damaged = next(file for file in tmp_path.iterdir() if file.name.startswith("S2_"))
+        damaged.write_bytes(damaged.read_bytes()[:1000])
+    tl.cross_validate(sections, methods=methods, **how)
+    assert names == (["S2"] if change == "damage" else ["S1", "S2", "S3"])
+
+
+def test_a_failing_fold_is_named_and_the_others_survive(sections, tmp_path, caplog):
+    # without a count in S1 and S2 there is nothing to learn for S3 and nothing to score in S1 and S2 for others
+    genes = sections["S1"].var_names[:5].tolist()
+    section = sections["S1"]
+    section.X = section.X.toarray()
+    section.X[:, :5] = 0
+    with caplog.at_level(logging.WARNING):
+        result = tl.cross_validate(
+            sections, methods={"mean": METHODS["mean"]}, path=tmp_path, normalize="panel", **{**HOW, "genes": genes}
+        )
+    failed = result.folds.set_index("fold")["error"]
+    assert (failed != "").any()
+    assert (failed == "").any()
+    for fold in failed.index[failed != ""]:
+        assert f"fold {fold!r}, method 'mean', seed 0 failed" in caplog.text
+    assert len(list(tmp_path.iterdir())) == (failed == "").sum()
+    assert "of 3 runs" in repr(result)
+
+
+def test_where_all_fail_the_error_is_raised(sections):
+    with pytest.raises(RuntimeError, match=r"every fold failed; fold 'S1', method 'network', seed 0"):
+        tl.cross_validate(sections, methods={"network": {"config": {**TINY, "fields_um": (1e6, 1e6)}}}, **HOW)
+
+
+def test_predictions_go_into_layers(sections, one_run):
+    result = tl.cross_validate(sections, methods=METHODS, key_added="cv", **{**HOW, "genes": None})
+    for name, section in sections.items():
+        assert {"cv_mean", "cv_ridge", "cv_network"} <= set(section.layers)
+        record = section.uns["cv_ridge"]
+        assert record["sections"]["role"].tolist() == ["held out"]
+        assert record["sections"]["name"].tolist() == [name]
+        by_evaluate = tl.evaluate(section, key="cv_ridge")["pcc"]
+        of_fold = result.table.query("section == @name and method == 'ridge' and metric == 'pcc'").set_index("gene")
+        np.testing.assert_allclose(of_fold["value"].loc[by_evaluate.index], by_evaluate, rtol=1e-6)
+    assert set(one_run.table["gene"]) != set()
+
+
+def test_several_seeds(sections):
+    result = tl.cross_validate(sections, methods={"net": NETWORK}, seeds=[0, 1], key_added="cv", **HOW)
+    assert result.folds.groupby("seed")["model"].nunique().tolist() == [3, 3]
+    assert result.folds["model"].nunique() == 6
+    assert {"cv_net_0", "cv_net_1"} <= set(sections["S1"].layers)
+
+
+def test_spatialdata_gives_the_same_as_anndata(sections):
+    methods = {"mean": METHODS["mean"]}
+    as_sd = {name: as_spatialdata(section) for name, section in sections.items()}
+    one = tl.cross_validate(sections, methods=methods, **HOW).table
+    other = tl.cross_validate(as_sd, methods=methods, key_added="cv", **HOW).table
+    one, other = (t[t["metric"] == "rmse"].reset_index(drop=True) for t in (one, other))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-6)
+    assert "cv_mean" in as_sd["S1"]["table"].layers
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"methods": {"x": {"method": "lasso"}}}, ValueError, r"method='lasso' is not known; there are 'hggep'"),
+        ({"methods": {"x": {"epochs": 3}}}, ValueError, r"methods\['x'\] has epochs; it may have config, genes"),
+        (
+            {"methods": {"x": {"method": "ridge", "preset": "paper"}}},
+            ValueError,
+            r"preset='paper' is one of the network",
+        ),
+        ({"methods": []}, ValueError, r"methods=\[\] must be a list of names"),
+        ({"methods": "ridge"}, ValueError, r"methods='ridge' must be a list of names"),
+        ({"groups": "donor"}, KeyError, r"section 'S1' has no such column in obs"),
+        ({"groups": "region"}, ValueError, r"must hold one group per section; section 'S1' has \d"),
+        ({"groups": {"S1": "a"}}, ValueError, r"no group for S2, S3"),
+        ({"n_folds": 4}, ValueError, r"n_folds=4 must be between 2 and the number of sections, 3"),
+        ({"genes": ["TUM01", "nothing"]}, KeyError, r"section 'S1'.*nothing"),
+        ({"layer": "absent"}, KeyError, r"there is no layer 'absent'"),
+        ({"key_added": "a b"}, ValueError, r"the result's key must be letters"),
+    ],
+)
+def test_bad_input_is_refused_before_the_work(sections, options, error, message):
+    with pytest.raises(error, match=message):
+        tl.cross_validate(sections, **{**HOW, "methods": {"mean": METHODS["mean"]}, **options})
+
+
+def test_sections_without_counts_are_refused(sections):
+    sections["S2"].X = sections["S2"].X * 0
+    with pytest.raises(ValueError, match=r"section 'S2' has no counts"):
+        tl.cross_validate(sections, methods=["gene_mean"], **HOW)
+
+
+def test_sections_with_other_genes(sections, caplog):
+    sections["S2"] = sections["S2"][:, 3:].copy()
+    with caplog.at_level(logging.WARNING):
+        tl.cross_validate(sections, methods=["gene_mean"], **HOW)
+    assert "do not hold the same genes (57 of up to 60 in all)" in caplog.text
+    sections["S2"].var_names = [f"ENSG{i:011d}" for i in range(57)]
+    with pytest.raises(ValueError, match=r"have no gene in common.*Ensembl"):
+        tl.cross_validate(sections, methods=["gene_mean"], **HOW)
+
+
+def test_processes_give_the_same(sections, one_run):
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
+        result = tl.cross_validate(sections, methods=METHODS, executor=executor, **HOW)
+    pd.testing.assert_frame_equal(result.table, one_run.table, rtol=1e-4, atol=1e-4)
+    pd.testing.assert_frame_equal(
+        table_of(result).query("method != 'network'"), table_of(one_run).query("method != 'network'")
+    )
+
+
+@pytest.fixture
+def cluster():
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL) as two,
+        Client(two) as client,
+    ):
+        yield client
+
+
+def test_a_dask_worker_killed_in_the_middle_loses_no_fold(sections, cluster, tmp_path, one_run):
+    import threading
+
+    killed = []
+
+    def kill_one():
+        """As soon as a first fold is stored."""
+        for _ in range(600):
+            if any(file.suffix == ".h5ad" for file in tmp_path.iterdir()):
+                worker = next(iter(cluster.run(os.getpid).items()))
+                os.kill(worker[1], signal.SIGKILL)
+                killed.append(worker)
+                return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = tl.cross_validate(sections, methods=METHODS, executor=cluster.get_executor(), path=tmp_path, **HOW)
+    killer.join()
+    assert len(killed) == 1
+    assert result.folds["error"].eq("").all()
+    assert len(list(tmp_path.glob("*.h5ad"))) == 9
+    assert not result.table.duplicated(["fold", "section", "method", "seed", "gene", "metric"]).any()
+    pd.testing.assert_frame_equal(result.table, one_run.table, rtol=1e-4, atol=1e-4)

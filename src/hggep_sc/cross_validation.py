@@ -26,6 +26,21 @@ from .weights import locate_weights
 logger = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95
+FACTS = [
+    "fold",
+    "method",
+    "seed",
+    "test",
+    "training",
+    "n_genes",
+    "n_spots",
+    "model",
+    "epochs",
+    "fit_s",
+    "predict_s",
+    "device",
+    "error",
+]
 THUMBNAIL = 256  # px, of the image by which a section is known again
 
 

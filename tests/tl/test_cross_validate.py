@@ -18,9 +18,14 @@ METHODS = {"mean": {"method": "gene_mean"}, "ridge": {"method": "ridge", "config
 HOW = {"weights": None, "device": "cpu", "progress": False, "genes": 12}
 
 
-def table_of(result):
-    """Without the times, which differ from run to run."""
-    return result.folds.drop(columns=["fit_s", "predict_s"])
+def assert_same_but_for_threads(result, other):
+    """The same runs, and the same figures where no network is trained: its rounding depends on the threads."""
+    keys = ["fold", "section", "method", "seed", "gene", "metric"]
+    pd.testing.assert_frame_equal(result.table[keys], other.table[keys])
+    assert not result.table.duplicated(keys).any()
+    assert result.folds["error"].eq("").all()
+    tables = (run.table.query("method != 'network'") for run in (result, other))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -169,22 +174,23 @@ def test_a_fold_is_run_again_where_something_changed(sections, tmp_path, monkeyp
 
 
 def test_a_failing_fold_is_named_and_the_others_survive(sections, tmp_path, caplog):
-    # without a count in S1 and S2 there is nothing to learn for S3 and nothing to score in S1 and S2 for others
+    # one spot of S1 has counts in the panel: enough to learn from, too few for a correlation
     genes = sections["S1"].var_names[:5].tolist()
     section = sections["S1"]
     section.X = section.X.toarray()
-    section.X[:, :5] = 0
+    section.X[1:, :5] = 0
+    section.X[0, :5] = 1
     with caplog.at_level(logging.WARNING):
         result = tl.cross_validate(
             sections, methods={"mean": METHODS["mean"]}, path=tmp_path, normalize="panel", **{**HOW, "genes": genes}
         )
-    failed = result.folds.set_index("fold")["error"]
-    assert (failed != "").any()
-    assert (failed == "").any()
-    for fold in failed.index[failed != ""]:
-        assert f"fold {fold!r}, method 'mean', seed 0 failed" in caplog.text
-    assert len(list(tmp_path.iterdir())) == (failed == "").sum()
-    assert "of 3 runs" in repr(result)
+    errors = result.folds.set_index("fold")["error"]
+    assert "a correlation needs two predicted spots with counts; found 1" in errors["S1"]
+    assert errors[["S2", "S3"]].eq("").all()
+    assert "fold 'S1', method 'mean', seed 0 failed" in caplog.text
+    assert sorted(file.name[:2] for file in tmp_path.iterdir()) == ["S2", "S3"]
+    assert set(result.table["section"]) == {"S2", "S3"}
+    assert "2 of 3 runs" in repr(result)
 
 
 def test_where_all_fail_the_error_is_raised(sections):
@@ -269,10 +275,7 @@ def test_processes_give_the_same(sections, one_run):
 
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
         result = tl.cross_validate(sections, methods=METHODS, executor=executor, **HOW)
-    pd.testing.assert_frame_equal(result.table, one_run.table, rtol=1e-4, atol=1e-4)
-    pd.testing.assert_frame_equal(
-        table_of(result).query("method != 'network'"), table_of(one_run).query("method != 'network'")
-    )
+    assert_same_but_for_threads(result, one_run)
 
 
 @pytest.fixture
@@ -306,7 +309,5 @@ def test_a_dask_worker_killed_in_the_middle_loses_no_fold(sections, cluster, tmp
     result = tl.cross_validate(sections, methods=METHODS, executor=cluster.get_executor(), path=tmp_path, **HOW)
     killer.join()
     assert len(killed) == 1
-    assert result.folds["error"].eq("").all()
     assert len(list(tmp_path.glob("*.h5ad"))) == 9
-    assert not result.table.duplicated(["fold", "section", "method", "seed", "gene", "metric"]).any()
-    pd.testing.assert_frame_equal(result.table, one_run.table, rtol=1e-4, atol=1e-4)
+    assert_same_but_for_threads(result, one_run)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from .. import _keys
 from .._settings import settings
-from ..cross_validation import CrossValidation, FoldResult, Task, leave_out, run_tasks, tasks_of
+from ..cross_validation import FACTS, CrossValidation, FoldResult, Task, leave_out, run_tasks, tasks_of
 from ..fold_store import FoldStore
 from ..section import Section, gene_name_hint, open_sections, require_writable, table_of, write_prediction
 
@@ -311,4 +311,4 @@ def _collected(
         }
         facts.append(failed)
     table = pd.concat([results[task].scores for task in tasks if task in results], ignore_index=True)
-    return CrossValidation(table, pd.DataFrame(facts))
+    return CrossValidation(table, pd.DataFrame(facts, columns=FACTS))

@@ -29,11 +29,11 @@ class FoldStore:
 
     def file(self, task: "Task") -> Path:
         """File of a task's result."""
-        readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{task.fold}_{task.method}_{task.seed}")
+        readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{task.fold}_{task.settings['method']}_{task.seed}")
         return self.path / f"{readable}_{task.identity[:16]}.h5ad"
 
     def read(self, task: "Task") -> "FoldResult | None":
-        """Return the result of a task that has been run before, None otherwise."""
+        """Return the result of a task that has been run before, under whatever name; None otherwise."""
         from anndata import read_h5ad
 
         from .cross_validation import FoldResult
@@ -45,18 +45,17 @@ class FoldStore:
             stored = read_h5ad(file)
             names = list(stored.uns["sections"])
             rows = {name: np.flatnonzero((stored.obs["section"] == name).to_numpy()) for name in names}
-            scores = stored.uns["scores"].astype(
-                {"fold": str, "section": str, "method": str, "gene": str, "metric": str}
-            )
+            scores = stored.uns["scores"].astype({"section": str, "gene": str, "metric": str})
             facts = {
-                key: value.item() if hasattr(value, "item") else value for key, value in stored.uns["facts"].items()
+                name: value.item() if isinstance(value, np.generic) else value
+                for name, value in stored.uns["facts"].items()
             }
             return FoldResult(
                 genes=stored.var_names.tolist(),
                 predictions={name: stored.X[rows[name]] for name in names},
                 records={name: stored.uns["records"][str(i)] for i, name in enumerate(names)},
-                scores=scores.reset_index(drop=True),
-                facts=facts,
+                scores=scores.assign(fold=task.fold, method=task.method).reset_index(drop=True),
+                facts={**facts, "fold": task.fold, "method": task.method},
             )
         except (OSError, KeyError, ValueError, TypeError) as error:
             logger.warning("%s cannot be read (%s): %s is run again", file, error, task.name)

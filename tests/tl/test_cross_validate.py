@@ -143,6 +143,9 @@ def test_finished_folds_are_read_and_not_run_again(sections, tmp_path, monkeypat
     pd.testing.assert_frame_equal(again.folds, first.folds, check_dtype=False)
     pd.testing.assert_frame_equal(again.table, one_run.table)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files
+    renamed = tl.cross_validate(sections, methods={"another name": METHODS["ridge"]}, path=tmp_path, **HOW)
+    expected = first.table.query("method == 'ridge'").assign(method="another name").reset_index(drop=True)
+    pd.testing.assert_frame_equal(renamed.table, expected)
 
 
 @pytest.mark.parametrize("change", ["counts", "image", "config", "seed", "genes", "damage"])

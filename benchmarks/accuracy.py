@@ -10,14 +10,14 @@ Without a GPU the presets `paper` and `published` are left out, and named, unles
 theirs takes 20 s and more on two cores, and they take hundreds of epochs. `--epochs` shortens them.
 
 Needs HGGEP_SHARED, the folder of real sections (`data`) and trunk weights (`weights`). Every
-finished fold is kept in `--store` and not run again; results/accuracy.csv and .md beside this file are renewed from all
-that is there after each method, so that an interrupted run loses at most the fold it was at.
+finished fold is kept in `--store` and not run again. After each method results/accuracy.csv and .md beside this file
+are renewed: rows of this run replace those of the same fold, method and seed, others stay, so that parts may be run
+on different machines. An interrupted run loses at most the fold it was at.
 """
 
 import argparse
 import logging
 import os
-import platform
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +36,8 @@ METHODS = {
     "paper": {"preset": "paper"},
     "published": {"preset": "published"},
 }
-NEED_GPU = ("paper", "published")
+NEED_GPU = ["paper", "published"]
+KEYS = ["data", "fold", "method", "seed"]
 FIGURES = ["pcc", "spearman", "rmse", "ssim", "ceiling"]
 
 
@@ -50,50 +51,57 @@ def load(data: str, shared: Path):
 
 
 def rows_of(data: str, result: "hggep.CrossValidation") -> pd.DataFrame:
-    """One row per fold, method and seed: means over genes, times, device, versions."""
-    keys = ["fold", "method", "seed"]
-    means = result.table.pivot_table(index=keys, columns="metric", values="value", aggfunc="mean", dropna=False)
-    median = result.table[result.table["metric"] == "pcc"].groupby(keys)["value"].median().rename("median_pcc")
-    facts = result.folds.set_index(keys)[["n_genes", "n_spots", "epochs", "fit_s", "predict_s", "device"]]
-    rows = facts.join(means[FIGURES]).join(median).reset_index()
-    return rows.assign(
-        data=data, threads=torch.get_num_threads(), hggep_sc=hggep.__version__, torch=torch.__version__,
-        python=platform.python_version(),
-    )  # fmt: skip
+    """One row per fold, method and seed: means over genes, times, device, versions, and the error where it failed."""
+    means = result.table.pivot_table(index=KEYS[1:], columns="metric", values="value", aggfunc="mean", dropna=False)
+    median = result.table[result.table["metric"] == "pcc"].groupby(KEYS[1:])["value"].median().rename("median_pcc")
+    facts = result.folds.set_index(KEYS[1:]).drop(columns=["test", "training", "model"])
+    return facts.join(means[FIGURES]).join(median).reset_index().assign(data=data)
 
 
-def markdown(rows: pd.DataFrame, comparisons: dict[str, pd.DataFrame], left_out: list[str]) -> str:
-    """Tables of mean PCC per fold, of the other figures, and of the methods in pairs."""
-    parts = [
-        "# Accuracy, leave one section out",
-        "",
-        "Mean over genes of the PCC across spots; seeds averaged.",
-    ]
-    for data, of_data in rows.groupby("data", sort=False):
+def markdown(rows: pd.DataFrame) -> str:
+    """Tables of mean PCC per fold, of the other figures, of the methods in pairs, and of what is missing."""
+    parts = ["# Accuracy, leave one section out", "", "Mean over genes of the PCC across spots; seeds averaged."]
+    for data, everything in rows.groupby("data", sort=False):
+        of_data = everything[everything["error"] == ""]
         pcc = of_data.pivot_table(index="method", columns="fold", values="pcc", sort=False, dropna=False)
-        pcc["mean"] = pcc.mean(axis=1)
+        pcc["mean"] = pcc.mean(axis=1, skipna=False)
         pcc.loc["noise ceiling"] = of_data.groupby("fold")["ceiling"].mean().reindex(pcc.columns)
         pcc.loc["noise ceiling", "mean"] = pcc.loc["noise ceiling"].mean()
         others = of_data.groupby("method", sort=False)
         other = others[["spearman", "rmse", "ssim", "fit_s", "predict_s"]].mean()
-        other.insert(0, "seeds", others["seed"].agg(lambda seeds: " ".join(str(s) for s in sorted(set(seeds)))))
-        other.insert(1, "epochs", others["epochs"].max())
-        other.insert(2, "device", others["device"].agg(lambda devices: " ".join(sorted(set(devices)))))
-        parts += ["", f"## {data}", "", table(pcc), "", "Means over folds:", "", table(other)]
-        if data in comparisons and len(comparisons[data]):
-            parts += ["", "Methods in pairs, over folds:", "", table(comparisons[data].set_index("method"))]
-    versions = rows.iloc[-1]
+        for position, name in enumerate(["seed", "epochs", "device", "threads", "hggep_sc", "torch", "python"]):
+            other.insert(
+                position, name, others[name].agg(lambda found: " ".join(str(value) for value in found.unique()))
+            )
+        parts += [
+            "",
+            f"## {data}",
+            "",
+            table(pcc),
+            "",
+            "Means over folds; times in seconds, of one fold:",
+            "",
+            table(other),
+        ]
+        of_mean = of_data.rename(columns={"pcc": "value"}).assign(section=of_data["fold"], gene="mean", metric="pcc")
+        pairs = hggep.CrossValidation(of_mean, of_data).comparison().drop(columns="sd")
+        pairs = pairs[pairs["n_folds"] > 0]
+        if len(pairs):
+            parts += ["", "Methods in pairs, over folds:", "", table(pairs.set_index("method"))]
+        missing = [name for name in METHODS if name not in set(of_data["method"])]
+        if missing:
+            parts += [
+                "",
+                f"Not run yet: {', '.join(missing)}" + (" (they want a GPU)." if missing == NEED_GPU else "."),
+            ]
+        for _, failed in everything[everything["error"] != ""].iterrows():
+            parts += ["", f"Failed: {failed['method']} on {failed['fold']}, seed {failed['seed']}: {failed['error']}"]
     parts += [
         "",
         "A gene mean is constant in a section: its correlation is undefined. RMSE is in natural log units. The "
         "backbone starts from the weights of a detector, which stand in for ImageNet's. Sections C2 to C5 are of one "
         "patient.",
-        "",
-        f"hggep_sc {versions['hggep_sc']}, torch {versions['torch']}, Python {versions['python']}, "
-        f"{versions['threads']} CPU threads. Times are of one fold.",
     ]
-    if left_out:
-        parts += ["", f"Not run here, for want of a GPU: {', '.join(left_out)}."]
     return "\n".join(parts) + "\n"
 
 
@@ -111,7 +119,7 @@ def table(frame: pd.DataFrame) -> str:
 def main() -> None:
     """Run the data sets and methods named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="*", choices=[*DATA, []], default=list(DATA), help="data sets; default: all")
+    parser.add_argument("data", nargs="*", help=f"{', '.join(DATA)}; all where none is named")
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, help="of the networks, instead of the preset's")
@@ -123,11 +131,14 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     shared = Path(os.environ["HGGEP_SHARED"])
     gpu = torch.cuda.is_available() and options.device != "cpu"
-    left_out = [] if gpu or options.methods else list(NEED_GPU)
+    if unknown := set(options.data) - set(DATA):
+        parser.error(f"unknown data {', '.join(unknown)}; there are {', '.join(DATA)}")
+    left_out = [] if gpu or options.methods else NEED_GPU
     if left_out:
         print(f"no GPU: {', '.join(left_out)} are left out")
     RESULTS.mkdir(exist_ok=True)
-    rows, comparisons = [], {}
+    csv = RESULTS / "accuracy.csv"
+    rows = pd.read_csv(csv, keep_default_na=True).fillna({"error": ""}) if csv.exists() else pd.DataFrame()
     for data in options.data or DATA:
         sections, how = load(data, shared)
         chosen = [name for name in options.methods or METHODS if name not in left_out]
@@ -147,11 +158,11 @@ def main() -> None:
             )
             of_data = rows_of(data, result)
             print(of_data[of_data["method"] == chosen[n - 1]].to_string(), flush=True)
-            comparisons[data] = result.comparison().drop(columns="sd")
-            everything = pd.concat([*rows, of_data], ignore_index=True)
-            everything.to_csv(RESULTS / "accuracy.csv", index=False, float_format="%.5f")
-            (RESULTS / "accuracy.md").write_text(markdown(everything, comparisons, left_out))
-        rows.append(of_data)
+            rows = pd.concat([rows, of_data], ignore_index=True).drop_duplicates(KEYS, keep="last")
+            order = rows[["data", "method"]].apply(lambda column: column.map([*DATA, *METHODS].index))
+            rows = rows.loc[order.sort_values(["data", "method"], kind="stable").index]
+            rows.to_csv(csv, index=False, float_format="%.5f")
+            (RESULTS / "accuracy.md").write_text(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from scipy import stats
 from scipy.sparse import csr_matrix
 
 from helpers import section_of
-from hggep_sc.cross_validation import CrossValidation, leave_out
+from hggep_sc.cross_validation import CrossValidation
+from hggep_sc.folds import leave_out
 
 
 def named(names):
@@ -115,6 +116,14 @@ def test_comparison_leaves_out_a_fold_that_one_method_lacks():
     row = scores(values).comparison().iloc[0]
     assert (row["n_folds"], row["difference"]) == (1, pytest.approx(0.3))
     assert np.isnan(row["pval"])
+
+
+def test_methods_are_compared_on_the_genes_that_both_have_a_value_for():
+    """b is better on the gene that both predict; its harder second gene is no reason to call it worse."""
+    values = {(f, f, "a", 0): [0.5, np.nan] for f in "AB"} | {(f, f, "b", 0): [0.6, 0.1] for f in "AB"}
+    row = scores(values).comparison().iloc[0]
+    assert row["difference"] == pytest.approx(0.1)
+    assert row["n_higher"] == 2
 
 
 def test_an_unknown_metric_is_named():

@@ -91,13 +91,18 @@ def test_constant_genes_and_predictions():
     assert scores["rmse"].notna().all()
 
 
-@pytest.mark.parametrize("broken", ["missing", "text", "gaps"])
+@pytest.mark.parametrize("broken", ["missing", "text", "gaps", "alike"])
 def test_without_places_on_the_array_ssim_is_left_out(broken, caplog):
     table, predicted = make_table()
     if broken == "missing":
         del table.obs["array_col"]
     else:
-        table.obs["array_col"] = "a" if broken == "text" else np.where(np.arange(90) == 3, np.nan, 1)
+        columns = table.obs["array_col"].to_numpy()
+        table.obs["array_col"] = {
+            "text": "a",
+            "gaps": np.where(np.arange(90) == 3, np.nan, columns),
+            "alike": np.where(np.arange(90) == 3, columns[4], columns),
+        }[broken]
     scores = scored(table, predicted)
     assert scores["ssim"].isna().all()
     assert scores.drop(columns="ssim").notna().all(axis=None)
@@ -126,6 +131,22 @@ class TestSpatialNull:
         }
         assert share["independent"] > 0.4
         assert share["spatial"] < 0.1
+
+    def test_genes_of_a_single_spot(self):
+        """Motions that carry the spot off the section tell nothing; counted as failures they made p too small."""
+        n = 200
+        rng = np.random.default_rng(6)
+        rows, columns = np.divmod(np.arange(484), 22)
+        counts = np.zeros((484, n + 1), dtype=np.float32)
+        counts[rng.permutation(484)[:n], np.arange(n)] = 1
+        counts[:, n] = 1000  # so that a count is the same share of the total in every spot
+        genes = [f"G{i}" for i in range(n + 1)]
+        table = ad.AnnData(sparse.csr_matrix(counts), var=pd.DataFrame(index=genes))
+        table.obsm["spatial"] = 100.0 * np.column_stack([columns, rows])
+        predicted = self.smooth(n + 1, 2)
+        p = section_scores(table, np.arange(484), predicted, genes, SCALE, null="spatial")["pcc_pval"][:n]
+        assert (p <= 0.25).mean() < 0.35
+        assert (p <= 0.5).mean() < 0.6
 
     def test_what_agrees_is_found(self):
         table, predicted = make_table()

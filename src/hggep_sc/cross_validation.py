@@ -6,16 +6,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from . import _keys
+from ._settings import settings as package_settings
 from ._version import __version__
+from .device import resolve_device
 from .evaluation import section_scores, tidy
 from .fold_store import FoldStore
+from .folds import Fold, FoldResult, Task
 from .methods import fit_method, method_config
 from .model import HGGEP
 from .record import prediction_record
@@ -26,86 +31,12 @@ from .weights import locate_weights
 logger = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95
-FACTS = [
-    "fold",
-    "method",
-    "seed",
-    "test",
-    "training",
-    "n_genes",
-    "n_spots",
-    "model",
-    "epochs",
-    "fit_s",
-    "predict_s",
-    "device",
-    "error",
-]
+# columns of `CrossValidation.folds`
+FACTS = ["fold", "method", "seed", "test", "training", "n_genes", "n_spots", "model", "epochs", "fit_s", "predict_s"]
+FACTS += ["device", "threads", "hggep_sc", "torch", "python", "error"]
 THUMBNAIL = 256  # px, of the image by which a section is known again
 
-
-@dataclass(frozen=True)
-class Fold:
-    """Sections that are predicted, and those that are trained on for it."""
-
-    name: str
-    training: list[Section]
-    test: list[Section]
-
-
-@dataclass(frozen=True, eq=False)  # told apart as objects: sections have no equality
-class Task:
-    """One fold by one method with one seed: all that another process needs.
-
-    Attributes
-    ----------
-    fold, method, seed
-        What it is called.
-    training, test
-        Its sections.
-    settings
-        Arguments of `fit_method`, but for the sections.
-    identity
-        Hash of everything that the result depends on.
-    """
-
-    fold: str
-    method: str
-    seed: int
-    training: list[Section] = field(repr=False)
-    test: list[Section] = field(repr=False)
-    settings: dict[str, Any] = field(repr=False)
-    identity: str
-
-    @property
-    def name(self) -> str:
-        """The task in a message."""
-        return f"fold {self.fold!r}, method {self.method!r}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """What a task gives back.
-
-    Attributes
-    ----------
-    genes
-        Predicted genes.
-    predictions
-        Expression per test section, float32 (n_spots, n_genes), on the model's scale.
-    records
-        Per test section what `tl.predict` notes in `uns`.
-    scores
-        Tidy table: fold, section, method, seed, gene, metric, value.
-    facts
-        The row of `CrossValidation.folds`.
-    """
-
-    genes: list[str]
-    predictions: dict[str, np.ndarray]
-    records: dict[str, dict[str, Any]]
-    scores: pd.DataFrame
-    facts: dict[str, Any]
+_training = Lock()  # a fit draws from the process's random state, which threads share
 
 
 @dataclass(frozen=True)
@@ -145,9 +76,9 @@ class CrossValidation:
             If there is no such metric.
         """
         rows = rows_of_metric(self.table, metric)
-        values = self._per_fold(rows)
         undefined = rows.groupby("method", sort=False)["value"].agg(lambda column: column.isna().mean())
-        summary = pd.DataFrame({method: _interval(values[method].dropna().to_numpy()) for method in values}).T
+        values = self._per_gene(metric)
+        summary = pd.DataFrame({name: _interval(_per_fold(values[name]).dropna().to_numpy()) for name in values}).T
         summary["n_folds"] = summary["n_folds"].astype(int)
         return summary.assign(undefined=undefined).rename_axis("method")
 
@@ -161,9 +92,10 @@ class CrossValidation:
 
         Returns
         -------
-        A row per pair: `method`, `reference`, `difference` (mean over folds that both have, method minus
-        reference), `ci_low`, `ci_high`, `sd`, `n_folds`, `n_higher` (folds where the method has the higher value)
-        and `pval` (paired t-test over folds, two-sided).
+        A row per pair: `method`, `reference`, `difference` (method minus reference, gene by gene: mean over the
+        genes that both have a value for, then over sections, then over the folds that both have), `ci_low`,
+        `ci_high`, `sd`, `n_folds`, `n_higher` (folds where the method has the higher value) and `pval` (paired
+        t-test over folds, two-sided).
 
         Raises
         ------
@@ -172,12 +104,12 @@ class CrossValidation:
         """
         from scipy.stats import ttest_1samp
 
-        values = self._per_fold(rows_of_metric(self.table, metric))
+        values = self._per_gene(metric)
         methods = list(values)
         pairs = []
         for i, reference in enumerate(methods):
             for method in methods[i + 1 :]:
-                difference = (values[method] - values[reference]).dropna().to_numpy()
+                difference = _per_fold(values[method] - values[reference]).dropna().to_numpy()
                 interval = _interval(difference)
                 constant = len(difference) < 2 or np.ptp(difference) == 0
                 pairs.append(
@@ -193,18 +125,22 @@ class CrossValidation:
         columns = ["method", "reference", "difference", "ci_low", "ci_high", "sd", "n_folds", "n_higher", "pval"]
         return pd.DataFrame(pairs, columns=columns).astype({"n_folds": int})
 
-    @staticmethod
-    def _per_fold(rows: pd.DataFrame) -> pd.DataFrame:
-        """Folds x methods; sections, then seeds, weigh alike."""
-        of_section = rows.groupby(["fold", "method", "seed", "section"], sort=False)["value"].mean()
-        of_fold = of_section.groupby(["fold", "method"], sort=False).mean()
-        return of_fold.unstack("method")[list(dict.fromkeys(rows["method"]))]
+    def _per_gene(self, metric: str) -> pd.DataFrame:
+        """(fold, section, gene) x methods, the mean over seeds."""
+        rows = rows_of_metric(self.table, metric)
+        values = rows.groupby(["fold", "section", "gene", "method"], sort=False)["value"].mean().unstack("method")
+        return values[list(dict.fromkeys(rows["method"]))]
 
     def __repr__(self) -> str:
         failed = int((self.folds["error"] != "").sum())
         done = f"{len(self.folds) - failed} of {len(self.folds)} runs" if failed else f"{len(self.folds)} runs"
         summary = self.summary().round(4).to_string() if len(self.table) else ""
         return f"CrossValidation({done}; mean PCC per gene)\n{summary}"
+
+
+def _per_fold(values: pd.Series) -> pd.Series:
+    """Mean over the genes of each section, then over the sections of each fold."""
+    return values.groupby(["fold", "section"], sort=False).mean().groupby("fold", sort=False).mean()
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
@@ -219,54 +155,6 @@ def _interval(values: np.ndarray) -> dict[str, float]:
     return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "sd": sd, "n_folds": n}
 
 
-def leave_out(sections: Sequence[Section], groups: Mapping[str, str] | None, n_folds: int | None) -> list[Fold]:
-    """Split sections into folds: one section, or one group of sections, is left out at a time.
-
-    Parameters
-    ----------
-    sections
-        All sections.
-    groups
-        Group of each section by its name; None: each is its own.
-    n_folds
-        Number of folds, over which sections or groups are dealt in turn; None for one each.
-
-    Raises
-    ------
-    ValueError
-        If groups do not match the sections, there is one alone, or there are more folds than sections or groups.
-    """
-    names = [section.name for section in sections]
-    if groups is not None:
-        unknown, missing = sorted(set(groups) - set(names)), sorted(set(names) - set(groups))
-        if unknown or missing:
-            raise ValueError(
-                "groups= must name the group of every section: "
-                + "; ".join(
-                    [f"no group for {', '.join(missing)}"] * bool(missing)
-                    + [f"no section called {', '.join(unknown)}"] * bool(unknown)
-                )
-                + f"; the sections are {', '.join(names)}"
-            )
-    group_of = {name: name if groups is None else str(groups[name]) for name in names}
-    units = list(dict.fromkeys(group_of.values()))
-    kind = "sections" if groups is None else "groups"
-    if len(units) < 2:
-        raise ValueError(f"cross-validation needs at least two {kind}; found {', '.join(units) or 'none'}")
-    if n_folds is not None and not 2 <= n_folds <= len(units):
-        raise ValueError(
-            f"n_folds={n_folds} must be between 2 and the number of {kind}, {len(units)}; None leaves one out at a time"
-        )
-    n = len(units) if n_folds is None else n_folds
-    folds = []
-    for number in range(n):
-        left_out = set(units[number::n])
-        test = [section for section in sections if group_of[section.name] in left_out]
-        training = [section for section in sections if group_of[section.name] not in left_out]
-        folds.append(Fold("+".join(units[number::n]), training, test))
-    return folds
-
-
 def tasks_of(
     folds: Sequence[Fold],
     methods: Mapping[str, Mapping[str, Any]],
@@ -276,15 +164,25 @@ def tasks_of(
 ) -> list[Task]:
     """Return every fold by every method with every seed, all settings filled in.
 
-    `methods` holds per name arguments of `hggep_sc.tl.fit`; `shared` those that hold for all: genes, weights,
-    normalize, validation (of the network alone) and device.
+    Parameters
+    ----------
+    folds
+        What `leave_out` returned.
+    methods
+        Arguments of `hggep_sc.tl.fit` by name: method, preset, config, weights, validation.
+    seeds
+        One or more.
+    shared
+        Arguments that hold for all: genes (names or a number), weights, normalize, validation (of the network
+        alone) and device.
 
     Raises
     ------
     ValueError, TypeError
-        For a method or setting that does not exist.
+        For a method or setting that does not exist, or methods on different expression scales.
     """
     settings = {name: _settings(name, options, shared) for name, options in methods.items()}
+    _require_one_scale({name: arguments["config"] for name, arguments in settings.items()})
     portable = {section.name: section.portable() for fold in folds for section in fold.test}
     contents = {name: _content(section) for name, section in portable.items()}
     tasks = []
@@ -294,42 +192,67 @@ def tasks_of(
             for seed in seeds:
                 described = {
                     "hggep_sc": __version__,
-                    "training": {section.name: contents[section.name] for section in fold.training},
-                    "test": {section.name: contents[section.name] for section in fold.test},
+                    # in this order, on which random numbers depend
+                    "training": [(section.name, contents[section.name]) for section in training],
+                    "test": [(section.name, contents[section.name]) for section in test],
                     "seed": seed,
-                    **{key: value for key, value in arguments.items() if key not in ("device", "progress", "config")},
+                    "method": arguments["method"],
                     "config": arguments["config"].to_dict(),
+                    "genes": arguments["genes"],
+                    "validation": arguments["validation"],
                     "weights": _file_hash(arguments["weights"]),
                 }
-                identity = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
-                tasks.append(Task(fold.name, name, seed, training, test, {**arguments, "seed": seed}, identity))
+                identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+                own = {**arguments, "seed": seed}
+                tasks.append(Task(fold.name, name, seed, training, test, own, asdict(package_settings), identity))
     return tasks
 
 
 def _settings(name: str, options: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `fit_method` for one entry of `methods`."""
-    known = {"method", "preset", "config", *shared} - {"device"}
+    known = {"method", "preset", "config", "weights", "validation"}
     if unknown := sorted(set(options) - known):
-        raise ValueError(f"methods[{name!r}] has {', '.join(unknown)}; it may have {', '.join(sorted(known))}")
+        raise ValueError(
+            f"methods[{name!r}] has {', '.join(unknown)}; it may have {', '.join(sorted(known))}. Genes, expression "
+            "scale and device are the same for all: give them to cross_validate"
+        )
     given = {**shared, **options}
     method = given.pop("method", "hggep")
     how = {key: given.pop(key) for key in ("preset", "config") if key in given}
     config = method_config(method, normalize=given.pop("normalize"), **how)
-    if method != "hggep" and "validation" not in options:
+    if method != "hggep":
+        if "validation" in options:
+            raise ValueError(f"methods[{name!r}]: validation= is for the network; method={method!r} has no epochs")
         given["validation"] = None
+    validation = given["validation"]
+    if validation is not None and not (isinstance(validation, int | float) and 0 < validation < 1):
+        raise ValueError(f"validation={validation!r} must be a fraction of every section's spots, between 0 and 1")
     if method == "gene_mean":  # looks at no image: nothing is to be downloaded for it
         given["weights"] = None
     return {"method": method, "config": config, "progress": False, **given}
 
 
+def _require_one_scale(configs: Mapping[str, Any]) -> None:
+    """Refuse to compare methods whose counts are scaled by different totals; bases of logarithms do not matter."""
+    scales = {name: (config.normalize, config.target_sum) for name, config in configs.items()}
+    if len(set(scales.values())) > 1:
+        found = "; ".join(f"{name!r}: {total} scaled to {target:g}" for name, (total, target) in scales.items())
+        raise ValueError(
+            f"the methods are on different expression scales ({found}), so that their figures cannot be compared: "
+            "give normalize= to cross_validate, and one target_sum"
+        )
+
+
 def _content(section: Section) -> str:
-    """Hash of what a portable section is: counts, coordinates, scale and the look of its image."""
+    """Hash of what a portable section is: counts, places, scale and the look of its image."""
     counts = section.table.X.sorted_indices()
     digest = hashlib.sha256("\n".join(map(str, section.var_names)).encode())
     for array in (counts.indptr, counts.indices, counts.data.astype(np.float64), section.xy):
         digest.update(np.ascontiguousarray(array).tobytes())
+    places = section.table.obs.reindex(columns=[_keys.ARRAY_COL, _keys.ARRAY_ROW])
     with section.open_image() as image:
-        digest.update(repr((section.mpp, image.shape)).encode() + image.thumbnail(THUMBNAIL).tobytes())
+        digest.update(repr((places.to_numpy().tolist(), section.mpp, image.shape)).encode())
+        digest.update(image.thumbnail(THUMBNAIL).tobytes())
     return digest.hexdigest()
 
 
@@ -340,11 +263,18 @@ def _file_hash(weights: str | Path | None) -> str | None:
 
 def run_task(task: Task) -> FoldResult:
     """Fit on the training sections of a fold, predict and score the others."""
+    import platform
+
+    import torch
+
+    for name, value in task.package_settings.items():
+        setattr(package_settings, name, value)
+    device = resolve_device(task.settings["device"])
     started = time.perf_counter()
-    model = fit_method(task.training, **task.settings)
+    with _training:
+        model = fit_method(task.training, **task.settings)
     fitted = time.perf_counter()
-    device = task.settings["device"]
-    predictions = {section.name: model.predict(section, device=device)[0] for section in task.test}
+    predictions = {section.name: model.predict(section, device=str(device))[0] for section in task.test}
     predicted = time.perf_counter()
     records = {section.name: prediction_record(model, [section]) for section in task.test}
     scores = []
@@ -358,7 +288,6 @@ def run_task(task: Task) -> FoldResult:
             model.scale,
         )
         scores.append(tidy(scored, fold=task.fold, section=section.name, method=task.method, seed=task.seed))
-    network = model.network if isinstance(model, HGGEP) else None
     facts = {
         "fold": task.fold,
         "method": task.method,
@@ -371,7 +300,11 @@ def run_task(task: Task) -> FoldResult:
         "epochs": len(model.history) if isinstance(model, HGGEP) else 0,
         "fit_s": fitted - started,
         "predict_s": predicted - fitted,
-        "device": "cpu" if network is None else str(next(network.parameters()).device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "hggep_sc": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
         "error": "",
     }
     return FoldResult(model.genes, predictions, records, pd.concat(scores, ignore_index=True), facts)
@@ -407,10 +340,19 @@ def run_tasks(
             logger.warning("%s failed: %s: %s", task.name, type(error).__name__, error)
             errors[task] = error
         else:
-            if store is not None:
-                store.write(task, results[task])
+            _keep(store, task, results[task])
         on_result()
     return results, errors
+
+
+def _keep(store: FoldStore | None, task: Task, result: FoldResult) -> None:
+    """Store a result; a full disk costs the file, not the run."""
+    if store is None:
+        return
+    try:
+        store.write(task, result)
+    except OSError as error:
+        logger.warning("%s could not be stored in %s, and will have to be run again: %s", task.name, store.path, error)
 
 
 def _outcomes(tasks: Sequence[Task], executor: Executor | None) -> Iterator[tuple[Task, Callable[[], FoldResult]]]:

@@ -154,12 +154,17 @@ def _significance(log_p: np.ndarray) -> dict[str, np.ndarray]:
 def _moved_log_pvalues(
     r: np.ndarray, predicted: np.ndarray, observed: metrics.Matrix, xy: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Logarithm of the share of motions of the predicted map after which it agrees with the observed as well."""
-    as_good = np.zeros(len(r))
+    """Logarithm of the share of motions of the predicted map after which it agrees with the observed as well.
+
+    Motions after which a gene is constant on the spots that are covered say nothing of it, and are not counted.
+    """
+    as_good, compared = np.zeros(len(r)), np.zeros(len(r))
     for moved in moved_maps(xy, N_MAPS, seed=seed):
         covered = moved >= 0
-        as_good += np.abs(metrics.pearson(predicted[moved[covered]], observed[covered])) >= np.abs(r)
-    return np.where(np.isnan(r), np.nan, np.log((1 + as_good) / (1 + N_MAPS)))
+        by_chance = np.abs(metrics.pearson(predicted[moved[covered]], observed[covered]))
+        as_good += by_chance >= np.abs(r)
+        compared += np.isfinite(by_chance)
+    return np.where(np.isnan(r), np.nan, np.log((1 + as_good) / (1 + compared)))
 
 
 def _array_xy(table: "AnnData", rows: np.ndarray) -> np.ndarray | None:
@@ -167,10 +172,11 @@ def _array_xy(table: "AnnData", rows: np.ndarray) -> np.ndarray | None:
     columns = [_keys.ARRAY_COL, _keys.ARRAY_ROW]
     if set(columns) <= set(table.obs):
         places = table.obs[columns].iloc[rows].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-        if np.array_equal(places, np.rint(places)):
+        if np.array_equal(places, np.rint(places)) and len(np.unique(places, axis=0)) == len(places):
             return places.astype(np.int64)
     logger.warning(
-        "SSIM is left out: it needs each spot's place on the array, whole numbers in obs[%r] (x) and obs[%r] (y)",
+        "SSIM is left out: it needs each spot's place on the array, whole numbers in obs[%r] (x) and obs[%r] (y), no "
+        "two alike",
         *columns,
     )
     return None

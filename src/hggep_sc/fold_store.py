@@ -3,15 +3,15 @@
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    from .cross_validation import FoldResult, Task
+from .folds import FoldResult, Task
 
 logger = logging.getLogger(__name__)
+
+READABLE = 80  # letters of a fold's name that go into its file's, which file systems bound
 
 
 class FoldStore:
@@ -27,16 +27,14 @@ class FoldStore:
             raise ValueError(f"path={str(path)!r} is a file: name a folder for the finished folds")
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def file(self, task: "Task") -> Path:
+    def file(self, task: Task) -> Path:
         """File of a task's result."""
-        readable = re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{task.fold}_{task.settings['method']}_{task.seed}")
-        return self.path / f"{readable}_{task.identity[:16]}.h5ad"
+        fold = re.sub(r"[^A-Za-z0-9_.+-]+", "-", task.fold)[:READABLE]
+        return self.path / f"{fold}_{task.settings['method']}_{task.seed}_{task.identity[:16]}.h5ad"
 
-    def read(self, task: "Task") -> "FoldResult | None":
+    def read(self, task: Task) -> FoldResult | None:
         """Return the result of a task that has been run before, under whatever name; None otherwise."""
         from anndata import read_h5ad
-
-        from .cross_validation import FoldResult
 
         file = self.file(task)
         if not file.exists():
@@ -61,7 +59,7 @@ class FoldStore:
             logger.warning("%s cannot be read (%s): %s is run again", file, error, task.name)
             return None
 
-    def write(self, task: "Task", result: "FoldResult") -> None:
+    def write(self, task: Task, result: FoldResult) -> None:
         """Write a result, in one step: an interruption leaves no half of it."""
         from anndata import AnnData
 

@@ -121,14 +121,3 @@ def test_entries_that_the_file_lacks_follow_the_seed(weights, tmp_path):
     name = "backbone.stage4.0.branch1.0.weight"
     assert torch.equal(a[name], b[name])
     assert not torch.equal(a[name], c[name])
-
-
-def test_the_same_section_is_read_once(opened, config, monkeypatch):
-    """Methods and seeds of a cross-validation share it; another field of view is another matter."""
-    first = features_of(opened[0], config)
-    monkeypatch.setattr(type(opened[0]), "open_image", lambda self: pytest.fail("read again"))
-    assert features_of(opened[0], config) is first
-    with pytest.raises(pytest.fail.Exception, match="read again"):
-        features_of(opened[0], config.replace(fields_um=(50.0, 100.0)))
-    with pytest.raises(pytest.fail.Exception, match="read again"):
-        features_of(opened[1], config)

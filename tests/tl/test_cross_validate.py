@@ -15,6 +15,12 @@ from hggep_sc import tl
 RIDGE = {"patch_size": 32, "fields_um": (60.0, 120.0), "fields_px": (60.0, 120.0)}
 NETWORK = {"config": {**TINY, "epochs": 1}}
 METHODS = {"mean": {"method": "gene_mean"}, "ridge": {"method": "ridge", "config": RIDGE}, "network": NETWORK}
+EVERY_METHOD = {
+    **METHODS,
+    "network": {**NETWORK, "validation": 0.2},  # stopping is chosen inside the fold too
+    "low rank": {"method": "low_rank_ridge", "config": {**RIDGE, "rank": 4}},
+    "nearest": {"method": "nearest_patches", "config": RIDGE},
+}
 HOW = {"weights": None, "device": "cpu", "progress": False, "genes": 12}
 
 
@@ -89,7 +95,7 @@ def test_what_only_the_test_section_holds_changes_nothing_in_training(sections, 
 
     wild = np.random.default_rng(0).poisson(50, sections["S3"].n_obs)
     data = with_extra(depth=1, extra_of_s3=0), with_extra(depth=7, extra_of_s3=wild)
-    runs = [tl.cross_validate(each, methods=METHODS, **HOW) for each in data]
+    runs = [tl.cross_validate(each, methods=EVERY_METHOD, **HOW) for each in data]
     models = [run.folds.query("fold == 'S3'").set_index("method")["model"] for run in runs]
     assert models[0].to_dict() == models[1].to_dict()
     others = [run.folds.query("fold == 'S1' and method == 'network'")["model"].item() for run in runs]
@@ -115,11 +121,16 @@ def test_sections_of_one_patient_on_both_sides_are_warned_of(sections, caplog):
         section.obs["patient"] = "p1" if name == "S2" else "p2"
     with caplog.at_level(logging.WARNING):
         tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, **HOW)
-    assert "sections S1, S3 share a patient" in caplog.text
+    warning = "sections S1, S3 are predicted by models trained on others of the same patient"
+    assert warning in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):  # groups that split the patient are no better
+        tl.cross_validate(sections, groups={"S1": "a", "S2": "a", "S3": "b"}, methods={"mean": METHODS["mean"]}, **HOW)
+    assert warning in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         tl.cross_validate(sections, groups="patient", methods={"mean": METHODS["mean"]}, **HOW)
-    assert "share a patient" not in caplog.text
+    assert "same patient" not in caplog.text
 
 
 def test_one_section_under_two_names_is_found(sections, caplog):
@@ -148,11 +159,13 @@ def test_finished_folds_are_read_and_not_run_again(sections, tmp_path, monkeypat
     pd.testing.assert_frame_equal(renamed.table, expected)
 
 
-@pytest.mark.parametrize("change", ["counts", "image", "config", "seed", "genes", "damage"])
+@pytest.mark.parametrize(
+    "change", ["counts", "image", "config", "seed", "genes", "name of a gene", "places", "order", "damage"]
+)
 def test_a_fold_is_run_again_where_something_changed(sections, tmp_path, monkeypatch, change):
     from hggep_sc import cross_validation
 
-    methods, how = {"mean": METHODS["mean"]}, {**HOW, "path": tmp_path}
+    methods, how = {"mean": METHODS["mean"]}, {**HOW, "path": tmp_path, "genes": sections["S1"].var_names[:40]}
     tl.cross_validate(sections, methods=methods, **how)
     run, names = cross_validation.run_task, []
     monkeypatch.setattr(cross_validation, "run_task", lambda task: names.append(task.fold) or run(task))
@@ -169,11 +182,18 @@ def test_a_fold_is_run_again_where_something_changed(sections, tmp_path, monkeyp
         how["seeds"] = 1
     elif change == "genes":
         how["genes"] = 11
+    elif change == "name of a gene":  # in the middle of many, which prints as "..."
+        how["genes"] = [*sections["S1"].var_names[:20], sections["S1"].var_names[50], *sections["S1"].var_names[21:40]]
+    elif change == "places":
+        sections["S2"].obs["array_col"] += 1
+    elif change == "order":
+        sections = {name: sections[name] for name in ("S1", "S3", "S2")}
     elif change == "damage":
         damaged = next(file for file in tmp_path.iterdir() if file.name.startswith("S2_"))
         damaged.write_bytes(damaged.read_bytes()[:1000])
     tl.cross_validate(sections, methods=methods, **how)
-    assert names == (["S2"] if change == "damage" else ["S1", "S2", "S3"])
+    expected = {"damage": ["S2"], "order": ["S1"]}  # the training of S2 and S3 is in the same order as before
+    assert names == expected.get(change, ["S1", "S2", "S3"])
 
 
 def test_a_failing_fold_is_named_and_the_others_survive(sections, tmp_path, caplog):
@@ -201,7 +221,7 @@ def test_where_all_fail_the_error_is_raised(sections):
         tl.cross_validate(sections, methods={"network": {"config": {**TINY, "fields_um": (1e6, 1e6)}}}, **HOW)
 
 
-def test_predictions_go_into_layers(sections, one_run):
+def test_predictions_go_into_layers(sections):
     result = tl.cross_validate(sections, methods=METHODS, key_added="cv", **{**HOW, "genes": None})
     for name, section in sections.items():
         assert {"cv_mean", "cv_ridge", "cv_network"} <= set(section.layers)
@@ -211,7 +231,16 @@ def test_predictions_go_into_layers(sections, one_run):
         by_evaluate = tl.evaluate(section, key="cv_ridge")["pcc"]
         of_fold = result.table.query("section == @name and method == 'ridge' and metric == 'pcc'").set_index("gene")
         np.testing.assert_allclose(of_fold["value"].loc[by_evaluate.index], by_evaluate, rtol=1e-6)
-    assert set(one_run.table["gene"]) != set()
+
+
+def test_stored_folds_give_the_same_layers(sections, tmp_path):
+    first = {name: section.copy() for name, section in sections.items()}
+    for data in (first, sections):  # run, then read
+        tl.cross_validate(
+            data, methods={"ridge": METHODS["ridge"]}, path=tmp_path, key_added="cv", **HOW | {"genes": None}
+        )
+    for name, section in sections.items():
+        assert_same(section, first[name])
 
 
 def test_several_seeds(sections):
@@ -235,12 +264,20 @@ def test_spatialdata_gives_the_same_as_anndata(sections):
     ("options", "error", "message"),
     [
         ({"methods": {"x": {"method": "lasso"}}}, ValueError, r"method='lasso' is not known; there are 'hggep'"),
-        ({"methods": {"x": {"epochs": 3}}}, ValueError, r"methods\['x'\] has epochs; it may have config, genes"),
+        ({"methods": {"x": {"epochs": 3}}}, ValueError, r"methods\['x'\] has epochs; it may have config, method"),
         (
             {"methods": {"x": {"method": "ridge", "preset": "paper"}}},
             ValueError,
             r"preset='paper' is one of the network",
         ),
+        ({"methods": {"x": {"method": "ridge", "validation": 0.2}}}, ValueError, r"validation= is for the network"),
+        ({"methods": {"x": {}}, "validation": "S2"}, ValueError, r"validation='S2' must be a fraction"),
+        ({"methods": {"a": {}, "b": {"preset": "published"}}}, ValueError, r"'a': library .*'b': panel .*normalize="),
+        ({"methods": {"a": {}, "b": {"config": {"target_sum": 1e3}}}}, ValueError, r"different expression scales"),
+        ({"seeds": []}, ValueError, r"seeds=\[\] must be one whole number"),
+        ({"seeds": [0, 0]}, ValueError, r"seeds=\[0, 0\] must be .* different ones"),
+        ({"seeds": 1.5}, ValueError, r"seeds=1.5 must be one whole number"),
+        ({"groups": {"S1": "a", "S2": None, "S3": "b"}}, ValueError, r"no group \(None or NaN\) for S2"),
         ({"methods": []}, ValueError, r"methods=\[\] must be a list of names"),
         ({"methods": "ridge"}, ValueError, r"methods='ridge' must be a list of names"),
         ({"groups": "donor"}, KeyError, r"section 'S1' has no such column in obs"),
@@ -261,6 +298,38 @@ def test_sections_without_counts_are_refused(sections):
     sections["S2"].X = sections["S2"].X * 0
     with pytest.raises(ValueError, match=r"section 'S2' has no counts"):
         tl.cross_validate(sections, methods=["gene_mean"], **HOW)
+
+
+def test_what_would_fail_after_the_training_fails_before(sections):
+    for name, message in {"S1": "non-integer values", "S2": "gene names occur more than once"}.items():
+        broken = {key: section.copy() for key, section in sections.items()}
+        if name == "S1":
+            broken[name].X = broken[name].X.log1p()
+        else:
+            broken[name].var_names = ["TUM01", *broken[name].var_names[1:-1], "TUM01"]
+        with pytest.raises(ValueError, match=message):
+            tl.cross_validate(broken, methods=["gene_mean"], **{**HOW, "genes": None})
+
+
+def test_a_full_disk_costs_the_file_alone(sections, tmp_path, monkeypatch, caplog):
+    from hggep_sc.fold_store import FoldStore
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(FoldStore, "write", full)
+    result = tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, path=tmp_path, **HOW)
+    assert result.folds["error"].eq("").all()
+    assert "could not be stored" in caplog.text
+
+
+def test_threads_train_one_after_another(sections, one_run):
+    """They share the random state that training draws from."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as executor:
+        result = tl.cross_validate(sections, methods=METHODS, executor=executor, **HOW)
+    assert result.folds["model"].tolist() == one_run.folds["model"].tolist()
 
 
 def test_sections_with_other_genes(sections, caplog):

@@ -53,7 +53,8 @@ class Baseline(ABC):
     mpp
         Scale that patches are brought to, um per px; None where it was not known.
     seed
-        Seed of the fit. It decides which blocks are left out where one section trains alone, and nothing else.
+        Seed of the fit: of the blocks that are left out where one section trains alone, and of what a file of
+        weights lacks.
     """
 
     method: ClassVar[str]

@@ -1,10 +1,7 @@
 """What a ridge sees of a patch: statistics of colour and texture, and the maps of a pretrained trunk, pooled."""
 
-import hashlib
-from functools import cached_property
 from pathlib import Path
 from typing import Self
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,9 +19,6 @@ GRADIENT_SCALES = 4  # 1, 2, 4 and 8 px
 PATTERN_SCALES = 2
 PATTERN_POINTS = 8
 CONSTANT = 1e-6  # relative spread below which a feature says nothing
-
-# features of the sections that are open: the same in every fold of a cross-validation, and seconds to compute
-_known: WeakKeyDictionary[Section, dict[tuple[object, ...], np.ndarray]] = WeakKeyDictionary()
 
 
 class Trunk(nn.Module):
@@ -61,14 +55,6 @@ class Trunk(nn.Module):
             trunk = cls()
         trunk.load_state_dict(state, assign=True)
         return trunk.eval()
-
-    @cached_property
-    def id(self) -> str:
-        """Hash of the weights."""
-        digest = hashlib.sha256()
-        for name, tensor in self.state_dict().items():
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
 
     def forward(self, patches: Tensor) -> Tensor:
         """(N, 3, S, S), 0..255, to (N, 336)."""
@@ -112,10 +98,6 @@ def patch_features(
     Every column has mean 0; the columns of either kind have together variance 1, so that both count alike.
     """
     fields = fields_of_view(config.shared, mpp, section.mpp)
-    known = _known.setdefault(section, {})
-    what = (fields, config.patch_size, None if trunk is None else trunk.id, str(device))
-    if what in known:
-        return known[what]
     say_if_coarse(section, fields, config.patch_size)
     describe = [colour_and_texture] if trunk is None else [colour_and_texture, trunk.to(device).pooled]
     batches: list[list[np.ndarray]] = [[] for _ in describe]
@@ -125,8 +107,7 @@ def patch_features(
             views = [np.ascontiguousarray(patches[:, i]) for i in range(len(fields))]
             for block, features in zip(batches, describe, strict=True):
                 block.append(np.hstack([features(view) for view in views]))
-    known[what] = np.hstack([standardise(np.concatenate(block)) for block in batches])
-    return known[what]
+    return np.hstack([standardise(np.concatenate(block)) for block in batches])
 
 
 def standardise(block: np.ndarray) -> np.ndarray:

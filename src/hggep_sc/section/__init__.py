@@ -10,7 +10,7 @@ from ._open import open_sections
 from ._section import Section
 from ._spots import under_tissue
 from ._values import listed
-from ._write import read_prediction, require_writable, write_prediction
+from ._write import read_prediction, require_no_backed_view, require_writable, write_prediction
 
 __all__ = [
     "CountMatrix",
@@ -21,6 +21,7 @@ __all__ = [
     "observed_counts",
     "open_sections",
     "read_prediction",
+    "require_no_backed_view",
     "require_writable",
     "table_of",
     "under_tissue",

@@ -41,10 +41,15 @@ def require_writable(data: Any, genes: Sequence[str], *, key: str, table_key: st
     table = table_of(data, table_key)
     if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
         raise ValueError(f"the result's key must be letters, digits, '_', '-' and '.'; found {key!r}")
-    if table.is_view and table.isbacked:
-        raise ValueError("a view of a backed AnnData cannot be written to; use `adata = adata.to_memory()` first")
+    require_no_backed_view(table)
     predicted_columns(table.var_names, genes)
     _require_memory(table)
+
+
+def require_no_backed_view(table: AnnData) -> None:
+    """Refuse a table that nothing can be written to."""
+    if table.is_view and table.isbacked:
+        raise ValueError("a view of a backed AnnData cannot be written to; use `adata = adata.to_memory()` first")
 
 
 def write_prediction(

@@ -10,8 +10,9 @@ import pandas as pd
 
 from .. import _keys
 from .._settings import settings
-from ..cross_validation import FACTS, CrossValidation, FoldResult, Task, leave_out, run_tasks, tasks_of
+from ..cross_validation import FACTS, CrossValidation, run_tasks, tasks_of
 from ..fold_store import FoldStore
+from ..folds import Fold, FoldResult, Task, leave_out
 from ..section import Section, gene_name_hint, open_sections, require_writable, table_of, write_prediction
 
 if TYPE_CHECKING:
@@ -109,16 +110,18 @@ def cross_validate(
         mpp=mpp,
     )
     for section in sections:
-        if not section.has_counts:
+        if not section.library().any():  # which refuses what is no raw count
             raise ValueError(f"section {section.name!r} has no counts to learn from and compare with: give layer=")
-    if groups is None:
-        _warn_of_known_groups(sections)
+        section.counts([section.var_names[0]])  # refuses genes that are there twice
     folds = leave_out(sections, _column(sections, groups) if isinstance(groups, str) else groups, n_folds)
+    _warn_of_known_patients(sections, folds)
+    if genes is not None and not isinstance(genes, int | np.integer):
+        genes = [str(gene) for gene in ([genes] if isinstance(genes, str) else genes)]
     shared_genes = _shared_genes(sections, genes)
     runs = {name: {"method": name} for name in methods} if not isinstance(methods, Mapping) else dict(methods)
     if isinstance(methods, str) or not runs:
         raise ValueError(f"methods={methods!r} must be a list of names, or a dict of settings by name")
-    seeds = [int(seed) for seed in np.atleast_1d(seeds)]
+    seeds = _distinct(seeds)
     tasks = tasks_of(
         folds,
         runs,
@@ -174,31 +177,43 @@ def _column(sections: Sequence[Section], column: str) -> dict[str, str]:
     return groups
 
 
-def _warn_of_known_groups(sections: Sequence[Section]) -> None:
-    """Say so where the sections tell whose they are, and a patient has several."""
+def _warn_of_known_patients(sections: Sequence[Section], folds: Sequence[Fold]) -> None:
+    """Say so where the sections tell whose they are, and a test section's patient is in training."""
     for column in _keys.PATIENTS:
         if not all(column in section.table.obs for section in sections):
             continue
         try:
-            patients = pd.Series(_column(sections, column))
+            patient = _column(sections, column)
         except ValueError:  # not one per section, so it does not tell sections apart
             continue
-        several = patients[patients.duplicated(keep=False)]
-        if len(several):
+        known = [
+            section.name
+            for fold in folds
+            for section in fold.test
+            if patient[section.name] in {patient[other.name] for other in fold.training}
+        ]
+        if known:
             logger.warning(
-                "sections %s share a patient (obs[%r]): each is predicted by models trained on the others, which tells "
-                "how well a further section of a known patient is predicted, not a new patient; for that, "
-                "groups=%r leaves out all sections of a patient",
-                ", ".join(several.index),
+                "sections %s are predicted by models trained on others of the same patient (obs[%r]), which tells how "
+                "well a further section of a known patient is predicted, not a new patient; for that, groups=%r leaves "
+                "out all sections of a patient",
+                ", ".join(known),
                 column,
                 column,
             )
         return
 
 
+def _distinct(seeds: int | Sequence[int]) -> list[int]:
+    found = np.atleast_1d(np.asarray(seeds))
+    if not found.size or found.dtype.kind not in "iu" or len(np.unique(found)) < found.size:
+        raise ValueError(f"seeds={seeds!r} must be one whole number, or several different ones")
+    return [int(seed) for seed in found]
+
+
 def _shared_genes(sections: Sequence[Section], genes: Sequence[str] | int | None) -> list[str]:
     """Genes that all sections hold; those that are asked for must be among them."""
-    if genes is not None and not isinstance(genes, int | np.integer | str):
+    if isinstance(genes, list):
         for section in sections:
             section.counts(list(genes))  # names the section, the genes and the remedy
         return list(genes)
@@ -281,15 +296,18 @@ def _write(
         record["sections"]["name"] = np.array([section.name.removeprefix(prefix) for section in here], dtype=object)
         record |= {} if layer is None else {"counts_layer": layer}
         record |= {} if library_key is None else {"library_key": library_key}
-        write_prediction(
-            item,
-            here,
-            [(part.predictions[section.name], None) for part, section in zip(parts, here, strict=True)],
-            genes=parts[0].genes,
-            key=key,
-            params=record,
-            table_key=table_key,
-        )
+        try:
+            write_prediction(
+                item,
+                here,
+                [(part.predictions[section.name], None) for part, section in zip(parts, here, strict=True)],
+                genes=parts[0].genes,
+                key=key,
+                params=record,
+                table_key=table_key,
+            )
+        except ValueError as error:  # memory for one layer more is not there: the scores are worth more than it
+            logger.warning("layers[%r] is not written: %s", key, error)
 
 
 def _collected(

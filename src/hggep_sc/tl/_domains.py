@@ -10,7 +10,16 @@ from .. import _keys
 from .._version import __version__
 from ..domains import expression_graph, leiden, most_variable, resolution_for, spatial_graph
 from ..expression import ExpressionScale
-from ..section import CountMatrix, copy_of, listed, open_sections, read_prediction, table_of, under_tissue
+from ..section import (
+    CountMatrix,
+    copy_of,
+    listed,
+    open_sections,
+    read_prediction,
+    require_no_backed_view,
+    table_of,
+    under_tissue,
+)
 from ..spatial_null import agreement, agreement_pvalues, contingency, moved_maps
 
 if TYPE_CHECKING:
@@ -30,7 +39,7 @@ def domains(
     layer: str | None = _keys.KEY,
     key_added: str = _keys.DOMAIN,
     label_key: str | None = None,
-    exclude_label: str | Sequence[str] = _keys.UNDETERMINED,
+    exclude_label: str | Sequence[str] | None = _keys.UNDETERMINED,
     resolution: float = 1.0,
     n_domains: int | None = None,
     scan: Sequence[float] | None = None,
@@ -62,7 +71,7 @@ def domains(
         Column of `obs` with labels, such as a pathologist's, to compare the domains with. Spots without are left
         out of the comparison.
     exclude_label
-        Labels that say nothing, whose spots are left out too.
+        Labels that say nothing, whose spots are left out too; None for none.
     resolution
         Of Leiden: the higher, the more domains.
     n_domains
@@ -111,6 +120,7 @@ def domains(
     """
     target = copy_of(data) if copy else data
     table = table_of(target, table_key)
+    require_no_backed_view(table)
     _require_parameters(
         {"resolution": resolution, "scan": scan, "n_domains": n_domains, "n_neighbors": n_neighbors, "n_pcs": n_pcs},
         {"spatial_weight": spatial_weight, "n_permutations": n_permutations},
@@ -123,7 +133,7 @@ def domains(
         raise ValueError(f"{n_domains or 'some'} domains of {len(rows)} spots: there are too few spots")
     if (expression.max(axis=0) - expression.min(axis=0)).sum() == 0:
         raise ValueError(f"{'X' if layer is None else f'layers[{layer!r}]'} is the same at every spot: no domains")
-    excluded = [exclude_label] if isinstance(exclude_label, str) else list(exclude_label)
+    excluded = [exclude_label] if isinstance(exclude_label, str) else list(exclude_label or [])
     labels = None if label_key is None else _labels(table, rows, label_key, excluded)
     if spatial_weight > 0 or (labels is not None and n_permutations > 0):
         xy, section = _places(target, table, rows, library_key or record.get("library_key"), spatial_key, table_key)

@@ -7,7 +7,7 @@ import pandas as pd
 from .. import _keys
 from ..evaluation import FIGURES, Null, over_sections, section_scores
 from ..expression import ExpressionScale
-from ..section import copy_of, read_prediction, table_of
+from ..section import copy_of, read_prediction, require_no_backed_view, table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,7 +84,8 @@ def evaluate(
     Returns
     -------
     Table with a row per predicted gene. Of several sections: a row per section and gene, with a first column
-    `section`. With `copy=True`: the new object and the table. Its columns are
+    `section`. With `copy=True`: the new object and the table. `attrs["roles"]` holds each section's role in training:
+    "train" marks goodness of fit. Its columns are
 
     - `pcc`: Pearson correlation; `spearman`: of the ranks
     - `pcc_pval`, `pcc_padj`, `pcc_neg_log10_p`: the correlation's two-sided p-value, the same adjusted for the
@@ -108,6 +109,7 @@ def evaluate(
     """
     target = copy_of(data) if copy else data
     table = table_of(target, table_key)
+    require_no_backed_view(table)
     record, columns = read_prediction(table, key)
     genes = table.var_names[columns]
     scale = ExpressionScale.of_record(record)
@@ -129,6 +131,7 @@ def evaluate(
         result = overall
     else:
         result = pd.concat([one.assign(section=name)[["section", *FIGURES]] for name, one in scores.items()])
+    result.attrs["roles"] = {name: roles[name] for name in scores}
     return (target, result) if copy else result
 
 

@@ -7,16 +7,47 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
+def committed(name, n_images):
+    """Read a notebook, whose committed copy holds outputs, pictures, no error and nothing of the machine."""
+    notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= n_images
+    (parameters,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    return notebook, cells, parameters
+
+
+def run(notebook, folder):
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+
+
 @pytest.mark.slow
 def test_first_steps_runs(tmp_path):
-    """Every cell runs, with few spots and epochs, and the committed copy holds outputs and no error."""
-    committed = nbformat.read(NOTEBOOKS / "first_steps.ipynb", as_version=4)
-    cells = [cell for cell in committed.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in cells)
-    assert sum(any("image/png" in output.get("data", {}) for output in cell.outputs) for cell in cells) >= 3
-    (parameters,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    """Every cell runs, with few spots and epochs."""
+    notebook, cells, parameters = committed("first_steps.ipynb", 3)
     parameters.source = "N_SPOTS, EPOCHS = 40, 1"
-    NotebookClient(committed, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    run(notebook, tmp_path)
     scores = next(cell for cell in cells if "tl.evaluate" in cell.source)
     assert "mean_pcc" in scores.outputs[0]["text"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared")
+def test_paper_analysis_runs(tmp_path):
+    """Every cell runs, on two sections with a network that hardly learns."""
+    notebook, cells, parameters = committed("paper_analysis.ipynb", 8)
+    parameters.source = """
+SECTIONS, DOMAINS_ON, FOLDS = ["C2", "C3"], "C2", "folds"
+METHODS = {
+    "gene mean": {"method": "gene_mean"},
+    "low-rank ridge": {"method": "low_rank_ridge", "config": {"patch_size": 32}},
+    "HGGEP": {"config": {"patch_size": 32, "width": 32, "epochs": 2}},
+}
+"""
+    run(notebook, tmp_path)
+    assert len(list((tmp_path / "folds").glob("*.h5ad"))) == 6
+    domains = next(cell for cell in cells if "tl.domains" in cell.source)
+    assert "ari_pval" in domains.outputs[0]["data"]["text/plain"]

@@ -24,13 +24,12 @@ from .folds import Fold, FoldResult, Task
 from .methods import fit_method, method_config
 from .model import HGGEP
 from .record import prediction_record
-from .scores import rows_of_metric
+from .scores import per_fold, per_gene, rows_of_metric, t_interval
 from .section import Section
 from .weights import locate_weights
 
 logger = logging.getLogger(__name__)
 
-CONFIDENCE = 0.95
 # columns of `CrossValidation.folds`
 FACTS = ["fold", "method", "seed", "test", "training", "n_genes", "n_spots", "model", "epochs", "fit_s", "predict_s"]
 FACTS += ["device", "threads", "hggep_sc", "torch", "python", "error"]
@@ -77,8 +76,8 @@ class CrossValidation:
         """
         rows = rows_of_metric(self.table, metric)
         undefined = rows.groupby("method", sort=False)["value"].agg(lambda column: column.isna().mean())
-        values = self._per_gene(metric)
-        summary = pd.DataFrame({name: _interval(_per_fold(values[name]).dropna().to_numpy()) for name in values}).T
+        values = per_gene(self.table, metric)
+        summary = pd.DataFrame({name: t_interval(per_fold(values[name]).dropna().to_numpy()) for name in values}).T
         summary["n_folds"] = summary["n_folds"].astype(int)
         return summary.assign(undefined=undefined).rename_axis("method")
 
@@ -104,13 +103,13 @@ class CrossValidation:
         """
         from scipy.stats import ttest_1samp
 
-        values = self._per_gene(metric)
+        values = per_gene(self.table, metric)
         methods = list(values)
         pairs = []
         for i, reference in enumerate(methods):
             for method in methods[i + 1 :]:
-                difference = _per_fold(values[method] - values[reference]).dropna().to_numpy()
-                interval = _interval(difference)
+                difference = per_fold(values[method] - values[reference]).dropna().to_numpy()
+                interval = t_interval(difference)
                 constant = len(difference) < 2 or np.ptp(difference) == 0
                 pairs.append(
                     {
@@ -125,34 +124,11 @@ class CrossValidation:
         columns = ["method", "reference", "difference", "ci_low", "ci_high", "sd", "n_folds", "n_higher", "pval"]
         return pd.DataFrame(pairs, columns=columns).astype({"n_folds": int})
 
-    def _per_gene(self, metric: str) -> pd.DataFrame:
-        """(fold, section, gene) x methods, the mean over seeds."""
-        rows = rows_of_metric(self.table, metric)
-        values = rows.groupby(["fold", "section", "gene", "method"], sort=False)["value"].mean().unstack("method")
-        return values[list(dict.fromkeys(rows["method"]))]
-
     def __repr__(self) -> str:
         failed = int((self.folds["error"] != "").sum())
         done = f"{len(self.folds) - failed} of {len(self.folds)} runs" if failed else f"{len(self.folds)} runs"
         summary = self.summary().round(4).to_string() if len(self.table) else ""
         return f"CrossValidation({done}; mean PCC per gene)\n{summary}"
-
-
-def _per_fold(values: pd.Series) -> pd.Series:
-    """Mean over the genes of each section, then over the sections of each fold."""
-    return values.groupby(["fold", "section"], sort=False).mean().groupby("fold", sort=False).mean()
-
-
-def _interval(values: np.ndarray) -> dict[str, float]:
-    """Mean with a t interval; without one from fewer than two values."""
-    from scipy.stats import t
-
-    n = len(values)
-    if n == 0:
-        return {"mean": np.nan, "ci_low": np.nan, "ci_high": np.nan, "sd": np.nan, "n_folds": 0}
-    mean, sd = float(values.mean()), float(values.std(ddof=1)) if n > 1 else np.nan
-    half = t.ppf(0.5 + CONFIDENCE / 2, n - 1) * sd / np.sqrt(n) if n > 1 else np.nan
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "sd": sd, "n_folds": n}
 
 
 def tasks_of(

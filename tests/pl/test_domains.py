@@ -79,6 +79,19 @@ def test_the_first_column_leads_where_there_are_no_labels(section) -> None:
     assert [ax.get_title() for ax in (first, second)] == ["region", "domain"]
 
 
+def test_no_label_need_be_excluded(section) -> None:
+    section.obs["region"] = pd.Categorical(np.where(REGION == "fat", "undetermined", REGION))
+    _, right = pl.domains(section, "domain", label_key="region", exclude_label=None)
+    assert set(legend_of(right)) == {"stroma", "tumour", "undetermined"}
+    assert GREY not in colours_of(right)
+
+
+def test_a_number_and_its_text_in_one_column_are_refused(section) -> None:
+    section.obs["domain"] = pd.Series([1, "1", 2] * 10, index=section.obs_names, dtype=object)
+    with pytest.raises(ValueError, match=r"obs\['domain'\] holds '1' both as text and as another type; bring"):
+        pl.domains(section, "domain")
+
+
 @pytest.mark.parametrize("exclude", ["undetermined", ["undetermined", "fat"]])
 def test_unlabelled_and_excluded_spots_are_grey_and_not_compared(section, exclude) -> None:
     labels = np.array(REGION, dtype=object)
@@ -103,13 +116,15 @@ def test_unlabelled_and_excluded_spots_are_grey_and_not_compared(section, exclud
 def test_the_p_value_is_that_of_this_comparison(section) -> None:
     section.obs["domain"] = pd.Categorical(np.roll(REGION, 3))
     ari = adjusted_rand_score(REGION, np.roll(REGION, 3))
-    section.uns["domain"] = {"ari": ari, "ari_pval": 0.0123}
+    section.uns["domain"] = {"ari": ari, "ari_pval": 0.0123, "label_key": "region"}
     title = f"domain\nARI = {ari:.2f}"
     assert pl.domains(section, "domain", label_key="region")[0].get_title() == f"{title}, p = 0.012"
     section.uns["domain"]["optimistic"] = True
     assert pl.domains(section, "domain", label_key="region")[0].get_title() == f"{title}, p = 0.012 (best of a scan)"
-    section.uns["domain"]["ari"] = ari / 2  # of other labels, or of several sections
-    assert pl.domains(section, "domain", label_key="region")[0].get_title() == title
+    record = section.uns["domain"]
+    for other in ({"ari": ari / 2}, {"label_key": "grade"}):  # of several sections; of other labels, as close
+        section.uns["domain"] = record | other
+        assert pl.domains(section, "domain", label_key="region")[0].get_title() == title
 
 
 def test_more_domains_than_colours_is_said(section, caplog) -> None:

@@ -381,6 +381,20 @@ def test_several_predictions_stand_beside_what_was_observed() -> None:
         assert [len(ax.child_axes) for ax in (observed, *panels)] == [0, 0, 1]
 
 
+def test_panels_of_several_predictions_are_told_apart() -> None:
+    adata = make_adata()
+    for key in ("hggep", "observed"):
+        predict(adata, key=key)
+    with pytest.raises(ValueError, match="called 'observed' cannot stand beside what was observed: draw it alone"):
+        pl.gene_map(adata, "GNAS", key=["hggep", "observed"])
+    with pytest.raises(ValueError, match="`key` names 'hggep' more than once"):
+        pl.gene_map(adata, "GNAS", key=["hggep", "hggep"])
+    assert [ax.get_title().split(",")[0] for ax in pl.gene_map(adata, "GNAS", key="observed")] == [
+        "GNAS\nobserved",
+        "GNAS\npredicted",
+    ]
+
+
 def test_predictions_on_different_scales_have_no_common_observed_map() -> None:
     adata = make_adata()
     predict(adata, key="ridge", normalize="panel")

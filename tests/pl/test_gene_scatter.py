@@ -49,7 +49,16 @@ def test_a_section_counts_where_both_methods_have_a_value(scores) -> None:
     a, b = (pl.gene_scatter(table, x="ridge", y="hggep").collections[0].get_offsets() for table in (lost, two))
     np.testing.assert_allclose(np.sort(a, axis=0), np.sort(b, axis=0))
     one = pl.gene_scatter(scores[scores["section"] == "S1"], x="ridge", y="hggep", metric="rmse")
-    assert one.get_title() == "RMSE, natural log units per gene, S1"
+    assert one.get_title() == "RMSE per gene, S1\n(natural log units, lower is better)"
+
+
+def test_genes_of_a_larger_table_do_not_come_back(scores) -> None:
+    names = dict.fromkeys(["section", "method", "gene", "metric"], "category")
+    few = scores.astype(names)[scores["gene"].isin(["gene1", "gene2"]) & (scores["section"] != "S3")]
+    ax = pl.gene_scatter(few, x="ridge", y="hggep")
+    assert len(ax.collections[0].get_offsets()) == 2
+    assert ax.get_title() == "PCC per gene, mean of 2 sections"
+    assert pl.gene_scatter(few, x="ridge", y="hggep", metric="rmse").texts
 
 
 def test_predicted_against_observed_in_natural_logs() -> None:
@@ -73,6 +82,15 @@ def test_one_section_at_a_time() -> None:
         pl.gene_scatter(both, gene="GNAS")
     ax = pl.gene_scatter(both[both.obs["slide"] == "B"], gene="GNAS")
     assert len(ax.collections[0].get_offsets()) == 30
+
+
+def test_only_the_sections_with_a_prediction_count() -> None:
+    both = ad.concat([make_adata("A"), make_adata("B")], uns_merge="unique", index_unique="-")
+    both.obs["slide"] = ["A"] * 30 + ["B"] * 30
+    write(both, library_key="slide", library_id="B")
+    (dots,) = pl.gene_scatter(both, gene="GNAS").collections
+    (expected,) = pl.gene_scatter(both[both.obs["slide"] == "B"], gene="GNAS").collections
+    np.testing.assert_array_equal(dots.get_offsets(), expected.get_offsets())
 
 
 def test_given_axes_are_used_and_new_figures_hold_everything(scores, within_figure) -> None:

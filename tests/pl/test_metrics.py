@@ -98,13 +98,13 @@ def test_reference_figures_stand_beside_the_boxes(scores) -> None:
         {"section": ["S1", "S3", "S9", "S1"], "method": ["A", "A", "A", "B"], "value": [0.3, 0.2, 0.9, 0.1]}
     )
     ax = pl.metrics(scores, reference=published)
-    lines = {line.get_label(): line for line in ax.lines if "(reference)" in line.get_label()}
-    assert set(lines) == {"A (reference)", "B (reference)"} == {t for t in legend_of(ax) if "(reference)" in t}
-    np.testing.assert_array_equal(lines["A (reference)"].get_ydata(), [0.3, 0.2])
-    assert [round(x) for x in lines["A (reference)"].get_xdata()] == [0, 2]
-    assert lines["A (reference)"].get_marker() != lines["B (reference)"].get_marker()
+    lines = {line.get_label(): line for line in ax.lines if line.get_label() in ("A", "B")}
+    assert set(lines) == {"A", "B"} == set(legend_of(ax)) & {"A", "B"}
+    np.testing.assert_array_equal(lines["A"].get_ydata(), [0.3, 0.2])
+    assert [round(x) for x in lines["A"].get_xdata()] == [0, 2]
+    assert lines["A"].get_marker() != lines["B"].get_marker()
     right = max(box.get_path().vertices[:4, 0].max() for names, box in boxes(ax).items() if names[0] == "S1")
-    assert right < lines["A (reference)"].get_xdata()[0] < lines["B (reference)"].get_xdata()[0] < 0.5
+    assert right < lines["A"].get_xdata()[0] < lines["B"].get_xdata()[0] < 0.5
 
 
 def test_tables_of_evaluate_go_in_as_a_dict(scores) -> None:
@@ -115,6 +115,42 @@ def test_tables_of_evaluate_go_in_as_a_dict(scores) -> None:
         for section, rows in one.groupby("section")
     }
     assert set(boxes(pl.metrics(tables))) == {(section, "prediction") for section in tables}
+
+
+def test_sections_in_training_are_marked(scores) -> None:
+    one = scores[(scores["method"] == "hggep") & (scores["seed"] == 0)]
+    figures = ["pcc", "pcc_pval", "pcc_padj", "pcc_neg_log10_p", "spearman", "rmse", "ssim", "ceiling"]
+    tables = {
+        section: rows.pivot(index="gene", columns="metric", values="value").reindex(columns=figures)
+        for section, rows in one.groupby("section")
+    }
+    for section, role in {"S1": "train", "S2": "held out", "S3": "train"}.items():
+        tables[section].attrs["roles"] = {section: role}
+    marked = {("S1", "goodness of fit"), ("S2", "prediction"), ("S3", "goodness of fit")}
+    assert set(boxes(pl.metrics(tables))) == marked
+
+
+@pytest.mark.parametrize("kind", ["box", "violin"])
+def test_what_was_taken_out_of_a_table_stays_out(kind, scores) -> None:
+    names = dict.fromkeys(["fold", "section", "method", "gene", "metric"], "category")
+    few = scores.astype(names)[(scores["section"] != "S2") & (scores["method"] != "ridge")]
+    ax = pl.metrics(few, kind=kind)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["S1", "S3"]
+    assert sorted(legend_of(ax)) == ["gene_mean: undefined", "hggep", "mean", "noise ceiling\n(median)"]
+
+
+def test_a_metric_says_how_it_is_read(scores) -> None:
+    assert pl.metrics(scores).get_ylabel() == "PCC per gene"
+    assert pl.metrics(scores, metric="rmse").get_ylabel() == "RMSE per gene\n(natural log units, lower is better)"
+
+
+def test_a_method_without_the_metric_keeps_the_others_colours(scores) -> None:
+    scores = scores.sort_values("method", kind="stable")
+    without = scores[(scores["method"] != "gene_mean") | (scores["metric"] != "rmse")]
+    everything, rest = (pl.metrics(table, metric="rmse").get_legend().get_patches() for table in (scores, without))
+    colours = {patch.get_label(): patch.get_facecolor() for patch in everything}
+    assert [patch.get_label() for patch in rest] == ["gene_mean: undefined", "hggep", "ridge"]
+    assert all(patch.get_facecolor() == colours[patch.get_label()] for patch in rest[1:])
 
 
 @pytest.mark.parametrize("kind", ["box", "violin"])

@@ -15,12 +15,13 @@ def test_bars_are_means_and_dots_are_sections(scores, by, mean, metric) -> None:
     ax = pl.top_genes(scores, by=by, method="hggep", n=30)
     assert [label.get_text() for label in ax.get_yticklabels()] == list(ranked.index)
     np.testing.assert_allclose([bar.get_width() for bar in ax.patches], ranked[mean])
-    np.testing.assert_allclose([bar.get_y() + bar.get_height() / 2 for bar in ax.patches], range(30))
+    np.testing.assert_allclose([bar.get_y() + bar.get_height() / 2 for bar in ax.patches], range(29))
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the best on top
     rows = scores[(scores["method"] == "hggep") & (scores["metric"] == metric)]
     sections = rows.groupby(["gene", "section"])["value"].mean().dropna()
     dots = {line.get_ydata()[0]: line.get_xdata() for line in ax.lines if line.get_marker() == "."}
     texts = {text.get_position()[1]: text.get_text() for text in ax.texts}
+    assert texts[-1] == "adj. p < 0.05, r > 0"
     for y, gene in enumerate(ranked.index):
         np.testing.assert_allclose(np.sort(dots[y]), np.sort(sections[gene]))
         assert texts[y] == f"{ranked['n_significant'][gene]}/{len(sections[gene])}"
@@ -29,7 +30,17 @@ def test_bars_are_means_and_dots_are_sections(scores, by, mean, metric) -> None:
 def test_as_many_as_asked_for(scores) -> None:
     assert len(pl.top_genes(scores, method="hggep").patches) == 10
     assert len(pl.top_genes(scores, method="hggep", n=3).patches) == 3
-    assert len(pl.top_genes(scores, method="hggep", n=99).patches) == 30
+    assert len(pl.top_genes(scores, method="hggep", n=99).patches) == 29  # one is constant in a section
+    assert len(pl.top_genes(scores, method="hggep", n=99, min_sections=2).patches) == 30
+
+
+def test_genes_of_a_larger_table_do_not_come_back(scores) -> None:
+    names = dict.fromkeys(["section", "method", "gene", "metric"], "category")
+    few = scores.astype(names)[scores["gene"].isin(["gene1", "gene2"]) & (scores["section"] != "S3")]
+    ax = pl.top_genes(few, method="ridge")
+    assert sorted(label.get_text() for label in ax.get_yticklabels()) == ["gene1", "gene2"]
+    dots = [line for line in ax.lines if line.get_marker() == "."]
+    assert [len(line.get_xdata()) for line in dots] == [2, 2]
 
 
 def test_long_names_fit(scores, within_figure) -> None:

@@ -4,28 +4,30 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..scores import of_metric, require_methods
+from ..scores import per_fold, per_gene, require_methods, rows_of_metric, score_table, t_interval
+from ..section import listed
 from ._axes import one_axes
-from ._style import colour, name_of
+from ._style import colour, name_of, note_of
 
 logger = logging.getLogger(__name__)
-
-CONFIDENCE = 0.95
 
 
 def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | None = None) -> Axes:
     """Draw what each variant of a method changes, section by section (Figure 4).
 
-    A row per method: its mean over genes in each section (small dots, a thin line joins those of one section), the
-    mean over sections (large dot), and how far that is from the reference (text), with a 95 % confidence interval of
-    the paired difference, by Student's t over sections. The interval is drawn around the mean: one that reaches the
-    dashed line, the reference's mean, leaves open whether there is a difference. Folds share training sections, so
-    that it is somewhat too narrow.
+    A row per method: its mean over genes in each section (small dots, a thin line joins those of one section), and
+    how far it is from the reference (text), with a 95 % confidence interval. Both are those of
+    `CrossValidation.comparison`: differences gene by gene, averaged by fold, by Student's t over folds, so that the
+    sections of one patient, left out together, count as one. The large dot is the reference's mean over folds and
+    that difference added, which is the method's own mean where both have the same genes. The interval is drawn around
+    it: one that reaches the dashed line, the reference's mean, leaves open whether there is a difference. Folds share
+    training sections, so that it is somewhat too narrow.
 
     Parameters
     ----------
     scores
-        What `hggep_sc.tl.cross_validate` returned, or its `table`.
+        What `hggep_sc.tl.cross_validate` returned, or its `table`. In a table without a column `fold` each section is
+        its own.
     metric
         One of the table's metrics.
     reference
@@ -42,58 +44,51 @@ def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | Non
     TypeError
         If `scores` is none of these.
     ValueError
-        If there is no such metric or method, no method beside it, no section that all methods have a value in, or
-        for another number of Axes than one.
+        If there is no such metric or method, no method that has a gene in common with the reference, or for another
+        number of Axes than one.
     """
-    rows = of_metric(scores, metric)
-    require_methods(rows, [reference])
-    values = rows.groupby(["section", "method"], sort=False)["value"].mean().unstack("method")
-    values = values.dropna(axis="columns", how="all")
-    methods = [reference, *(method for method in rows["method"].unique() if method in values and method != reference)]
-    if reference not in values or len(methods) < 2:
+    table = score_table(scores)
+    require_methods(rows_of_metric(table, metric), [reference])
+    values = per_gene(table, metric)
+    sections = values.groupby("section", sort=False).mean()
+    base = per_fold(values[reference])
+    differences = {method: per_fold(values[method] - values[reference]).dropna() for method in values}
+    others = [method for method in values if method != reference and len(differences[method])]
+    if not others:
         raise ValueError(
-            f"there is nothing to compare: {metric!r} is defined for {', '.join(map(str, values)) or 'no method'}"
+            f"there is nothing to compare: no gene has a {metric!r} by both {reference!r} and another method"
         )
-    if undefined := sorted(set(rows["method"]) - set(methods)):
-        logger.warning("%s is undefined for %s, which is left out", metric, ", ".join(undefined))
-    paired = values[methods].dropna()
-    if paired.empty:
-        raise ValueError(f"there is no section in which all of {', '.join(methods)} have a value")
-    if len(paired) < len(values):
-        lost = [str(section) for section in values.index.difference(paired.index, sort=False)]
-        logger.warning("Sections in which a method has no value are left out: %s", ", ".join(lost))
+    if undefined := [method for method in values if method not in (reference, *others)]:
+        logger.warning("%s: no gene has a value by %r and by %s, left out", metric, reference, listed(undefined))
+    for method in others:
+        if (n := len(differences[method])) < len(base):
+            logger.warning("%r is compared in %d of %d folds, which have both", method, n, len(base))
 
+    methods = [reference, *others]
+    colours = {method: colour(i) for i, method in enumerate(table["method"].unique())}
     ax = one_axes(ax, (7.5, 1.2 + 0.5 * len(methods)), "one for all methods")
-    base = paired[reference]
     ax.axvline(base.mean(), color="0.4", linestyle="--", linewidth=1, zorder=1)
-    for section in paired.index:
-        ax.plot(paired.loc[section], np.arange(len(methods)), color="0.8", linewidth=0.8, zorder=0)
+    for section in sections.index:
+        ax.plot(sections.loc[section, methods], np.arange(len(methods)), color="0.8", linewidth=0.8, zorder=0)
     beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": "small"}
     ax.text(1.02, 0, f"difference to {reference}\n[95 % interval]", **beside)
     for y, method in enumerate(methods):
-        mean = paired[method].mean()
-        ax.plot(paired[method], np.full(len(paired), y), ".", color=colour(y), alpha=0.6, markersize=6)
-        ax.plot(mean, y, "o", color=colour(y), markeredgecolor="black", markersize=9, zorder=3)
-        if y == 0:
+        interval = t_interval(differences[method].to_numpy())
+        look: dict[str, Any] = {"color": colours[method], "zorder": 3}  # above the interval
+        dots = sections[method].dropna()
+        ax.plot(dots, np.full(len(dots), y), ".", markersize=8, markeredgecolor="white", markeredgewidth=0.6, **look)
+        ax.plot(base.mean() + interval["mean"], y, "o", markeredgecolor="black", markersize=9, **look)
+        if method == reference:
             continue
-        difference, low, high = _difference((paired[method] - base).to_numpy())
-        label = f"{difference:+.3f}"
-        if np.isfinite(low):
+        label = f"{interval['mean']:+.3f}"
+        if interval["n_folds"] > 1:
+            low, high = interval["ci_low"], interval["ci_high"]
             label += f"  [{low:+.3f}, {high:+.3f}]"
             ax.hlines(y, base.mean() + low, base.mean() + high, color="black", linewidth=2, zorder=2)
         ax.text(1.02, y, label.replace("-", "−"), **beside)
-    ax.set_yticks(range(len(methods)), methods)
-    ax.set(ylim=(len(methods) - 0.5, -0.5), xlabel=f"mean {name_of(metric)} over genes, {len(paired)} sections")
+    ax.set_yticks(range(len(methods)), map(str, methods))
+    over = f"{len(sections)} sections" + (f" in {len(base)} folds" if len(base) != len(sections) else "")
+    xlabel = f"mean {name_of(metric)} over genes, {over}\n{note_of(metric)}".rstrip()
+    ax.set(ylim=(len(methods) - 0.5, -0.5), xlabel=xlabel)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
-
-
-def _difference(differences: np.ndarray) -> tuple[float, float, float]:
-    """Mean with its interval; without one from a single section."""
-    from scipy.stats import sem, t
-
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return mean, np.nan, np.nan
-    low, high = t.interval(CONFIDENCE, len(differences) - 1, loc=mean, scale=sem(differences))
-    return mean, float(low), float(high)

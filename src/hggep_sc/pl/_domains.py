@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 
 from .. import _keys
-from ..section import open_sections
+from ..section import listed, open_sections
 from ._axes import GivenAxes, given_axes
 from ._style import COLOURS, GREY, colour
 from ._tissue import draw_scale_bar, draw_spots, draw_tissue, new_panels, one_section, view_of
@@ -29,7 +29,7 @@ def domains(
     keys: str | Sequence[str] = _keys.DOMAIN,
     *,
     label_key: str | None = None,
-    exclude_label: str | Sequence[str] = _keys.UNDETERMINED,
+    exclude_label: str | Sequence[str] | None = _keys.UNDETERMINED,
     library_key: str | None = None,
     library_id: str | None = None,
     spatial_key: str = _keys.SPATIAL,
@@ -59,7 +59,7 @@ def domains(
     label_key
         Column of `obs` with labels, drawn last.
     exclude_label
-        Labels that say nothing.
+        Labels that say nothing; None where all count.
     library_key, library_id, spatial_key, image_key, shapes_key, table_key, coordinate_system, mpp
         As in `hggep_sc.tl.fit`; `library_id` (AnnData) and `shapes_key` (SpatialData) choose the section.
     image
@@ -83,7 +83,8 @@ def domains(
     KeyError
         If a column is missing.
     ValueError
-        If there are several sections and none is chosen, no column, or another number of Axes than needed.
+        If there are several sections and none is chosen, no column, one that holds the same name as a number and as
+        text, or another number of Axes than needed.
     """
     keys = [keys] if isinstance(keys, str) else list(keys)
     if not keys:
@@ -102,7 +103,9 @@ def domains(
         )
     )
     table = section.table
-    excluded = [exclude_label] if isinstance(exclude_label, str) else list(exclude_label)
+    excluded = (
+        [exclude_label] if isinstance(exclude_label, str) else [] if exclude_label is None else list(exclude_label)
+    )
     panels = {key: _column(table, key, section.obs_rows) for key in keys}
     if label_key is not None:
         labels = _column(table, label_key, section.obs_rows)
@@ -120,7 +123,7 @@ def domains(
         draw_spots(panel, section, spot_size, facecolor=of_category[column.cat.codes], alpha=alpha)
         title = name
         if label_key is not None and name != label_key:
-            title += f"\n{_agreement(table, name, column, panels[label_key])}"
+            title += f"\n{_agreement(column, panels[label_key], _record(table, name, label_key))}"
         panel.set_title(title, fontsize="medium")
         _draw_legend(panel, column, palette[name])
     if section.mpp is not None:
@@ -133,7 +136,11 @@ def _column(table: "AnnData", key: str, rows: np.ndarray) -> pd.Series:
     if key not in table.obs:
         raise KeyError(f"obs has no column {key!r}; columns: {', '.join(map(str, table.obs.columns))}")
     column = table.obs[key].iloc[rows].astype("category").cat.remove_unused_categories()
-    return column.cat.rename_categories([str(category) for category in column.cat.categories])
+    names = pd.Index([str(category) for category in column.cat.categories])
+    if not names.is_unique:
+        twice = listed(names[names.duplicated()].unique())
+        raise ValueError(f"obs[{key!r}] holds {twice} both as text and as another type; bring the column to one type")
+    return column.cat.rename_categories(names)
 
 
 def _matched(columns: dict[str, pd.Series], anchor: str) -> dict[str, dict[str, int]]:
@@ -162,7 +169,13 @@ def _matched(columns: dict[str, pd.Series], anchor: str) -> dict[str, dict[str, 
     return numbers
 
 
-def _agreement(table: "AnnData", key: str, column: pd.Series, labels: pd.Series) -> str:
+def _record(table: "AnnData", key: str, label_key: str) -> Mapping[str, Any]:
+    """Return what `tl.domains` noted of a column, where it compared it with these labels."""
+    record = table.uns.get(key)
+    return record if isinstance(record, Mapping) and record.get("label_key") == label_key else {}
+
+
+def _agreement(column: pd.Series, labels: pd.Series, record: Mapping[str, Any]) -> str:
     from sklearn.metrics import adjusted_rand_score
 
     both = column.notna() & labels.notna()
@@ -170,9 +183,8 @@ def _agreement(table: "AnnData", key: str, column: pd.Series, labels: pd.Series)
         return "no labelled spot"
     ari = adjusted_rand_score(labels[both], column[both])
     text = f"ARI = {ari:.2f}"
-    record = table.uns.get(key)
-    # of the same comparison, and not of several sections or other labels
-    if isinstance(record, Mapping) and np.isclose(record.get("ari", np.nan), ari) and "ari_pval" in record:
+    # of the same spots, and not of several sections
+    if np.isclose(record.get("ari", np.nan), ari) and "ari_pval" in record:
         text += f", p = {record['ari_pval']:.2g}"
         if record.get("optimistic", False):
             text += " (best of a scan)"

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..expression import ExpressionScale, observed_expression
 from ..metrics import pearson
-from ..section import read_prediction
+from ..section import listed, read_prediction
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,8 +47,10 @@ def read_expression(
     KeyError
         If a prediction, a gene or the named layer is not there.
     ValueError
-        If the predictions are not on one scale, or `observed_layer` holds no counts.
+        If a prediction is named twice or is called "observed" beside another, the predictions are not on one scale,
+        or `observed_layer` holds no counts.
     """
+    _require_panels_apart(keys)
     found = {key: _Prediction.read(table, key) for key in keys}
     for prediction in found.values():
         _require_predicted(genes, prediction.panel, list(table.var_names))
@@ -85,6 +87,13 @@ class _Prediction:
     def read(cls, table: "AnnData", key: str) -> "_Prediction":
         record, columns = read_prediction(table, key)
         return cls(list(table.var_names[columns]), ExpressionScale.of_record(record), record)
+
+
+def _require_panels_apart(keys: Sequence[str]) -> None:
+    if twice := sorted({key for key in keys if list(keys).count(key) > 1}):
+        raise ValueError(f"`key` names {listed(twice)} more than once: name each prediction once")
+    if len(keys) > 1 and OBSERVED in keys:
+        raise ValueError(f"a prediction called {OBSERVED!r} cannot stand beside what was observed: draw it alone")
 
 
 def _require_predicted(genes: Sequence[str], panel: list[str], var_names: list[str]) -> None:

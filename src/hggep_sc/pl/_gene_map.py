@@ -84,8 +84,9 @@ def gene_map(
     KeyError
         If there is no prediction under `key`, or a gene is not in the object or not predicted.
     ValueError
-        If one object holds several sections and none is chosen, no gene or key is given, predictions are on
-        different scales, `observed_layer` holds no counts, or for another number of Axes than needed.
+        If one object holds several sections and none is chosen, no gene or key is given, a key is given twice or one
+        of several is "observed", predictions are on different scales, `observed_layer` holds no counts, or for
+        another number of Axes than needed.
     """
     genes, keys = ([names] if isinstance(names, str) else list(names) for names in (genes, key))
     if not genes:

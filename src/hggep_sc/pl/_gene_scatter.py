@@ -10,7 +10,7 @@ from ..scores import of_metric, require_methods
 from ..section import read_prediction, table_of
 from ._axes import one_axes
 from ._expression import OBSERVED, PREDICTED, correlation, read_expression
-from ._style import colour, name_of
+from ._style import colour, name_of, note_of
 from ._tissue import MANY_SPOTS
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ def gene_scatter(
     KeyError
         If there is no prediction under `key`, or the gene is not predicted.
     ValueError
-        If `x`, `y` or `gene` is missing or belongs to the other kind of data, the object holds several sections or
-        no counts, there is no such metric or method, no gene or spot has both values, or for another number of
-        Axes than one.
+        If `x`, `y` or `gene` is missing or belongs to the other kind of data, the prediction is of several sections,
+        there are no counts, there is no such metric or method, no gene or spot has both values, or for another
+        number of Axes than one.
     """
     section = isinstance(data, AnnData) or hasattr(data, "tables")
     needed, foreign = ({"gene": gene}, {"x": x, "y": y}) if section else ({"x": x, "y": y}, {"gene": gene})
@@ -107,14 +107,14 @@ def _methods(rows: pd.DataFrame, x: str, y: str, metric: str, ax: Axes | None) -
     ax.text(0.97, 0.03, f"{below} below", transform=ax.transAxes, ha="right")
     ax.set(xlim=limits, ylim=limits, aspect="equal", xlabel=x, ylabel=y)
     over = f"mean of {n_sections} sections" if n_sections > 1 else str(both.index.unique("section")[0])
-    ax.set_title(f"{name_of(metric)} per gene, {over}", fontsize="medium")
+    ax.set_title(f"{name_of(metric)} per gene, {over}\n{note_of(metric)}".rstrip(), fontsize="medium")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
 def _observed_and_predicted(table: AnnData, gene: str, key: str, observed_layer: str | None, ax: Axes | None) -> Axes:
-    _require_one_section(table, key)
     expression = read_expression(table, np.arange(table.n_obs), [gene], [key], observed_layer)
+    _require_one_section(table, key, np.isfinite(expression.values[PREDICTED][:, 0]))
     if OBSERVED not in expression.values:
         raise ValueError(f"there are no raw counts to draw {gene!r} against; name their layer by observed_layer=")
     observed, predicted = (expression.values[kind][:, 0] for kind in (OBSERVED, PREDICTED))
@@ -134,10 +134,10 @@ def _observed_and_predicted(table: AnnData, gene: str, key: str, observed_layer:
     return ax
 
 
-def _require_one_section(table: AnnData, key: str) -> None:
-    """Across sections a correlation would hold the differences between them."""
+def _require_one_section(table: AnnData, key: str, predicted: np.ndarray) -> None:
+    """Across sections a correlation would hold the differences between them; `predicted` says at which spots."""
     record, _ = read_prediction(table, key)
     column = record.get("library_key") or table.uns.get("spatialdata_attrs", {}).get("region_key")
-    found = table.obs[column] if column in table.obs else record["sections"]["name"]
-    if len(names := [str(name) for name in pd.unique(pd.Series(found))]) > 1:
-        raise ValueError(f"the object holds several sections, {', '.join(names)}: pass the spots of one of them")
+    found = table.obs[column][predicted] if column in table.obs else pd.Series(record["sections"]["name"])
+    if len(names := [str(name) for name in found.unique()]) > 1:
+        raise ValueError(f"the prediction is of several sections, {', '.join(names)}: pass the spots of one of them")

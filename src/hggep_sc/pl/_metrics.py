@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from ..scores import of_metric, score_table
 from ._axes import one_axes
-from ._style import MARKERS, colour, name_of
+from ._style import MARKERS, colour, name_of, note_of
 
 Kind = Literal["box", "violin"]
 
@@ -34,7 +34,8 @@ def metrics(
     ----------
     scores
         What `hggep_sc.tl.cross_validate` returned, or its `table`; or a dict: section to the table that
-        `hggep_sc.tl.evaluate` returned.
+        `hggep_sc.tl.evaluate` returned, whose method is called "prediction", or "goodness of fit" where the section
+        was in training.
     metric
         One of the table's metrics.
     kind
@@ -63,7 +64,7 @@ def metrics(
         raise ValueError(f"kind={kind!r} is not one of 'box', 'violin'")
     table = score_table(scores)
     rows = of_metric(table, metric)
-    sections, methods = list(rows["section"].unique()), list(rows["method"].unique())
+    sections, methods = list(rows["section"].unique()), list(table["method"].unique())
     if reference is not None:
         reference = _of_sections(reference, sections)
     by_box = {
@@ -97,7 +98,8 @@ def metrics(
 
     if min(values.min() for values in by_box.values()) < 0:
         ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlim=(-0.5, len(sections) - 0.5), ylabel=f"{name_of(metric)} per gene", xlabel="section")
+    ax.set(xlim=(-0.5, len(sections) - 0.5), xlabel="section")
+    ax.set_ylabel(f"{name_of(metric)} per gene\n{note_of(metric)}".rstrip())
     ax.set_xticks(range(len(sections)), sections, **_turned(ax, sections))
     for j in range(1, len(sections)):
         ax.axvline(j - 0.5, color="0.9", linewidth=0.8, zorder=0)
@@ -160,7 +162,7 @@ def _draw_reference(ax: Axes, reference: pd.DataFrame, sections: list[Any], at: 
             "color": "0.45",
             "markeredgecolor": "black",
         }
-        handles += ax.plot(x, rows["value"], **look, markersize=5, markeredgewidth=0.6, label=f"{method} (reference)")
+        handles += ax.plot(x, rows["value"], **look, markersize=5, markeredgewidth=0.6, label=method)
     return handles
 
 

@@ -17,10 +17,11 @@ NAMES = {
     "pcc_padj": "adjusted p of the PCC",
     "pcc_neg_log10_p": r"$-\log_{10}$ p of the PCC",
     "spearman": "Spearman correlation",
-    "rmse": "RMSE, natural log units",
+    "rmse": "RMSE",
     "ssim": "SSIM",
     "ceiling": "noise ceiling",
 }
+NOTES = {"rmse": "natural log units, lower is better"}
 
 
 def colour(i: int) -> str:
@@ -31,3 +32,8 @@ def colour(i: int) -> str:
 def name_of(metric: str) -> str:
     """Return what an axis calls a metric."""
     return NAMES.get(metric, metric)
+
+
+def note_of(metric: str) -> str:
+    """Return what to know when reading a metric, in brackets; empty where there is nothing."""
+    return f"({NOTES[metric]})" if metric in NOTES else ""

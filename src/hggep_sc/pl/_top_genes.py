@@ -14,16 +14,17 @@ def top_genes(
     by: By = "pval",
     alpha: float = 0.05,
     method: str | None = None,
+    min_sections: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the genes that are predicted best across sections (Figure 5 of the paper).
 
     Bars hold each gene's mean over all its sections, dots its sections, the figures on the right in how many of them
-    it was significant with a positive correlation.
+    it was significant (adjusted p) with a positive correlation.
 
     Parameters
     ----------
-    scores, by, alpha, method
+    scores, by, alpha, method, min_sections
         As in `hggep_sc.tl.top_genes`.
     n
         How many genes.
@@ -41,11 +42,9 @@ def top_genes(
     """
     if n < 1:
         raise ValueError(f"n={n} must be 1 or more")
-    ranked = rank_genes(scores, by=by, alpha=alpha, method=method)
+    ranked = rank_genes(scores, by=by, alpha=alpha, method=method, min_sections=min_sections)
     mean = "mean_pcc" if by == "pcc" else "mean_neg_log10_p"
-    best = ranked[ranked[mean].notna()].head(n)
-    if best.empty:
-        raise ValueError("no gene has a correlation in any section: there is nothing to draw")
+    best = ranked.head(n)
     metric = RANKED[by]
     sections = of_metric(of_method(scores, method), metric).set_index("gene")["value"]
     ax = one_axes(ax, (6, 1.2 + 0.28 * len(best)), "one for all genes")
@@ -56,7 +55,7 @@ def top_genes(
         ax.plot(values, [y] * len(values), ".", color="black", alpha=0.6, markersize=5)
         label = f"{best['n_significant'][gene]}/{best['n_sections'][gene]}"
         ax.text(1.02, y, label, **beside)
-    ax.text(1.02, -1, f"p < {alpha:g} in", **beside)
+    ax.text(1.02, -1, f"adj. p < {alpha:g}, r > 0", **beside)
     ax.set_yticks(range(len(best)), best.index)
     ax.set(ylim=(len(best) - 0.5, -0.5), xlabel=f"{name_of(metric)} (mean and sections)")
     ax.axvline(0, color="black", linewidth=0.8)

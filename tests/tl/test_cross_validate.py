@@ -143,7 +143,7 @@ def test_one_section_under_two_names_is_found(sections, caplog):
 
 
 def test_finished_folds_are_read_and_not_run_again(sections, tmp_path, monkeypatch, one_run):
-    from hggep_sc import cross_validation
+    from hggep_sc.cross_validation import run as cross_validation
 
     first = tl.cross_validate(sections, methods=METHODS, path=tmp_path, **HOW)
     files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
@@ -163,7 +163,7 @@ def test_finished_folds_are_read_and_not_run_again(sections, tmp_path, monkeypat
     "change", ["counts", "image", "config", "seed", "genes", "name of a gene", "places", "order", "damage"]
 )
 def test_a_fold_is_run_again_where_something_changed(sections, tmp_path, monkeypatch, change):
-    from hggep_sc import cross_validation
+    from hggep_sc.cross_validation import run as cross_validation
 
     methods, how = {"mean": METHODS["mean"]}, {**HOW, "path": tmp_path, "genes": sections["S1"].var_names[:40]}
     tl.cross_validate(sections, methods=methods, **how)
@@ -312,7 +312,7 @@ def test_what_would_fail_after_the_training_fails_before(sections):
 
 
 def test_a_full_disk_costs_the_file_alone(sections, tmp_path, monkeypatch, caplog):
-    from hggep_sc.fold_store import FoldStore
+    from hggep_sc.cross_validation import FoldStore
 
     def full(*_):
         raise OSError("no space left on device")

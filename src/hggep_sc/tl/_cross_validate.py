@@ -10,9 +10,17 @@ import pandas as pd
 
 from .. import _keys
 from .._settings import settings
-from ..cross_validation import FACTS, CrossValidation, run_tasks, tasks_of
-from ..fold_store import FoldStore
-from ..folds import Fold, FoldResult, Task, leave_out
+from ..cross_validation import (
+    FACTS,
+    CrossValidation,
+    Fold,
+    FoldResult,
+    FoldStore,
+    Task,
+    leave_out,
+    run_tasks,
+    tasks_of,
+)
 from ..section import Section, gene_name_hint, open_sections, require_writable, table_of, write_prediction
 
 if TYPE_CHECKING:

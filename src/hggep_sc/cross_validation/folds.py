@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .section import Section
+from ..section import Section
 
 
 @dataclass(frozen=True)

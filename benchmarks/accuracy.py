@@ -100,7 +100,7 @@ def markdown(rows: pd.DataFrame) -> str:
         "",
         "A gene mean is constant in a section: its correlation is undefined. RMSE is in natural log units. The "
         "backbone starts from the weights of a detector, which stand in for ImageNet's. Sections C2 to C5 are of one "
-        "patient.",
+        "patient. Times are as measured, also beside other work on the same cores.",
     ]
     return "\n".join(parts) + "\n"
 

@@ -181,7 +181,7 @@ def test_a_fold_is_run_again_where_something_changed(sections, tmp_path, monkeyp
     elif change == "seed":
         how["seeds"] = 1
     elif change == "genes":
-        how["genes"] = 11
+        how["genes"] = np.int64(11)
     elif change == "name of a gene":  # in the middle of many, which prints as "..."
         how["genes"] = [*sections["S1"].var_names[:20], sections["S1"].var_names[50], *sections["S1"].var_names[21:40]]
     elif change == "places":
@@ -258,6 +258,27 @@ def test_spatialdata_gives_the_same_as_anndata(sections):
     one, other = (t[t["metric"] == "rmse"].reset_index(drop=True) for t in (one, other))
     pd.testing.assert_frame_equal(one, other, rtol=1e-6)
     assert "cv_mean" in as_sd["S1"]["table"].layers
+
+
+def test_several_sections_in_one_object(sections):
+    """They come out as apart; the layers can be evaluated, section by section."""
+    libraries = {}
+    for name, section in sections.items():
+        section.obs["slide"] = name
+        libraries |= section.uns["spatial"]
+    stacked = ad.concat(sections, index_unique="-")
+    stacked.uns["spatial"] = libraries
+    how = {**HOW, "genes": sections["S1"].var_names[:12], "methods": {"ridge": METHODS["ridge"]}}
+    apart = tl.cross_validate(sections, **how)
+    together = tl.cross_validate({"patient": stacked}, library_key="slide", key_added="cv", **how)
+    names = {f"patient/{name}": name for name in sections}
+    renamed = together.table.assign(
+        fold=together.table["fold"].map(names), section=together.table["section"].map(names)
+    )
+    pd.testing.assert_frame_equal(renamed, apart.table, rtol=1e-6)
+    scores = tl.evaluate(stacked, key="cv_ridge").set_index("section", append=True)["pcc"]
+    of_cv = apart.table.query("metric == 'pcc'").set_index(["gene", "section"])["value"]
+    np.testing.assert_allclose(scores, of_cv.loc[scores.index], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

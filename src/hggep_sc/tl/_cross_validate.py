@@ -123,7 +123,9 @@ def cross_validate(
         section.counts([section.var_names[0]])  # refuses genes that are there twice
     folds = leave_out(sections, _column(sections, groups) if isinstance(groups, str) else groups, n_folds)
     _warn_of_known_patients(sections, folds)
-    if genes is not None and not isinstance(genes, int | np.integer):
+    if isinstance(genes, int | np.integer):
+        genes = int(genes)
+    elif genes is not None:
         genes = [str(gene) for gene in ([genes] if isinstance(genes, str) else genes)]
     shared_genes = _shared_genes(sections, genes)
     runs = {name: {"method": name} for name in methods} if not isinstance(methods, Mapping) else dict(methods)

@@ -20,8 +20,8 @@ from .fingerprint import Fingerprint
 from .genes import training_genes
 from .image import SectionImage
 from .nn import HGGEPNetwork, PublishedNetwork, build
-from .patches import fields_of_view, model_mpp, read_patches, say_if_coarse
-from .section import Section
+from .patches import fields_of_view, model_mpp, read_patches, say_if_coarse, say_if_scale_unknown
+from .section import Section, require_counts
 from .storage import load_model, save_model
 from .training.augmentation import dihedral
 from .training.data import spatial_chunks
@@ -117,9 +117,7 @@ class HGGEP:
     ) -> Self:
         """Train on sections; see `hggep_sc.tl.fit` for the parameters."""
         target, seed = resolve_device(device), int(seed)
-        for section in sections:
-            if not section.has_counts:
-                raise ValueError(f"section {section.name!r} has no counts to learn from: give the slot with layer=")
+        require_counts(sections)
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
         held_out = held_out_spots(sections, validation, seed)
@@ -183,13 +181,7 @@ class HGGEP:
         -------
         Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
         """
-        if section.mpp is None and self.mpp is not None:
-            logger.warning(
-                "section %r: its physical scale is unknown and taken to be the model's, %.3g um per px; "
-                "give mpp= if it is another",
-                section.name,
-                self.mpp,
-            )
+        say_if_scale_unknown(section, self.mpp)
         batch_size = BATCH_SPOTS if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")

@@ -46,6 +46,17 @@ def fields_of_view(config: Config, model_mpp: float | None, section_mpp: float |
     return tuple(px * ratio for px in at_model)
 
 
+def say_if_scale_unknown(section: "Section", model_mpp: float | None) -> None:
+    """Warn where a section's physical scale has to be taken for the model's."""
+    if section.mpp is None and model_mpp is not None:
+        logger.warning(
+            "section %r: its physical scale is unknown and taken to be the model's, %.3g um per px; "
+            "give mpp= if it is another",
+            section.name,
+            model_mpp,
+        )
+
+
 def say_if_coarse(section: "Section", fields: Sequence[float], size: int) -> None:
     """Warn where a section's image holds much less detail than the network looks for."""
     if min(fields) < COARSE * size:

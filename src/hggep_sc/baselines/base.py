@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._settings import settings
+from .._progress import over_sections
 from ..device import resolve_device
 from ..expression import ExpressionScale
 from ..fingerprint import Fingerprint
 from ..genes import training_genes
-from ..patches import model_mpp
-from ..section import Section
+from ..patches import model_mpp, say_if_scale_unknown
+from ..section import Section, require_counts
 from ..storage import load_model, save_model
-from ..training.data import section_data
+from ..training.data import counts_to_learn
 from .config import BaselineConfig
 from .features import Trunk, patch_features
 from .selection import Training
@@ -126,19 +126,16 @@ class Baseline(ABC):
         Targets are the log expression less the section's mean; spots without counts are left out.
         """
         target, seed = resolve_device(device), int(seed)
-        for section in sections:
-            if not section.has_counts:
-                raise ValueError(f"section {section.name!r} has no counts to learn from: give the slot with layer=")
+        require_counts(sections)
         chosen = training_genes(sections, genes)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp = model_mpp(sections)
         trunk = Trunk.pretrained(weights, seed) if cls.reads_image else None
         features, targets, means, xy = [], [], [], []
-        for section in _progress(sections, cls.method, progress):
-            # patches stay empty: features are computed batch by batch instead
-            data = section_data(section, chosen, scale, np.empty((len(section.xy), 0)), section.xy)
-            seen = data.observed
-            expression = data.expression[seen].astype(np.float64)
+        for section in over_sections(sections, cls.method, progress):
+            counts, totals = counts_to_learn(section, chosen, scale)
+            seen = totals > 0
+            expression = scale.transform(counts, totals)[seen].astype(np.float64)
             features.append(cls._features(section, config, mpp, trunk, target, BATCH_SPOTS)[seen])
             means.append(expression.mean(axis=0))
             targets.append(expression - means[-1])
@@ -180,13 +177,7 @@ class Baseline(ABC):
         batch_size = BATCH_SPOTS if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        if section.mpp is None and self.mpp is not None:
-            logger.warning(
-                "section %r: its physical scale is unknown and taken to be the model's, %.3g um per px; "
-                "give mpp= if it is another",
-                section.name,
-                self.mpp,
-            )
+        say_if_scale_unknown(section, self.mpp)
         features = self._features(section, self.config, self.mpp, self.trunk, resolve_device(device), batch_size)
         centred, latent = self._respond(features)
         expression = (self.arrays["gene_mean"] + centred).astype(np.float32)
@@ -277,10 +268,3 @@ class Baseline(ABC):
         if self.trunk is None:
             return {}
         return {name: tensor.cpu().contiguous() for name, tensor in self.trunk.state_dict().items()}
-
-
-def _progress(sections: Sequence[Section], method: str, progress: bool | None) -> Any:
-    from tqdm.auto import tqdm
-
-    show = settings.progress if progress is None else progress
-    return tqdm(sections, desc=method, unit="section", disable=not show)

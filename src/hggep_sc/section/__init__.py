@@ -7,7 +7,7 @@ from ._containers import copy_of, table_of
 from ._counts import CountMatrix, observed_counts
 from ._genes import gene_name_hint
 from ._open import open_sections
-from ._section import Section
+from ._section import Section, require_counts
 from ._spots import under_tissue
 from ._values import listed
 from ._write import read_prediction, require_no_backed_view, require_writable, write_prediction
@@ -21,6 +21,7 @@ __all__ = [
     "observed_counts",
     "open_sections",
     "read_prediction",
+    "require_counts",
     "require_no_backed_view",
     "require_writable",
     "table_of",

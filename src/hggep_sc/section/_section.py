@@ -151,3 +151,10 @@ class Section:
     @property
     def _matrix(self) -> CountMatrix:
         return CountMatrix(self.table, self.layer, f"section {self.name!r}")
+
+
+def require_counts(sections: Sequence[Section]) -> None:
+    """Refuse sections without anything to learn from."""
+    for section in sections:
+        if not section.has_counts:
+            raise ValueError(f"section {section.name!r} has no counts to learn from: give the slot with layer=")

@@ -1,11 +1,11 @@
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .. import _keys
-from .._settings import settings
+from .._progress import over_sections
 from ..methods import Model
 from ..record import prediction_record
-from ..section import Section, copy_of, open_sections, require_writable, write_prediction
+from ..section import copy_of, open_sections, require_writable, write_prediction
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -94,9 +94,8 @@ def predict(
         mpp=mpp,
     )
     require_writable(data, model.genes, key=key_added, table_key=table_key)
-    show = (settings.progress if progress is None else progress) and len(sections) > 1
     predictions = []
-    for section in _progress(sections, show):
+    for section in over_sections(sections, "predict", progress if len(sections) > 1 else False):
         predictions.append(model.predict(section, device=device, batch_size=batch_size, average_flips=average_flips))
     target = copy_of(data) if copy else data
     write_prediction(
@@ -109,9 +108,3 @@ def predict(
         table_key=table_key,
     )
     return target if copy else None
-
-
-def _progress(sections: list[Section], show: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(sections, desc="predict", unit="section", disable=not show)

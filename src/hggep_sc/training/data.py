@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from .._settings import settings
 from ..expression import ExpressionScale
@@ -62,6 +63,20 @@ def patch_store(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[np.ndarray]]
         ]
 
 
+def counts_to_learn(
+    section: "Section", genes: Sequence[str], scale: ExpressionScale
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Return a section's counts and the total of each spot, 0 where nothing was counted, which teaches nothing."""
+    counts = section.counts(genes)
+    totals = scale.totals(counts, section.library())
+    observed = totals > 0
+    if not observed.any() or counts.nnz == 0:
+        raise ValueError(f"section {section.name!r}: no spot has a count in the {len(genes)} genes to be predicted")
+    if not observed.all():
+        logger.info("section %r: %d spots without counts are left out of training", section.name, (~observed).sum())
+    return counts, totals
+
+
 def section_data(
     section: "Section",
     genes: Sequence[str],
@@ -71,13 +86,8 @@ def section_data(
     held_out: np.ndarray | None = None,
 ) -> SectionData:
     """Bring one section's counts to the model's scale; no figure is taken over `held_out` spots, where given."""
-    counts = section.counts(genes)
-    totals = scale.totals(counts, section.library())
-    observed = totals > 0  # a spot where nothing was counted teaches nothing
-    if not observed.any() or counts.nnz == 0:
-        raise ValueError(f"section {section.name!r}: no spot has a count in the {len(genes)} genes to be predicted")
-    if not observed.all():
-        logger.info("section %r: %d spots without counts are left out of training", section.name, (~observed).sum())
+    counts, totals = counts_to_learn(section, genes, scale)
+    observed = totals > 0
     typical = np.median(totals[observed if held_out is None or held_out.all() else observed & ~held_out])
     return SectionData(
         name=section.name,

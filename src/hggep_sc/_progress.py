@@ -1,0 +1,17 @@
+"""Progress bars."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ._settings import settings
+
+if TYPE_CHECKING:
+    from .section import Section
+
+
+def over_sections(sections: "Sequence[Section]", what: str, progress: bool | None) -> "Iterable[Section]":
+    """Yield sections under a bar; `progress` None is `settings.progress`."""
+    from tqdm.auto import tqdm
+
+    show = settings.progress if progress is None else progress
+    return tqdm(sections, desc=what, unit="section", disable=not show)

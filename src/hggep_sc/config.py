@@ -4,13 +4,46 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from numbers import Integral, Real
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 Normalize = Literal["library", "panel"]
 
 
 @dataclass(frozen=True)
-class Config:
+class BaseConfig:
+    """What the configurations of all methods share."""
+
+    called: ClassVar[str] = "config"  # in messages
+    fixed: ClassVar[frozenset[str]] = frozenset()  # settings that `replace` does not take
+
+    def replace(self, **overrides: Any) -> Self:
+        """Return a copy with single settings replaced.
+
+        Raises
+        ------
+        ValueError
+            For an unknown setting.
+        """
+        known = {f.name for f in fields(self)} - self.fixed
+        if unknown := sorted(set(overrides) - known):
+            raise ValueError(
+                f"{self.called} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}"
+            )
+        return replace(self, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Rebuild a configuration from `to_dict`; lists become tuples again."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Config(BaseConfig):
     """Settings of a model; the defaults are those of `preset="default"`.
 
     Parameters
@@ -64,6 +97,8 @@ class Config:
         Epochs without a better validation score before training stops; used with `validation=` only.
     """
 
+    fixed: ClassVar[frozenset[str]] = frozenset({"preset"})
+
     preset: str = "default"
     # patches
     patch_size: int = 112
@@ -116,25 +151,6 @@ class Config:
         if name not in PRESETS:
             raise ValueError(f"preset={name!r} is not known; choose one of {', '.join(map(repr, PRESETS))}")
         return cls(preset=name, **PRESETS[name]).replace(**overrides)
-
-    def replace(self, **overrides: Any) -> Self:
-        """Return a copy with single settings replaced."""
-        known = {f.name for f in fields(self)} - {"preset"}
-        if unknown := sorted(set(overrides) - known):
-            raise ValueError(
-                f"config has no setting {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}"
-            )
-        return replace(self, **overrides)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values, ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Rebuild a configuration from `to_dict`; lists become tuples again."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        return cls(**values)
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

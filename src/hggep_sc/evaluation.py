@@ -11,7 +11,7 @@ from scipy import special
 
 from . import _keys, metrics
 from .expression import ExpressionScale
-from .section import observed_counts
+from .section import array_places, observed_counts
 from .spatial_null import moved_maps
 
 if TYPE_CHECKING:
@@ -169,15 +169,14 @@ def _moved_log_pvalues(
 
 def _array_xy(table: "AnnData", rows: np.ndarray) -> np.ndarray | None:
     """Places of spots on the array, (n, 2) int64; None, and said, where they are not known."""
-    columns = [_keys.ARRAY_COL, _keys.ARRAY_ROW]
-    if set(columns) <= set(table.obs):
-        places = table.obs[columns].iloc[rows].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-        if np.array_equal(places, np.rint(places)) and len(np.unique(places, axis=0)) == len(places):
-            return places.astype(np.int64)
+    places = array_places(table, rows)
+    if places is not None and len(np.unique(places, axis=0)) == len(places):
+        return places
     logger.warning(
         "SSIM is left out: it needs each spot's place on the array, whole numbers in obs[%r] (x) and obs[%r] (y), no "
         "two alike",
-        *columns,
+        _keys.ARRAY_COL,
+        _keys.ARRAY_ROW,
     )
     return None
 

@@ -3,7 +3,7 @@
 Matrices are (n_spots, n_genes), dense or scipy-sparse, and are worked on some genes at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,10 +33,7 @@ def pearson(predicted: Matrix, observed: Matrix) -> np.ndarray:
     -------
     (n_genes,) float64; NaN where either is constant, or with fewer than two spots.
     """
-    r = np.full(predicted.shape[1], np.nan)
-    for genes, p, o in _blocks(predicted, observed):
-        r[genes] = _correlation(p, o)
-    return r
+    return _per_gene(predicted, observed, _correlation)
 
 
 def spearman(predicted: Matrix, observed: Matrix) -> np.ndarray:
@@ -51,19 +48,14 @@ def spearman(predicted: Matrix, observed: Matrix) -> np.ndarray:
     -------
     (n_genes,) float64; NaN where either is constant, or with fewer than two spots.
     """
-    rho = np.full(predicted.shape[1], np.nan)
-    for genes, p, o in _blocks(predicted, observed):
-        rho[genes] = _correlation(rankdata(p, axis=0), rankdata(o, axis=0))
-    return rho
+    return _per_gene(predicted, observed, lambda p, o: _correlation(rankdata(p, axis=0), rankdata(o, axis=0)))
 
 
 def rmse(predicted: Matrix, observed: Matrix) -> np.ndarray:
     """Root mean squared error of each gene across spots, (n_genes,) float64, in units of the input."""
-    error = np.full(predicted.shape[1], np.nan)
-    if predicted.shape[0]:
-        for genes, p, o in _blocks(predicted, observed):
-            error[genes] = np.sqrt(np.mean((p - o) ** 2, axis=0))
-    return error
+    if not predicted.shape[0]:
+        return np.full(predicted.shape[1], np.nan)
+    return _per_gene(predicted, observed, lambda p, o: np.sqrt(np.mean((p - o) ** 2, axis=0)))
 
 
 def ssim(predicted: Matrix, observed: Matrix, array_xy: np.ndarray) -> np.ndarray:
@@ -344,6 +336,16 @@ def _correlation(p: np.ndarray, o: np.ndarray) -> np.ndarray:
     norm = np.sqrt((p**2).sum(0) * (o**2).sum(0))
     r = np.divide((p * o).sum(0), norm, out=np.full(p.shape[1], np.nan), where=~constant & (norm > 0))
     return np.clip(r, -1.0, 1.0)
+
+
+def _per_gene(
+    predicted: Matrix, observed: Matrix, figure: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """One figure of every gene, (n_genes,), from dense blocks that it may overwrite."""
+    values = np.full(predicted.shape[1], np.nan)
+    for genes, p, o in _blocks(predicted, observed):
+        values[genes] = figure(p, o)
+    return values
 
 
 def _blocks(predicted: Matrix, observed: Matrix) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:

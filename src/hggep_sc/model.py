@@ -20,7 +20,7 @@ from .fingerprint import Fingerprint
 from .genes import training_genes
 from .image import SectionImage
 from .nn import HGGEPNetwork, PublishedNetwork, build
-from .patches import fields_of_view, model_mpp, read_patches, say_if_coarse, say_if_scale_unknown
+from .patches import fields_of_view, model_mpp, read_patches, say_if_coarse, say_if_scale_unknown, spots_per_batch
 from .section import Section, require_counts
 from .storage import load_model, save_model
 from .training.augmentation import dihedral
@@ -30,8 +30,6 @@ from .training.split import held_out_spots
 from .weights import read_state_dict
 
 logger = logging.getLogger(__name__)
-
-BATCH_SPOTS = 64
 
 
 class HGGEP:
@@ -182,9 +180,7 @@ class HGGEP:
         Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
         """
         say_if_scale_unknown(section, self.mpp)
-        batch_size = BATCH_SPOTS if batch_size is None else batch_size
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        batch_size = spots_per_batch(batch_size)
         fields = fields_of_view(self.config, self.mpp, section.mpp)
         say_if_coarse(section, fields, self.config.patch_size)
         network = self.network.to(resolve_device(device))

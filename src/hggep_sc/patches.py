@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BATCH_SPOTS = 64  # that are read and encoded at once, unless the caller says otherwise
+
 SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
 READ_SPOTS = 1024  # whose patches are held beside `out`
 COARSE = 0.5  # px of the image per px of the patch, below which detail is missed
@@ -44,6 +46,15 @@ def fields_of_view(config: Config, model_mpp: float | None, section_mpp: float |
     if abs(ratio - 1) < SAME_SCALE:
         ratio = 1.0
     return tuple(px * ratio for px in at_model)
+
+
+def spots_per_batch(batch_size: int | None) -> int:
+    """Spots whose patches are held at once: as asked for, else 64."""
+    if batch_size is None:
+        return BATCH_SPOTS
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    return batch_size
 
 
 def say_if_scale_unknown(section: "Section", model_mpp: float | None) -> None:

@@ -17,7 +17,7 @@ from ..device import resolve_device
 from ..expression import ExpressionScale
 from ..fingerprint import Fingerprint
 from ..genes import training_genes
-from ..patches import model_mpp, say_if_scale_unknown
+from ..patches import model_mpp, say_if_scale_unknown, spots_per_batch
 from ..section import Section, require_counts
 from ..storage import load_model, save_model
 from ..training.data import counts_to_learn
@@ -26,8 +26,6 @@ from .features import Trunk, patch_features
 from .selection import Training
 
 logger = logging.getLogger(__name__)
-
-BATCH_SPOTS = 64
 
 
 class Baseline(ABC):
@@ -136,7 +134,7 @@ class Baseline(ABC):
             counts, totals = counts_to_learn(section, chosen, scale)
             seen = totals > 0
             expression = scale.transform(counts, totals)[seen].astype(np.float64)
-            features.append(cls._features(section, config, mpp, trunk, target, BATCH_SPOTS)[seen])
+            features.append(cls._features(section, config, mpp, trunk, target, spots_per_batch(None))[seen])
             means.append(expression.mean(axis=0))
             targets.append(expression - means[-1])
             xy.append(section.xy[seen])
@@ -174,9 +172,7 @@ class Baseline(ABC):
         """
         if average_flips:
             raise ValueError(f"average_flips=True is for HGGEP: method={self.method!r} has no use for it")
-        batch_size = BATCH_SPOTS if batch_size is None else batch_size
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        batch_size = spots_per_batch(batch_size)
         say_if_scale_unknown(section, self.mpp)
         features = self._features(section, self.config, self.mpp, self.trunk, resolve_device(device), batch_size)
         centred, latent = self._respond(features)

@@ -1,18 +1,17 @@
 """Settings of the baselines."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from math import isfinite
 from numbers import Integral, Real
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal
 
-from ..config import Config, Normalize
+from ..config import BaseConfig, Config, Normalize
 
 SHARED = ("patch_size", "fields_um", "fields_px", "normalize", "target_sum", "log_base")  # with the network's
 
 
 @dataclass(frozen=True)
-class BaselineConfig:
+class BaselineConfig(BaseConfig):
     """Settings of a baseline; each method reads those that concern it.
 
     Parameters
@@ -36,6 +35,8 @@ class BaselineConfig:
     n_neighbors
         Training patches that the nearest patches average over. None: chosen inside the training sections.
     """
+
+    called: ClassVar[str] = "a baseline's config"
 
     normalize: Normalize = "library"
     target_sum: float = 1e4
@@ -67,28 +68,3 @@ class BaselineConfig:
     def shared(self) -> Config:
         """The settings that a network has too, checked by its configuration."""
         return Config(**{name: getattr(self, name) for name in SHARED}, gem=False)  # GEM wants an even patch_size
-
-    def replace(self, **overrides: Any) -> Self:
-        """Return a copy with single settings replaced.
-
-        Raises
-        ------
-        ValueError
-            For an unknown setting.
-        """
-        known = {f.name for f in fields(self)}
-        if unknown := sorted(set(overrides) - known):
-            raise ValueError(
-                f"a baseline's config has no setting {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}"
-            )
-        return replace(self, **overrides)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values, ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Rebuild a configuration from `to_dict`; lists become tuples again."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        return cls(**values)

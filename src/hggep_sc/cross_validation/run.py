@@ -64,6 +64,7 @@ def tasks_of(
     _require_one_scale({name: arguments["config"] for name, arguments in settings.items()})
     portable = {section.name: section.portable() for fold in folds for section in fold.test}
     contents = {name: _content(section) for name, section in portable.items()}
+    weights = {name: _file_hash(arguments["weights"]) for name, arguments in settings.items()}
     tasks = []
     for fold in folds:
         training, test = ([portable[section.name] for section in part] for part in (fold.training, fold.test))
@@ -79,7 +80,7 @@ def tasks_of(
                     "config": arguments["config"].to_dict(),
                     "genes": arguments["genes"],
                     "validation": arguments["validation"],
-                    "weights": _file_hash(arguments["weights"]),
+                    "weights": weights[name],
                 }
                 identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
                 own = {**arguments, "seed": seed}

@@ -103,9 +103,7 @@ def domains(
         )
     )
     table = section.table
-    excluded = (
-        [exclude_label] if isinstance(exclude_label, str) else [] if exclude_label is None else list(exclude_label)
-    )
+    excluded = [exclude_label] if isinstance(exclude_label, str) else list(exclude_label or [])
     panels = {key: _column(table, key, section.obs_rows) for key in keys}
     if label_key is not None:
         labels = _column(table, label_key, section.obs_rows)

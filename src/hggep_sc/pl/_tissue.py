@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import Collection, EllipseCollection, PolyCollection
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-from ..section import Section
+from ..section import Section, spot_spacing
 
 PANEL_INCHES = 3.4  # longer side of a panel in a figure of our own
 PANEL_PX = 1000  # longer side of the image under a panel
@@ -85,11 +85,9 @@ def _diameter(section: Section) -> float:
     """Diameter or side of a spot in px."""
     if section.spot_diameter is not None:
         return section.spot_diameter
-    if len(section.xy) < 2:
+    spacing = spot_spacing(section.xy)
+    if spacing is None:
         return 100.0
-    from scipy.spatial import cKDTree
-
-    spacing = float(np.median(cKDTree(section.xy).query(section.xy, k=2)[0][:, 1]))
     return spacing if section.spot_shape == "square" else 0.55 * spacing
 
 

@@ -3,18 +3,20 @@
 No other module knows what the two containers look like.
 """
 
-from ._containers import copy_of, table_of
+from ._containers import copy_of, section_column, table_of
 from ._counts import CountMatrix, observed_counts
 from ._genes import gene_name_hint
 from ._open import open_sections
+from ._scale import spot_spacing
 from ._section import Section, require_counts
-from ._spots import under_tissue
+from ._spots import array_places, under_tissue
 from ._values import listed
 from ._write import read_prediction, require_no_backed_view, require_writable, write_prediction
 
 __all__ = [
     "CountMatrix",
     "Section",
+    "array_places",
     "copy_of",
     "gene_name_hint",
     "listed",
@@ -24,6 +26,8 @@ __all__ = [
     "require_counts",
     "require_no_backed_view",
     "require_writable",
+    "section_column",
+    "spot_spacing",
     "table_of",
     "under_tissue",
     "write_prediction",

@@ -54,6 +54,11 @@ def table_of(data: Any, table_key: str | None = None) -> AnnData:
     return next(iter(tables.values()))
 
 
+def section_column(table: AnnData, library_key: str | None) -> str | None:
+    """Column of `obs` that tells the sections of a table apart: the one named, else a SpatialData's region key."""
+    return library_key or table.uns.get("spatialdata_attrs", {}).get("region_key")
+
+
 def copy_of(data: "Data") -> "Data":
     """Copy an object so that writing to the copy's table leaves the original as it is.
 

@@ -40,7 +40,7 @@ def _technology_spacing(entry: Mapping[str, Any]) -> float | None:
     return SPACING_UM["visium"] if "visium" in chemistry or "spatial 3'" in chemistry else None
 
 
-def _nearest(xy: np.ndarray) -> float | None:
+def spot_spacing(xy: np.ndarray) -> float | None:
     """Median distance to the nearest other spot, None for a single spot."""
     if len(xy) < 2:
         return None
@@ -52,7 +52,7 @@ def _nearest(xy: np.ndarray) -> float | None:
 def spacing_mpp(entry: Mapping[str, Any], xy: np.ndarray) -> float | None:
     """Scale in um per px from the spacing of the spots, where the technology is named."""
     spacing = _technology_spacing(entry)
-    distance = _nearest(xy) if spacing is not None else None
+    distance = spot_spacing(xy) if spacing is not None else None
     return spacing / distance if spacing is not None and distance is not None else None
 
 

@@ -12,6 +12,7 @@ from scipy import sparse
 from .. import _keys
 from ..image import SectionImage
 from ._counts import CountMatrix
+from ._spots import array_places
 from ._values import listed
 
 
@@ -136,17 +137,13 @@ class Section:
                 f"spot (x as {_keys.ARRAY_COL!r}, y as {_keys.ARRAY_ROW!r}) is needed here. Space Ranger's "
                 "tissue_positions file and the spot files of Spatial Transcriptomics hold it"
             )
-        columns = obs[[_keys.ARRAY_COL, _keys.ARRAY_ROW]].iloc[self.obs_rows]
-        try:
-            position = columns.to_numpy(dtype=np.float64)
-        except (TypeError, ValueError):
-            position = np.full(columns.shape, np.nan)
-        if not np.array_equal(position, np.rint(position)):
+        places = array_places(self.table, self.obs_rows)
+        if places is None:
             raise ValueError(
                 f"section {self.name!r}: obs[{_keys.ARRAY_COL!r}] and obs[{_keys.ARRAY_ROW!r}] must be "
                 "whole numbers without gaps, the spots' positions on the array grid"
             )
-        return position.astype(np.int64)
+        return places
 
     @property
     def _matrix(self) -> CountMatrix:

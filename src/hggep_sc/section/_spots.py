@@ -26,6 +26,17 @@ def under_tissue(table: AnnData, rows: np.ndarray, name: str) -> np.ndarray:
     return rows
 
 
+def array_places(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
+    """(n, 2) int64 positions on the array grid (x, y); None where a column lacks, or holds no whole numbers."""
+    if not {_keys.ARRAY_COL, _keys.ARRAY_ROW} <= set(table.obs):
+        return None
+    try:
+        places = table.obs[[_keys.ARRAY_COL, _keys.ARRAY_ROW]].iloc[rows].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return places.astype(np.int64) if np.array_equal(places, np.rint(places)) else None
+
+
 def require_good_coordinates(xy: np.ndarray, name: str, slot: str) -> None:
     """Refuse NaN, and spots at the same place."""
     unknown = np.flatnonzero(~np.isfinite(xy).all(axis=1))

@@ -17,6 +17,7 @@ from ..section import (
     open_sections,
     read_prediction,
     require_no_backed_view,
+    section_column,
     table_of,
     under_tissue,
 )
@@ -284,7 +285,7 @@ def _places(
     xy, section = np.full((table.n_obs, 2), np.nan), np.full(table.n_obs, "", dtype=object)
     if spatial_key in table.obsm:
         xy = np.asarray(table.obsm[spatial_key], dtype=np.float64)
-        column = library_key or table.uns.get("spatialdata_attrs", {}).get("region_key")
+        column = section_column(table, library_key)
         if column is not None:
             if column not in table.obs:
                 raise KeyError(f"`library_key`: obs has no column {column!r}; columns: {listed(table.obs.columns)}")

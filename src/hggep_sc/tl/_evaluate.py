@@ -7,7 +7,7 @@ import pandas as pd
 from .. import _keys
 from ..evaluation import FIGURES, Null, over_sections, section_scores
 from ..expression import ExpressionScale
-from ..section import copy_of, read_prediction, require_no_backed_view, table_of
+from ..section import copy_of, read_prediction, require_no_backed_view, section_column, table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -140,7 +140,7 @@ def _sections(table: "AnnData", record: dict[str, Any], key: str, rows: np.ndarr
     names = [str(name) for name in record["sections"]["name"]]
     if len(names) == 1:
         return {names[0]: rows}
-    column = record.get("library_key") or table.uns.get("spatialdata_attrs", {}).get("region_key")
+    column = section_column(table, record.get("library_key"))
     if column not in table.obs:
         raise KeyError(
             f"prediction {key!r} is of {len(names)} sections ({', '.join(names[:5])}), and the column of obs that says "

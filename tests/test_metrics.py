@@ -268,6 +268,14 @@ class TestNoiseCeiling:
         assert np.abs(error[clear]).mean() < 0.03
         assert abs(error[~clear].mean()) < 0.06
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("depth", [300, 1000, 3000])
+    def test_recovers_it_gene_by_gene_where_there_are_spots_enough(self, depth):
+        counts, library, attainable = simulate(depth, 100_000)
+        clear = np.mean([split_half(counts, library, seed) for seed in range(3)], axis=0) > 0.1
+        error = noise_ceiling(counts, library=library, n_splits=5) - attainable
+        assert np.abs(error[clear]).max() < 0.03
+
     def test_spearman_brown_alone_promises_too_much(self):
         """The reason for the step to full depth: log expression of few counts."""
         counts, library, attainable = simulate(300, 10_000)

@@ -18,10 +18,8 @@ TRUNK = "weights/shufflenetv2_x0_5_trunk.pth"  # below HGGEP_SHARED
 
 def synthetic() -> "tuple[dict[str, AnnData], str, str, dict[str, Any]]":
     """Sections made by code, which to hold out, its column of labels, and settings of `tl.fit`; needs no network."""
-    # without pretrained weights the backbone learns from nothing: small chunks for more steps, and one high rate
-    config = {"epochs": 12, "chunk_spots": 50, "learning_rate": 1e-3, "backbone_learning_rate": 1e-3}
     sections = hggep.datasets.synthetic(n_sections=4, n_spots=200)
-    return sections, "S4", "region", {"weights": None, "genes": 100, "config": config}
+    return sections, "S4", "region", {"weights": None, "genes": 100}
 
 
 def her2st() -> "tuple[dict[str, AnnData], str, str, dict[str, Any]]":

@@ -31,7 +31,10 @@ class Settings:
     cache_dir
         Where files that code can make again (the images of synthetic sections) are kept.
     patch_memory
-        Bytes of training patches held in memory; above it they go to a temporary file on disk.
+        Bytes of training patches, or of features, held in memory; above it they go to a temporary file on disk.
+    feature_memory
+        Bytes of a frozen encoder's features that are kept for another use, such as the next method or seed of a
+        cross-validation.
     """
 
     device: str = "auto"
@@ -39,6 +42,7 @@ class Settings:
     dataset_dir: Path = field(default_factory=_dataset_dir)
     cache_dir: Path = field(default_factory=_cache_dir)
     patch_memory: int = 4 * 2**30
+    feature_memory: int = 2**30
 
 
 settings = Settings()

@@ -66,10 +66,14 @@ class Config(BaseConfig):
         Subtract each training section's mean expression from the targets, and predict around the mean of all.
     n_components
         Predict through this many leading principal components of the targets. None: every gene of its own.
+    stages
+        Stages of the ShuffleNetV2 that are read: "stage2", "stage3", "stage4", "conv5" (the paper's S2 to S5).
+    standardize
+        Centre and scale the encoder's features by the training sections, and cut off outliers.
     gem, cbam, vit, ham, lstm
-        Switch a module of the paper off (its Figure 4).
+        Switch a module of the paper on or off (its Figure 4).
     residual
-        GEM, HAM and LSTM add to what they are given, instead of replacing it.
+        Modules add to what they are given, starting at nothing, instead of replacing it.
     width
         Length of a spot's representation (the paper's 1024).
     vit_depth, vit_heads
@@ -79,7 +83,7 @@ class Config(BaseConfig):
     lstm_layers
         Layers of the LSTM.
     dropout
-        Dropout in the transformer, the hypergraph module and before the head.
+        Dropout of features, in the transformer, the hypergraph module and before the head.
     count_loss, count_weight
         Likelihood of the raw counts in the loss, and its weight; weight 0 leaves the heads out.
     correlation_weight
@@ -87,9 +91,13 @@ class Config(BaseConfig):
     flips
         Augment each spot's patches by a random flip and rotation by a multiple of 90 degrees.
     stain_jitter
-        Standard deviation of the random change of each stain's strength, per patch.
+        Standard deviation of the random change of each stain's strength, per patch; for an encoder that learns.
+    feature_shift
+        Standard deviation of a random shift of each feature, alike for all spots of a training step, in units of
+        its standard deviation: what differs between stainings.
     epochs, learning_rate, backbone_learning_rate, weight_decay, schedule, gradient_clip
-        Optimisation: AdamW; "onecycle" (warm-up and cosine decay over all epochs) or "constant".
+        Optimisation: AdamW; "onecycle" (warm-up and cosine decay over all epochs) or "constant". A backbone with
+        rate 0 is frozen; without GEM and CBAM, which look at pixels, its features are then computed once.
     chunk_spots
         Sections with more spots are handled in compact chunks of at most this many, in training and in
         prediction. None: always whole.
@@ -102,8 +110,8 @@ class Config(BaseConfig):
     preset: str = "default"
     # patches
     patch_size: int = 112
-    fields_um: tuple[float, ...] | None = (80.0, 240.0)
-    fields_px: tuple[float, ...] = (112.0, 336.0)
+    fields_um: tuple[float, ...] | None = (80.0, 160.0, 240.0, 480.0)
+    fields_px: tuple[float, ...] = (112.0, 224.0, 336.0, 672.0)
     # targets
     normalize: Normalize = "library"
     target_sum: float = 1e4
@@ -111,29 +119,32 @@ class Config(BaseConfig):
     center_sections: bool = True
     n_components: int | None = 16
     # network
-    gem: bool = True
-    cbam: bool = True
+    stages: tuple[str, ...] = ("stage2", "stage3", "stage4")
+    standardize: bool = True
+    gem: bool = False
+    cbam: bool = False
     vit: bool = True
     ham: bool = True
     lstm: bool = True
     residual: bool = True
-    width: int = 256
+    width: int = 128
     vit_depth: int = 1
     vit_heads: int = 4
-    n_neighbors: int = 3
+    n_neighbors: int = 6
     lstm_layers: int = 1
-    dropout: float = 0.2
+    dropout: float = 0.3
     # loss
     count_loss: Literal["zinb", "nb"] = "zinb"
     count_weight: float = 0.05
-    correlation_weight: float = 0.5
+    correlation_weight: float = 1.0
     # training
     flips: bool = True
     stain_jitter: float = 0.1
+    feature_shift: float = 0.2
     epochs: int = 30
-    learning_rate: float = 5e-4
-    backbone_learning_rate: float = 1e-4
-    weight_decay: float = 0.01
+    learning_rate: float = 1e-3
+    backbone_learning_rate: float = 0.0
+    weight_decay: float = 0.05
     schedule: Literal["onecycle", "constant"] = "onecycle"
     gradient_clip: float = 1.0
     chunk_spots: int | None = 512
@@ -151,6 +162,16 @@ class Config(BaseConfig):
         if name not in PRESETS:
             raise ValueError(f"preset={name!r} is not known; choose one of {', '.join(map(repr, PRESETS))}")
         return cls(preset=name, **PRESETS[name]).replace(**overrides)
+
+    @property
+    def learns_backbone(self) -> bool:
+        """Whether the backbone is trained; else it is frozen."""
+        return self.backbone_learning_rate > 0
+
+    @property
+    def learns_from_pixels(self) -> bool:
+        """Whether anything that looks at pixels is trained; else features are computed once."""
+        return self.learns_backbone or self.gem or self.cbam
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -175,10 +196,11 @@ class Config(BaseConfig):
             object.__setattr__(self, name, tuple(float(side) for side in sides))
             if not sides or min(sides) <= 0:
                 raise ValueError(f"config.{name} must hold sides above 0, not {sides!r}")
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not self.stages or len(set(self.stages)) < len(self.stages) or not set(self.stages) <= set(_STAGES):
+            raise ValueError(f"config.stages must name some of {_STAGES}, each once, not {self.stages!r}")
         if self.fields_um is not None and len(self.fields_um) != len(self.fields_px):
             raise ValueError("config.fields_um and config.fields_px must list the same number of fields of view")
-        if self.patch_size % 2 and self.gem and self.residual:
-            raise ValueError(f"config.patch_size must be even, for GEM to halve it, not {self.patch_size}")
         if self.width % self.vit_heads:
             raise ValueError(f"config.width ({self.width}) must be a multiple of config.vit_heads ({self.vit_heads})")
         if self.preset == "published":
@@ -203,6 +225,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "count_weight": (float, 0, inf),
     "correlation_weight": (float, 0, inf),
     "stain_jitter": (float, 0, inf),
+    "feature_shift": (float, 0, inf),
     "epochs": (int, 1, inf),
     "learning_rate": (float, 1e-12, inf),
     "backbone_learning_rate": (float, 0, inf),
@@ -211,6 +234,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "chunk_spots": (int, 1, inf),
     "patience": (int, 1, inf),
 }
+
+_STAGES = ("stage2", "stage3", "stage4", "conv5")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "normalize": ("library", "panel"),
@@ -225,15 +250,22 @@ _PAPER: dict[str, Any] = {
     "fields_px": (112.0,),
     "center_sections": False,
     "n_components": None,
+    "stages": ("stage3", "stage4", "conv5"),
+    "standardize": False,
+    "gem": True,
+    "cbam": True,
     "residual": False,
     "width": 1024,
     "vit_depth": 4,
     "vit_heads": 8,
+    "n_neighbors": 3,
     "lstm_layers": 4,
+    "dropout": 0.2,
     "count_weight": 0.25,
     "correlation_weight": 0.0,
     "flips": False,
     "stain_jitter": 0.0,
+    "feature_shift": 0.0,
     "epochs": 400,
     "learning_rate": 1e-5,
     "backbone_learning_rate": 1e-5,

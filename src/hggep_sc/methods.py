@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from .baselines import BASELINES, Baseline, BaselineConfig
 from .config import Config, Normalize
+from .features import SHUFFLENET
 from .model import HGGEP
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .section import Section
 
 Method = Literal["hggep", "gene_mean", "nearest_patches", "ridge", "low_rank_ridge"]
@@ -55,6 +58,7 @@ def fit_method(
     config: Config | BaselineConfig,
     *,
     genes: Sequence[str] | int | None = None,
+    encoder: "str | nn.Module" = SHUFFLENET,
     weights: str | Path | None = "imagenet",
     validation: str | float | None = None,
     seed: int = 0,
@@ -70,6 +74,7 @@ def fit_method(
             sections,
             config,
             genes=genes,
+            encoder=encoder,
             weights=weights,
             validation=validation,
             seed=seed,
@@ -80,12 +85,13 @@ def fit_method(
             progress=progress,
         )
     for keyword, given in {
+        "encoder": encoder != SHUFFLENET,
         "validation": validation is not None,
         "checkpoint_dir": checkpoint_dir is not None,
         "resume": resume,
     }.items():
         if given:
-            raise ValueError(f"{keyword}= is for method='hggep': method={method!r} is not trained in epochs")
+            raise ValueError(f"{keyword}= is for method='hggep': method={method!r} has no use for it")
     return BASELINES[method].fit(
         sections, config, genes=genes, weights=weights, seed=seed, device=device, progress=progress
     )

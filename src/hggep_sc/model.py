@@ -2,28 +2,29 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from ._settings import settings
 from .config import Config
 from .device import resolve_device
 from .expression import ExpressionScale
+from .features import DIHEDRAL, PLAIN, SHUFFLENET, Features, encode_spots, is_frozen, make_encoder, open_features
 from .fingerprint import Fingerprint
 from .genes import training_genes
-from .image import SectionImage
-from .nn import HGGEPNetwork, PublishedNetwork, build
-from .patches import fields_of_view, model_mpp, read_patches, say_if_coarse, say_if_scale_unknown, spots_per_batch
+from .nn import Encoder, HGGEPNetwork, ModuleEncoder, PublishedNetwork, average_views, shufflenet_encoder
+from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_unknown, spots_per_batch
 from .section import Section, require_counts
-from .storage import load_model, save_model
-from .training.augmentation import dihedral
+from .storage import IncompleteError, load_model, save_model
 from .training.data import spatial_chunks
 from .training.fit import train
 from .training.split import held_out_spots
@@ -51,6 +52,8 @@ class HGGEP:
         One row per epoch: the loss and its terms, and `validation_pcc` where a validation set was given.
     seed
         Seed of the training; None for a published checkpoint.
+    embeddings
+        `obsm` slot that the network reads instead of patches; None where it looks at the image.
     """
 
     method: ClassVar[str] = "hggep"
@@ -65,6 +68,7 @@ class HGGEP:
         fingerprint: Fingerprint,
         history: Sequence[dict[str, float]] = (),
         seed: int | None = None,
+        embeddings: str | None = None,
     ) -> None:
         self.network = network.eval()
         self.config = config
@@ -74,6 +78,12 @@ class HGGEP:
         self.fingerprint = fingerprint
         self.history = pd.DataFrame(list(history))
         self.seed = seed
+        self.embeddings = embeddings
+
+    @property
+    def encoder(self) -> Encoder | str | None:
+        """What sees the spots: an encoder, the `obsm` slot of embeddings, or None for the released network's own."""
+        return self.embeddings or (self.network.encoder if isinstance(self.network, HGGEPNetwork) else None)
 
     @cached_property
     def id(self) -> str:
@@ -88,12 +98,13 @@ class HGGEP:
         modules = [name.upper() for name in ("gem", "cbam", "vit", "ham", "lstm") if getattr(config, name)]
         fields = fields_of_view(config, self.mpp, self.mpp)
         views = ", ".join(f"{px:.0f} px" if self.mpp is None else f"{px * self.mpp:.0f} um" for px in fields)
+        sight = f"embeddings: obsm[{self.embeddings!r}]" if self.embeddings else f"fields of view: {views}"
         n_parameters = sum(p.numel() for p in self.network.parameters())
         sections = ", ".join(self.fingerprint.sections) or "none known"
         return (
             f"HGGEP(preset={config.preset!r}, {len(self.genes)} genes, id={self.id})\n"
             f"    network: {n_parameters / 1e6:.1f} M parameters; {' + '.join(modules)}\n"
-            f"    fields of view: {views}; scale: {self.scale}\n"
+            f"    {sight}; scale: {self.scale}\n"
             f"    trained on: {sections}; {len(self.history)} epochs, seed {self.seed}"
         )
 
@@ -104,6 +115,7 @@ class HGGEP:
         config: Config,
         *,
         genes: Sequence[str] | int | None = None,
+        encoder: str | nn.Module = SHUFFLENET,
         weights: str | Path | None = "imagenet",
         validation: str | float | None = None,
         seed: int = 0,
@@ -127,11 +139,15 @@ class HGGEP:
         chosen = training_genes(learnt, genes)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp = model_mpp(learnt)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # for what the weights lack
+            eye = make_encoder(encoder, config, weights)
         trained = train(
             sections,
             chosen,
             scale,
             config,
+            encoder=eye,
             mpp=mpp,
             weights=weights,
             held_out=held_out,
@@ -151,6 +167,7 @@ class HGGEP:
             fingerprint=fingerprint,
             history=trained.history,
             seed=seed,
+            embeddings=eye if isinstance(eye, str) else None,
         )
 
     @torch.inference_mode()
@@ -160,7 +177,7 @@ class HGGEP:
         *,
         device: str = "auto",
         batch_size: int | None = None,
-        average_flips: bool = False,
+        average_flips: bool | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Predict one section.
 
@@ -173,61 +190,62 @@ class HGGEP:
         batch_size
             Spots whose patches are held and encoded at once; None for 64.
         average_flips
-            Average over the eight flips and rotations of every patch.
+            Average over the eight flips and rotations of every patch; None does so where the encoder was frozen
+            and the network learnt on all of them.
 
         Returns
         -------
         Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
         """
         say_if_scale_unknown(section, self.mpp)
-        batch_size = spots_per_batch(batch_size)
-        fields = fields_of_view(self.config, self.mpp, section.mpp)
-        say_if_coarse(section, fields, self.config.patch_size)
-        network = self.network.to(resolve_device(device))
-        views = [(turns, flip) for flip in (False, True) for turns in range(4)] if average_flips else [(0, False)]
+        target, network = resolve_device(device), self.network
+        network.to(target)
         n_spots = len(section.xy)
         positions = torch.as_tensor(network.positions(section))
         positions = positions.float() if positions.is_floating_point() else positions
-        expression = np.zeros((n_spots, len(self.genes)), dtype=np.float32)
+        expression = np.empty((n_spots, len(self.genes)), dtype=np.float32)
         latent: np.ndarray | None = None
-        with section.open_image() as image:
+        with self._features(section, target, spots_per_batch(batch_size), average_flips) as features:
             for spots in spatial_chunks(section.xy, self.config.chunk_spots):
-                encoded = self._encode(image, network.centres(section.xy[spots]), fields, batch_size, views)
-                here = positions[spots].to(encoded.device)
-                for view in encoded:
-                    out = network.decode(view, here)
-                    expression[spots] += out.expression.float().cpu().numpy() / len(views)
-                    if latent is None:
-                        latent = np.zeros((n_spots, out.latent.shape[1]), dtype=np.float32)
-                    latent[spots] += out.latent.float().cpu().numpy() / len(views)
+                out = average_views(network, features(spots), positions[spots].to(target))
+                expression[spots], of_chunk = (values.float().cpu().numpy() for values in out)
+                if latent is None:
+                    latent = np.empty((n_spots, of_chunk.shape[1]), dtype=np.float32)
+                latent[spots] = of_chunk
         assert latent is not None  # a section has spots
         return expression, latent
 
-    def _encode(
-        self,
-        image: SectionImage,
-        xy: np.ndarray,
-        fields: tuple[float, ...],
-        batch_size: int,
-        views: list[tuple[int, bool]],
-    ) -> torch.Tensor:
-        """Encode patches around xy, (views, n_spots, ...), a batch of patches in memory at a time."""
-        device = next(self.network.parameters()).device
-        batches = []
-        for start in range(0, len(xy), batch_size):
-            read = read_patches(image, xy[start : start + batch_size], fields, self.config.patch_size)
-            patches = torch.from_numpy(read).to(device)
-            n = len(patches)
-            turned = [
-                dihedral(patches, torch.full((n,), turns, device=device), torch.full((n,), flip, device=device))
-                for turns, flip in views
-            ]
-            batches.append(torch.stack([self.network.encode(view) for view in turned]))
-        return torch.cat(batches, dim=1)
+    @contextmanager
+    def _features(
+        self, section: Section, device: torch.device, batch_size: int, average_flips: bool | None
+    ) -> Iterator[Features]:
+        """Give the features of spots, (n, views, ...)."""
+        fields, config, network = fields_of_view(self.config, self.mpp, section.mpp), self.config, self.network
+        views = None if average_flips is None else (DIHEDRAL if average_flips else PLAIN)
+        if is_frozen(self.encoder, config):
+            assert self.encoder is not None
+            with open_features(
+                section, self.encoder, fields, config, device=device, views=views, batch_size=batch_size
+            ) as features:
+                yield features
+            return
+        say_if_coarse(section, fields, config.patch_size)
+        with section.open_image() as image:
+            yield lambda spots: encode_spots(
+                image,
+                network.centres(section.xy[spots]),
+                fields,
+                config.patch_size,
+                network.encode,
+                views=views or PLAIN,
+                batch_size=batch_size,
+                device=device,
+            )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder: the network as safetensors, everything else as JSON.
 
+        An encoder of your own (`tl.fit(encoder=module)`) is not written: `load` wants it again.
         The manifest is replaced last and in one step, so that an interruption leaves the earlier model whole.
 
         Parameters
@@ -242,13 +260,19 @@ class HGGEP:
         FileExistsError
             If something is there already, unless `overwrite`; always, if it is not a model.
         """
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        own = not isinstance(self.encoder, ModuleEncoder)
+        state = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.network.state_dict().items()
+            if own or not name.startswith("encoder.")
+        }
         save_model(
             path,
             method=self.method,
             model_id=self.id,
             content={
                 "config": self.config.to_dict(),
+                "encoder": self._encoder_entry(),
                 "scale": asdict(self.scale),
                 "mpp": self.mpp,
                 "seed": self.seed,
@@ -261,27 +285,48 @@ class HGGEP:
             overwrite=overwrite,
         )
 
+    def _encoder_entry(self) -> dict[str, Any] | None:
+        """Describe the encoder for the manifest."""
+        if isinstance(self.encoder, Encoder):
+            kind = "module" if isinstance(self.encoder, ModuleEncoder) else SHUFFLENET
+            return {"kind": kind, "groups": self.encoder.groups, "id": self.encoder.id}
+        if isinstance(self.encoder, str):
+            return {"kind": "obsm", "key": self.encoder, "groups": self.network.groups}
+        return None
+
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto") -> Self:
+    def load(cls, path: str | Path, *, encoder: nn.Module | None = None, device: str = "auto") -> Self:
         """Read a model that `save` wrote, on any device whatever it was trained on.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        encoder
+            The module that the model was fitted with (`tl.fit(encoder=module)`), with the same weights.
+        device
+            "auto", "cpu", "cuda", "cuda:1", "mps".
 
         Raises
         ------
         FileNotFoundError
             If there is no such folder.
         ValueError
-            If the folder is not a model of this class, is damaged, or was written by a newer version.
+            If the folder is not a model of this class, is damaged, or was written by a newer version; if the model
+            wants an encoder that was not given, or is another.
         """
         target = resolve_device(device)
-        model = load_model(path, method=cls.method, rebuild=cls._rebuild)
+        model = load_model(path, method=cls.method, rebuild=partial(cls._rebuild, module=encoder))
         model.network.to(target)
         return model
 
     @classmethod
-    def _rebuild(cls, content: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]]) -> Self:
-        config, genes = Config.from_dict(content["config"]), content["genes"]
+    def _rebuild(
+        cls, content: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], *, module: nn.Module | None
+    ) -> Self:
+        config, genes, entry = Config.from_dict(content["config"]), content["genes"], content["encoder"]
         return cls(
-            _filled(config, len(genes), tensors["network"]),
+            _filled(config, len(genes), tensors["network"], entry, module),
             config,
             genes,
             mpp=content["mpp"],
@@ -290,6 +335,7 @@ class HGGEP:
             ),
             history=content["history"],
             seed=content["seed"],
+            embeddings=entry["key"] if entry is not None and entry["kind"] == "obsm" else None,
         )
 
     @classmethod
@@ -327,15 +373,46 @@ class HGGEP:
             )
         config = Config.from_preset("published")
         try:
-            network = _filled(config, n_genes, state)
+            network = _filled(config, n_genes, state, None, None)
         except RuntimeError as error:
             raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
         return cls(network, config, genes, mpp=mpp, fingerprint=Fingerprint.empty())
 
 
-def _filled(config: Config, n_genes: int, state: dict[str, torch.Tensor]) -> HGGEPNetwork | PublishedNetwork:
-    """Build a network from a state dict, without drawing weights of its own."""
+def _filled(
+    config: Config,
+    n_genes: int,
+    state: dict[str, torch.Tensor],
+    entry: dict[str, Any] | None,
+    module: nn.Module | None,
+) -> HGGEPNetwork | PublishedNetwork:
+    """Build a network from a state dict and the manifest's entry of its encoder, without drawing weights."""
+    if entry is None:
+        with torch.device("meta"):
+            published = PublishedNetwork(n_genes)
+        published.load_state_dict(state, assign=True)
+        return published
+    given = _required_module(entry, module, config)
     with torch.device("meta"):
-        network = build(config, n_genes)
+        encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
+        n_fields = len(state["feature_mean"])
+        network = HGGEPNetwork(config, n_genes, encoder=encoder, groups=entry["groups"], n_fields=n_fields)
     network.load_state_dict(state, assign=True)
+    if given is not None:
+        network.encoder = given
     return network
+
+
+def _required_module(entry: dict[str, Any], module: nn.Module | None, config: Config) -> ModuleEncoder | None:
+    """Return the user's module that the model was fitted with, checked; None for a model that has no such thing."""
+    if entry["kind"] != "module":
+        if module is not None:
+            fitted = entry.get("key", SHUFFLENET)
+            raise IncompleteError(f"encoder= is not wanted: it was fitted with encoder={fitted!r}")
+        return None
+    if module is None:
+        raise IncompleteError("it was fitted with a module of yours: give it with load(..., encoder=module)")
+    given = ModuleEncoder(module, config.patch_size)
+    if given.id != entry["id"]:
+        raise IncompleteError("encoder= is another module, or has other weights, than the one it was fitted with")
+    return given

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._version import __version__
 
-FORMAT = 1  # of the folder
+FORMAT = 2  # of the folder
 MANIFEST = "model.json"
 CLASSES = {  # that load a folder, by the manifest's method
     "hggep": "hggep_sc.HGGEP",
@@ -24,6 +24,10 @@ CLASSES = {  # that load a folder, by the manifest's method
     "ridge": "hggep_sc.baselines.Ridge",
     "low_rank_ridge": "hggep_sc.baselines.LowRankRidge",
 }
+
+
+class IncompleteError(ValueError):
+    """The folder is sound, but the caller has to give something with it."""
 
 
 class _Identified(Protocol):
@@ -118,9 +122,11 @@ def load_model(
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path / MANIFEST} is damaged or not of an hggep_sc model: {error}") from error
     if written_format != FORMAT:
+        older = isinstance(written_format, int) and written_format < FORMAT
         raise ValueError(
             f"{path} has format {written_format} (written by hggep_sc {content.get('hggep_sc')}); this is "
-            f"hggep_sc {__version__}, which reads format {FORMAT}: update the package"
+            f"hggep_sc {__version__}, which reads format {FORMAT}: "
+            + ("fit the model again" if older else "update the package")
         )
     found = content.get("method", "hggep")  # the only one there was before the manifest named it
     if found != method:
@@ -135,6 +141,8 @@ def load_model(
         if model.id != content["id"]:
             raise ValueError(f"genes and weights are not those that were saved together as {content['id']}")
         return model
+    except IncompleteError as error:
+        raise ValueError(f"the model in {path}: {error}") from error
     except (KeyError, TypeError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"the model in {path} is damaged: {error}") from error
 

@@ -11,6 +11,8 @@ from ._settings import settings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .nn import ShuffleNetEncoder
+
 logger = logging.getLogger(__name__)
 
 IMAGENET_FILE = "shufflenetv2_x0.5-f707e7126e.pth"
@@ -78,6 +80,12 @@ def load_weights(network: "nn.Module", path: Path) -> None:
         logger.info("%s lacks entries, which keep their random values: %s", path, ", ".join(sorted(missing)))
     if unknown:
         logger.info("%s holds entries that are not used: %s", path, ", ".join(sorted(unknown)))
+
+
+def load_pretrained(encoder: "ShuffleNetEncoder", path: Path) -> None:
+    """Load pretrained weights into an encoder, in place, and what its pixels are centred and scaled by."""
+    load_weights(encoder.backbone, path)
+    encoder.normalise_pixels(*pixel_statistics(path))
 
 
 def _imagenet() -> Path:

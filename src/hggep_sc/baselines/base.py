@@ -144,7 +144,12 @@ class Baseline(ABC):
         return cls(config, chosen, arrays, trunk=trunk, mpp=mpp, fingerprint=fingerprint, seed=seed)
 
     def predict(
-        self, section: Section, *, device: str = "auto", batch_size: int | None = None, average_flips: bool = False
+        self,
+        section: Section,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        average_flips: bool | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Predict one section.
 

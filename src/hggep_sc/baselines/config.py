@@ -67,4 +67,4 @@ class BaselineConfig(BaseConfig):
     @property
     def shared(self) -> Config:
         """The settings that a network has too, checked by its configuration."""
-        return Config(**{name: getattr(self, name) for name in SHARED}, gem=False)  # GEM wants an even patch_size
+        return Config(**{name: getattr(self, name) for name in SHARED})

@@ -5,12 +5,12 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..nn.shufflenet import ShuffleNetV2
+from ..nn import ShuffleNetEncoder
 from ..patches import fields_of_view, read_patches, say_if_coarse
 from ..section import Section
-from ..weights import load_weights, locate_weights, pixel_statistics
+from ..weights import load_pretrained, locate_weights
 from .config import BaselineConfig
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
@@ -21,18 +21,8 @@ PATTERN_POINTS = 8
 CONSTANT = 1e-6  # relative spread below which a feature says nothing
 
 
-class Trunk(nn.Module):
+class Trunk(ShuffleNetEncoder):
     """Stem (without max-pool, as in HGGEP) and stages 2 to 4 of ShuffleNetV2 x0.5, each stage averaged over its map."""
-
-    pixel_mean: Tensor  # (3, 1, 1), of pixels in 0..1
-    pixel_std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = ShuffleNetV2(stem_pool=False)
-        self.backbone.conv5 = nn.Sequential()  # none: not every file of weights holds it
-        self.register_buffer("pixel_mean", torch.zeros(3, 1, 1))
-        self.register_buffer("pixel_std", torch.ones(3, 1, 1))
 
     @classmethod
     def pretrained(cls, weights: str | Path | None, seed: int) -> Self | None:
@@ -43,9 +33,7 @@ class Trunk(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # for entries that the file lacks
             trunk = cls()
-        load_weights(trunk.backbone, path)
-        for buffer, values in zip((trunk.pixel_mean, trunk.pixel_std), pixel_statistics(path), strict=True):
-            buffer.copy_(torch.tensor(values).view(3, 1, 1))
+        load_pretrained(trunk, path)
         return trunk.eval()
 
     @classmethod
@@ -55,11 +43,6 @@ class Trunk(nn.Module):
             trunk = cls()
         trunk.load_state_dict(state, assign=True)
         return trunk.eval()
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """(N, 3, S, S), 0..255, to (N, 336)."""
-        pixels = (patches.float() / 255 - self.pixel_mean) / self.pixel_std
-        return torch.cat([stage.mean((2, 3)) for stage in self.backbone(pixels.contiguous())[:3]], dim=1)
 
     def pooled(self, patches: np.ndarray) -> np.ndarray:
         """Patches in memory, uint8 (n, 3, S, S), to (n, 336)."""

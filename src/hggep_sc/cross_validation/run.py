@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from .. import _keys
 from .._settings import settings as package_settings
 from .._version import __version__
 from ..device import resolve_device
 from ..evaluation import section_scores, tidy
+from ..features import SHUFFLENET
 from ..methods import fit_method, method_config
 from ..model import HGGEP
+from ..nn import state_hash
 from ..record import prediction_record
 from ..section import Section
 from ..weights import locate_weights
@@ -48,7 +51,7 @@ def tasks_of(
     folds
         What `leave_out` returned.
     methods
-        Arguments of `hggep_sc.tl.fit` by name: method, preset, config, weights, validation.
+        Arguments of `hggep_sc.tl.fit` by name: method, preset, config, encoder, weights, validation.
     seeds
         One or more.
     shared
@@ -62,8 +65,11 @@ def tasks_of(
     """
     settings = {name: _settings(name, options, shared) for name, options in methods.items()}
     _require_one_scale({name: arguments["config"] for name, arguments in settings.items()})
-    portable = {section.name: section.portable() for fold in folds for section in fold.test}
+    slots = {arguments["encoder"] for arguments in settings.values() if isinstance(arguments.get("encoder"), str)}
+    slots -= {SHUFFLENET}
+    portable = {section.name: section.portable(sorted(slots)) for fold in folds for section in fold.test}
     contents = {name: _content(section) for name, section in portable.items()}
+    encoders = {name: _encoder_id(arguments.get("encoder", SHUFFLENET)) for name, arguments in settings.items()}
     weights = {name: _file_hash(arguments["weights"]) for name, arguments in settings.items()}
     tasks = []
     for fold in folds:
@@ -79,6 +85,7 @@ def tasks_of(
                     "method": arguments["method"],
                     "config": arguments["config"].to_dict(),
                     "genes": arguments["genes"],
+                    "encoder": encoders[name],
                     "validation": arguments["validation"],
                     "weights": weights[name],
                 }
@@ -90,7 +97,7 @@ def tasks_of(
 
 def _settings(name: str, options: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `fit_method` for one entry of `methods`."""
-    known = {"method", "preset", "config", "weights", "validation"}
+    known = {"method", "preset", "config", "encoder", "weights", "validation"}
     if unknown := sorted(set(options) - known):
         raise ValueError(
             f"methods[{name!r}] has {', '.join(unknown)}; it may have {', '.join(sorted(known))}. Genes, expression "
@@ -127,13 +134,19 @@ def _content(section: Section) -> str:
     """Hash of what a portable section is: counts, places, scale and the look of its image."""
     counts = section.table.X.sorted_indices()
     digest = hashlib.sha256("\n".join(map(str, section.var_names)).encode())
-    for array in (counts.indptr, counts.indices, counts.data.astype(np.float64), section.xy):
+    embeddings = [section.table.obsm[key] for key in sorted(section.table.obsm)]
+    for array in (counts.indptr, counts.indices, counts.data.astype(np.float64), section.xy, *embeddings):
         digest.update(np.ascontiguousarray(array).tobytes())
     places = section.table.obs.reindex(columns=[_keys.ARRAY_COL, _keys.ARRAY_ROW])
     with section.open_image() as image:
         digest.update(repr((places.to_numpy().tolist(), section.mpp, image.shape)).encode())
         digest.update(image.thumbnail(THUMBNAIL).tobytes())
     return digest.hexdigest()
+
+
+def _encoder_id(encoder: str | nn.Module) -> str:
+    """Name of an encoder, a hash where it is a module of the user's."""
+    return encoder if isinstance(encoder, str) else state_hash(encoder)
 
 
 def _file_hash(weights: str | Path | None) -> str | None:

@@ -2,18 +2,32 @@
 
 from typing import TYPE_CHECKING
 
+from .encoder import STAGES, Encoder, ModuleEncoder, ShuffleNetEncoder, state_hash
 from .hggep import HGGEPNetwork
-from .interface import Batch, CountParameters, Output
+from .interface import Batch, CountParameters, Output, average_views
 from .published import PublishedNetwork
 
 if TYPE_CHECKING:
     from ..config import Config
 
-__all__ = ["Batch", "CountParameters", "HGGEPNetwork", "Output", "PublishedNetwork", "build"]
+__all__ = [
+    "STAGES",
+    "Batch",
+    "CountParameters",
+    "Encoder",
+    "HGGEPNetwork",
+    "ModuleEncoder",
+    "Output",
+    "PublishedNetwork",
+    "ShuffleNetEncoder",
+    "average_views",
+    "shufflenet_encoder",
+    "state_hash",
+]
 
 
-def build(config: "Config", n_genes: int) -> HGGEPNetwork | PublishedNetwork:
-    """Return a configuration's network, freshly initialised from torch's random state."""
-    if config.preset == "published":
-        return PublishedNetwork(n_genes)
-    return HGGEPNetwork(config, n_genes)
+def shufflenet_encoder(config: "Config") -> ShuffleNetEncoder:
+    """Return a configuration's own encoder, freshly initialised from torch's random state."""
+    return ShuffleNetEncoder(
+        config.stages, gem=config.gem, cbam=config.cbam, residual=config.residual, frozen=not config.learns_backbone
+    )

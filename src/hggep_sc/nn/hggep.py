@@ -1,18 +1,17 @@
-"""The HGGEP network: GEM, ShuffleNetV2 with CBAM at three stages, ViT, HAM, LSTM, head."""
+"""The HGGEP network: an encoder's features, ViT, HAM, LSTM, head."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cbam import CBAM
-from .gem import GEM
+from .encoder import Encoder
 from .hypergraph import HAM
 from .interface import Batch, CountParameters, Output
 from .losses import nb_nll, pearson_loss, zinb_nll
-from .shufflenet import ShuffleNetV2
-from .transformer import ViT
+from .transformer import Block, ViT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,11 +19,11 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..section import Section
 
-STAGE_CHANNELS = (96, 192, 1024)  # S3, S4, S5 of ShuffleNetV2 x0.5
+OUTLIER = 6.0  # standard deviations beyond which a standardised feature is cut off
 
 
 class HGGEPNetwork(nn.Module):
-    """Patches and positions of a section's spots -> log expression.
+    """Patches (or features) and positions of a section's spots -> log expression.
 
     Two presets configure it: `paper` as the paper specifies it, `default` leaner and residual.
 
@@ -34,69 +33,79 @@ class HGGEPNetwork(nn.Module):
         Sizes, switches and loss weights.
     n_genes
         Genes predicted.
+    encoder
+        From patches to features; None where features are given.
+    groups
+        Sizes of the groups of features, each of which becomes a token: the encoder's stages.
+    n_fields
+        Fields of view, each of which has all these features.
     """
 
-    pixel_mean: Tensor  # (3, 1, 1), of pixels in 0..1
-    pixel_std: Tensor
+    feature_mean: Tensor  # (fields, features)
+    feature_std: Tensor
     gene_mean: Tensor  # (G,)
     basis: Tensor | None  # (components, G)
 
-    def __init__(self, config: "Config", n_genes: int) -> None:
+    def __init__(
+        self, config: "Config", n_genes: int, *, encoder: Encoder | None, groups: Sequence[int], n_fields: int
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.groups = config, tuple(groups)
         width, dropout, n_components = config.width, config.dropout, config.n_components
-        self.register_buffer("pixel_mean", torch.zeros(3, 1, 1))
-        self.register_buffer("pixel_std", torch.ones(3, 1, 1))
-        self.gem = GEM() if config.gem else None
-        self.gem_scale = nn.Parameter(torch.zeros(3, 1, 1)) if config.gem and config.residual else None
-        self.backbone = ShuffleNetV2(stem_pool=False)
-        self.cbam = nn.ModuleList(CBAM(c) if config.cbam else nn.Identity() for c in STAGE_CHANNELS)
-        self.reduce = nn.ModuleList(nn.Linear(c * len(config.fields_px), width) for c in STAGE_CHANNELS)
+        self.encoder = encoder
+        self.register_buffer("feature_mean", torch.zeros(n_fields, sum(groups)))
+        self.register_buffer("feature_std", torch.ones(n_fields, sum(groups)))
+        self.feature_dropout = nn.Dropout(dropout if config.residual else 0.0)
+        self.reduce = nn.ModuleList(nn.Linear(n_fields * n, width) for n in groups)
         depth = config.vit_depth if config.vit else 0
-        self.vit = nn.ModuleList(ViT(width, depth, config.vit_heads, dropout) for _ in STAGE_CHANNELS)
+        self.vit = nn.ModuleList(ViT(width, depth, config.vit_heads, dropout) for _ in groups)
         self.ham = HAM(width, config.n_neighbors, dropout) if config.ham else None
-        if self.ham is not None and config.residual:
-            nn.init.zeros_(self.ham.conv2.lin.weight)  # a correction starts at none, as gem_scale does
         self.lstm = nn.LSTM(width, width, config.lstm_layers, batch_first=True) if config.lstm else None
+        self.lstm_scale = nn.Parameter(torch.zeros(width)) if config.lstm and config.residual else None
         self.head_norm = nn.Sequential(nn.LayerNorm(width), nn.Dropout(dropout if config.residual else 0.0))
         self.head = nn.Linear(width, n_components or n_genes)
+        if config.residual:
+            self._start_at_nothing()
         self.count_heads = nn.Linear(width, 3 * n_genes) if config.count_weight else None
         # low rank: expression = gene_mean + scores @ basis; full rank: the basis is the identity, left out
         self.register_buffer("gene_mean", torch.zeros(n_genes))
         self.register_buffer("basis", torch.zeros(n_components, n_genes) if n_components else None)
 
-    def enhance(self, pixels: Tensor) -> Tensor:
-        """GEM, (N, 3, S, S) -> (N, 3, S/2, S/2); without it the patch is averaged to the same size."""
-        if self.gem is None:
-            return F.avg_pool2d(pixels, 2)
-        if self.gem_scale is None:
-            return self.gem(pixels)
-        return F.avg_pool2d(pixels, 2) + self.gem_scale * self.gem(pixels)
+    def _start_at_nothing(self) -> None:
+        """Zero the last layer of every module that adds to what it is given, and the head: each earns its effect."""
+        last: list[nn.Module] = [self.head] if self.ham is None else [self.head, self.ham.conv2.lin]
+        blocks = [module for module in self.vit.modules() if isinstance(module, Block)]
+        last += [layer for block in blocks for layer in block.last_layers]
+        for layer in last:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def encode(self, patches: Tensor) -> Tensor:
-        """Patches (N, fields, 3, S, S), 0..255 -> three stages per spot, (N, 3, D)."""
-        n, n_fields = patches.shape[:2]
-        pixels = (patches.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std
-        pixels = pixels.contiguous()  # channels-last strides crash torch 2.13's convolutions on the CPU
-        stages = self.backbone(self.enhance(pixels))[1:]  # S3, S4, S5
-        tokens = []
-        for stage, cbam, reduce in zip(stages, self.cbam, self.reduce, strict=True):
-            pooled = cbam(stage).mean((2, 3))
-            tokens.append(reduce(pooled.view(n, n_fields * pooled.shape[1])))
-        return torch.stack(tokens, dim=1)
+        """Patches (N, fields, 3, S, S), 0..255 -> features (N, fields, D)."""
+        assert self.encoder is not None  # a network without one is given features
+        return self.encoder(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
 
-    def decode(self, encoded: Tensor, positions: Tensor) -> Output:
-        """Stages (N, 3, D) and spot positions (N, 2) -> expression, over the spots of one section."""
-        z = [vit(tokens) for vit, tokens in zip(self.vit, encoded.unbind(1), strict=True)]
+    def tokens(self, features: Tensor) -> list[Tensor]:
+        """Features (N, fields, D) -> one token (N, width) per spot and group of features, from all fields."""
+        standard = (features - self.feature_mean) / self.feature_std
+        if self.config.standardize:
+            standard = standard.clamp(-OUTLIER, OUTLIER)
+        groups = self.feature_dropout(standard).split(self.groups, dim=2)
+        return [reduce(group.flatten(1)) for reduce, group in zip(self.reduce, groups, strict=True)]
+
+    def decode(self, features: Tensor, positions: Tensor) -> Output:
+        """Features (N, fields, D) and spot positions (N, 2) -> expression, over the spots of one section."""
+        z = [vit(tokens) for vit, tokens in zip(self.vit, self.tokens(features), strict=True)]
+        h = torch.stack(z).sum(0)
         if self.ham is not None:
-            h_in = torch.stack(z).sum(0)
-            h_out = self.ham(h_in, positions)
-            z.append(h_in + h_out if self.config.residual else h_out)
+            h_out = self.ham(h, positions)
+            h = h + h_out if self.config.residual else h_out
+            z.append(h)
         sequence = torch.stack(z, dim=1)
-        latent = sequence.mean(1)
+        latent = h if self.config.residual else sequence.mean(1)
         if self.lstm is not None:
             recurrent = self.lstm(sequence)[0].mean(1)
-            latent = latent + recurrent if self.config.residual else recurrent
+            latent = recurrent if self.lstm_scale is None else latent + self.lstm_scale * recurrent
         normed = self.head_norm(latent)
         return Output(self._expression(self.head(normed)), latent, self._counts(normed))
 
@@ -126,10 +135,10 @@ class HGGEPNetwork(nn.Module):
             self.count_heads.bias[:n_genes] = count_mean.clamp_min(1e-3).log()
 
     @torch.no_grad()
-    def normalise_pixels(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Set what pixels in 0..1 are centred and scaled by, as the backbone's weights expect."""
-        self.pixel_mean.copy_(torch.tensor(mean).view(3, 1, 1))
-        self.pixel_std.copy_(torch.tensor(std).view(3, 1, 1))
+    def standardise_features(self, mean: Tensor, std: Tensor) -> None:
+        """Set what features are centred and scaled by, each (fields, D)."""
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(std)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error, counts' likelihood and correlation over the observed spots of a batch.
@@ -139,7 +148,11 @@ class HGGEPNetwork(nn.Module):
         The weighted sum under "loss", and each term by its name.
         """
         config, seen = self.config, batch.observed
-        out = self(batch.patches, batch.positions)
+        features = batch.features
+        if features is None:
+            assert batch.patches is not None  # a batch holds one or the other
+            features = self.encode(batch.patches)
+        out = self.decode(features, batch.positions)
         prediction, target = out.expression[seen], batch.expression[seen]
         terms = {"mse": F.mse_loss(prediction, target)}
         total = terms["mse"]

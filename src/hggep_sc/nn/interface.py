@@ -1,8 +1,9 @@
 """What goes into every network of the package, and what comes out."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -22,11 +23,29 @@ class Output(NamedTuple):
     counts: CountParameters | None  # None where the network has no count head
 
 
+class Network(Protocol):
+    """What the networks of the package have in common."""
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """(N, fields, 3, S, S), 0..255, to (N, ...)."""
+
+    def decode(self, features: Tensor, positions: Tensor) -> Output:
+        """Predict from what `encode` gave and positions (N, 2)."""
+
+
+def average_views(network: Network, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over views of expression (N, G) and latent (N, D); features (N, views, ...)."""
+    outputs = [network.decode(view, positions) for view in features.unbind(1)]
+    expression = torch.stack([out.expression for out in outputs]).mean(0)
+    return expression, torch.stack([out.latent for out in outputs]).mean(0)
+
+
 @dataclass
 class Batch:
-    """Spots of one section (or of a compact chunk of it)."""
+    """Spots of one section (or of a compact chunk of it): their patches, or the features of a frozen encoder."""
 
-    patches: Tensor  # (N, fields, 3, S, S) uint8
+    patches: Tensor | None  # (N, fields, 3, S, S) uint8
+    features: Tensor | None  # (N, fields, D)
     positions: Tensor  # (N, 2)
     expression: Tensor  # (N, G) targets on the model's scale
     counts: Tensor  # (N, G) raw

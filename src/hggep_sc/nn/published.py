@@ -398,6 +398,7 @@ class PublishedNetwork(nn.Module):
         The weighted sum under "loss", and the terms "mse", "zinb", "distillation".
         """
         seen = batch.observed
+        assert batch.patches is not None  # this network is never frozen
         pixels = self.pixels(batch.patches)
         out = self.decode(self.features(pixels), batch.positions)
         parameters = self.count_parameters(out.latent)

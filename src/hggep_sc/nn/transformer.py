@@ -33,6 +33,11 @@ class Block(nn.Module):
             nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width), nn.Dropout(dropout)
         )
 
+    @property
+    def last_layers(self) -> tuple[nn.Module, nn.Module]:
+        """Layers whose output is added to z: where they give nothing, the block is the identity."""
+        return self.attention.out, self.ffn[-2]
+
     def forward(self, z: Tensor) -> Tensor:
         z = z + self.attention(self.attention_norm(z))
         return z + self.ffn(self.ffn_norm(z))

@@ -63,8 +63,8 @@ class Section:
         """Return the section with some of its spots (bool mask or indices)."""
         return replace(self, obs_rows=self.obs_rows[spots], xy=self.xy[spots])
 
-    def portable(self) -> "Section":
-        """Return the section with a table of its own spots, counts and array positions alone.
+    def portable(self, obsm: Sequence[str] = ()) -> "Section":
+        """Return the section with a table of its own spots, counts, array positions and some slots of `obsm` alone.
 
         It is what training, prediction and evaluation read, for another process.
         """
@@ -73,6 +73,7 @@ class Section:
             self._matrix.values(self.obs_rows),
             obs=obs[[name for name in (_keys.ARRAY_COL, _keys.ARRAY_ROW) if name in obs]].copy(),
             var=pd.DataFrame(index=self.var_names),
+            obsm={key: self.embeddings(key) for key in obsm},
         )
         return replace(self, table=light, obs_rows=np.arange(light.n_obs), layer=None)
 
@@ -113,6 +114,34 @@ class Section:
             If any value is no count.
         """
         return self._matrix.library(self.obs_rows)
+
+    def embeddings(self, key: str) -> np.ndarray:
+        """Embeddings of the spots' patches in `obsm[key]`.
+
+        Returns
+        -------
+        (n, d) float32.
+
+        Raises
+        ------
+        KeyError
+            If there is no such slot.
+        ValueError
+            If it does not hold a row of finite numbers per spot.
+        """
+        table = self.table
+        if key not in table.obsm:
+            raise KeyError(f"section {self.name!r}: no embeddings in obsm[{key!r}]; obsm holds {listed(table.obsm)}")
+        found = table.obsm[key]
+        found = found.to_numpy() if isinstance(found, pd.DataFrame) else found
+        values = found[self.obs_rows]
+        values = values.toarray() if sparse.issparse(values) else np.asarray(values)
+        if values.ndim != 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+            raise ValueError(
+                f"section {self.name!r}: obsm[{key!r}] must hold a row of finite numbers for each spot, found "
+                f"{values.dtype} values of shape {values.shape}"
+            )
+        return np.ascontiguousarray(values, dtype=np.float32)
 
     @property
     def has_counts(self) -> bool:

@@ -9,6 +9,7 @@ from ..section import open_sections
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+    from torch import nn
 
     from ..baselines import BaselineConfig
 
@@ -22,6 +23,7 @@ def fit(
     genes: Sequence[str] | int | None = None,
     preset: Literal["default", "paper", "published"] = "default",
     config: "Config | BaselineConfig | Mapping[str, Any] | None" = None,
+    encoder: "str | nn.Module" = "shufflenet",
     weights: str | Path | None = "imagenet",
     normalize: Literal["library", "panel"] | None = None,
     mpp: float | Mapping[str, float] | None = None,
@@ -61,6 +63,11 @@ def fit(
     config
         Settings that replace the preset's: a dict of single ones (`{"epochs": 50}`), or a whole
         `hggep_sc.Config`, which replaces the preset too. For a baseline, those of `baselines.BaselineConfig`.
+    encoder
+        What the network sees a spot through: "shufflenet", its own; the `obsm` slot of precomputed embeddings of
+        the spots' patches, which every section has to hold (also those to be predicted); or a `torch.nn.Module`
+        that maps patches (N, 3, `config.patch_size`, `config.patch_size`), pixels in 0..1, to features (N, D), such
+        as a pathology model that you loaded. The last two are not trained.
     weights
         Where the ShuffleNetV2 backbone starts: "imagenet" (downloaded once), a file of weights, or None (random;
         a ridge or the nearest patches then go without its features).
@@ -123,6 +130,7 @@ def fit(
         method,
         settings,
         genes=genes,
+        encoder=encoder,
         weights=weights,
         validation=validation,
         seed=seed,

@@ -30,7 +30,7 @@ def predict(
     mpp: float | Mapping[str, float] | None = None,
     device: str = "auto",
     batch_size: int | None = None,
-    average_flips: bool = False,
+    average_flips: bool | None = None,
     progress: bool | None = None,
     copy: bool = False,
 ) -> "Data | None":
@@ -56,7 +56,8 @@ def predict(
     batch_size
         Spots whose patches are in memory at once; None for 64.
     average_flips
-        Average over the eight flips and rotations of every patch: eight times the work.
+        Average over the eight flips and rotations of every patch: eight times the work. None: as the network learnt,
+        which for `preset="default"` is on all eight; False is faster, and a little less accurate.
     progress
         Show a progress bar over sections; None for `hggep_sc.settings.progress`.
     copy

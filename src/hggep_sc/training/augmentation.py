@@ -1,4 +1,4 @@
-"""Random views of patches: flips and rotations of the square, and jitter of the stains' strength."""
+"""Random views of patches or of their features: flips and rotations of the square, and changes of stain."""
 
 import torch
 from torch import Tensor
@@ -54,3 +54,15 @@ def stain_jitter(patches: Tensor, sigma: float, generator: torch.Generator) -> T
     density = -torch.log((patches.float() + 1) / 256).flatten(3)
     jittered = (mixing.transpose(1, 2)[:, None] @ density).view(patches.shape)
     return (256 * torch.exp(-jittered) - 1).clamp(0, 255)
+
+
+def random_view(features: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one of the views of each spot: (N, views, ...) to (N, ...)."""
+    n, views = features.shape[:2]
+    chosen = torch.randint(views, (n,), generator=generator, device=features.device)
+    return features[torch.arange(n, device=features.device), chosen]
+
+
+def random_shift(features: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+    """Move all spots' features alike, by a normal draw of standard deviation `scale` (fields, D)."""
+    return features + scale * torch.randn(scale.shape, generator=generator, device=features.device)

@@ -57,7 +57,7 @@ def identity_of(
     """Return what has to agree for a fit to be continued."""
     digest = hashlib.sha256()
     for d in data:
-        for array in (d.xy, d.expression, d.counts, d.patches[:8]):
+        for array in (d.xy, d.expression, d.counts, d.seen[:8]):
             digest.update(np.ascontiguousarray(array).tobytes())
     settings = json.loads(json.dumps(config.to_dict()))
     return {

@@ -1,4 +1,4 @@
-"""Training data: patches and targets of every section, held once and handed out as batches."""
+"""Training data: patches or features and targets of every section, held once and handed out as batches."""
 
 import logging
 import tempfile
@@ -28,17 +28,24 @@ class SectionData:
 
     name: str
     xy: np.ndarray
-    patches: np.ndarray
+    seen: np.ndarray  # uint8 patches (n, fields, 3, S, S), or float32 features (n, views, fields, D)
     positions: np.ndarray
     expression: np.ndarray
     counts: np.ndarray
     size_factors: np.ndarray
     observed: np.ndarray
 
+    @property
+    def holds_features(self) -> bool:
+        """Whether a frozen encoder's features are held instead of patches."""
+        return self.seen.dtype != np.uint8
+
     def batch(self, spots: np.ndarray) -> Batch:
         """Return some of the spots as tensors."""
+        seen = torch.from_numpy(np.ascontiguousarray(self.seen[spots]))
         return Batch(
-            patches=torch.from_numpy(np.ascontiguousarray(self.patches[spots])),
+            patches=None if self.holds_features else seen,
+            features=seen if self.holds_features else None,
             positions=torch.from_numpy(self.positions[spots]),
             expression=torch.from_numpy(self.expression[spots]),
             counts=torch.from_numpy(self.counts[spots]),
@@ -49,16 +56,16 @@ class SectionData:
 
 
 @contextmanager
-def patch_store(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[np.ndarray]]:
-    """Give uninitialised uint8 arrays: in memory up to `settings.patch_memory`, else in a temporary file."""
-    total = sum(int(np.prod(shape)) for shape in shapes)
+def array_store(shapes: Sequence[tuple[int, ...]], dtype: type[np.generic]) -> Iterator[list[np.ndarray]]:
+    """Give uninitialised arrays: in memory up to `settings.patch_memory`, else in a temporary file."""
+    total = sum(int(np.prod(shape)) for shape in shapes) * np.dtype(dtype).itemsize
     if total <= settings.patch_memory:
-        yield [np.empty(shape, dtype=np.uint8) for shape in shapes]
+        yield [np.empty(shape, dtype=dtype) for shape in shapes]
         return
-    logger.info("training patches take %.1f GiB: kept in a temporary file", total / 2**30)
+    logger.info("training patches or their features take %.1f GiB: kept in a temporary file", total / 2**30)
     with tempfile.TemporaryDirectory(prefix="hggep_patches_", ignore_cleanup_errors=True) as folder:
         yield [
-            np.memmap(Path(folder) / f"{i}.u8", dtype=np.uint8, mode="w+", shape=shape)
+            np.memmap(Path(folder) / f"{i}.array", dtype=dtype, mode="w+", shape=shape)
             for i, shape in enumerate(shapes)
         ]
 
@@ -81,7 +88,7 @@ def section_data(
     section: "Section",
     genes: Sequence[str],
     scale: ExpressionScale,
-    patches: np.ndarray,
+    seen: np.ndarray,
     positions: np.ndarray,
     held_out: np.ndarray | None = None,
 ) -> SectionData:
@@ -92,7 +99,7 @@ def section_data(
     return SectionData(
         name=section.name,
         xy=section.xy,
-        patches=patches,
+        seen=seen,
         positions=positions.astype(np.float32 if positions.dtype.kind == "f" else positions.dtype),
         expression=scale.transform(counts, totals),
         counts=counts.toarray().astype(np.float32),

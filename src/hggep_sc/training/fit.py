@@ -1,6 +1,7 @@
 """Training: sections in, a trained network out."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +15,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import Config
 from ..expression import ExpressionScale
-from ..nn import Batch, HGGEPNetwork, PublishedNetwork, build
-from ..patches import fields_of_view, read_patches, say_if_coarse
-from ..weights import load_weights, locate_weights, pixel_statistics
+from ..features import feature_shape, is_frozen, open_features
+from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
+from ..patches import BATCH_SPOTS, fields_of_view, read_patches, say_if_coarse
+from ..weights import load_weights, locate_weights
 from .checkpoint import CHECKPOINT, checkpoint_to_resume, identity_of
-from .data import (
-    SectionData,
-    patch_store,
-    section_data,
-    spatial_chunks,
-)
+from .data import SectionData, array_store, section_data, spatial_chunks
 from .lightning_manners import interruptible, quiet
 from .plan import EpochProgress, History, KeepBest, StopEarly, TrainingPlan
 
 if TYPE_CHECKING:
     from ..section import Section
+
+
+CONSTANT = 1e-6  # relative spread below which a feature says nothing
 
 
 @dataclass
@@ -46,6 +46,7 @@ def train(
     scale: ExpressionScale,
     config: Config,
     *,
+    encoder: Encoder | str | None,
     mpp: float | None,
     weights: str | Path | None,
     held_out: Sequence[np.ndarray] | None,
@@ -58,36 +59,39 @@ def train(
 ) -> Trained:
     """Train a network on sections; see `hggep_sc.tl.fit` for the parameters.
 
+    `encoder` is what `make_encoder` made, or None for the released network, which has its own and takes `weights`;
     `held_out` marks per section the spots that are validated on, `mpp` is the scale to train at.
     """
-    weights_file = locate_weights(weights)
+    network_class = PublishedNetwork if encoder is None else HGGEPNetwork
     with isolate_rng(), quiet():
         torch.manual_seed(seed)
-        network_class = PublishedNetwork if config.preset == "published" else HGGEPNetwork
-        size = config.patch_size
         fields = [fields_of_view(config, mpp, section.mpp) for section in sections]
-        shapes = [(len(s.xy), len(f), 3, size, size) for s, f in zip(sections, fields, strict=True)]
         masks: Sequence[np.ndarray | None] = held_out if held_out is not None else [None for _ in sections]
-        with patch_store(shapes) as stores:
+        with _seen(sections, fields, encoder, config, network_class, device) as seen:
             data = [
                 section_data(section, genes, scale, store, network_class.positions(section), mask)
-                for section, store, mask in zip(sections, stores, masks, strict=True)
+                for section, store, mask in zip(sections, seen, masks, strict=True)
             ]
-            for section, store, views in zip(sections, stores, fields, strict=True):
-                say_if_coarse(section, views, size)
-                with section.open_image() as image:
-                    read_patches(image, network_class.centres(section.xy), views, size, out=store)
             identity = identity_of(data, genes, config, held_out, seed)
             checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity)
             training, validation = _split(data, held_out)
             training, config, start = _center(training, config, seed)
-            network = build(config, len(genes))
-            if weights_file is not None:
-                load_weights(network.backbone, weights_file)
-            if isinstance(network, HGGEPNetwork):
+            network: HGGEPNetwork | PublishedNetwork
+            if encoder is None:
+                network = PublishedNetwork(len(genes))
+                if (path := locate_weights(weights)) is not None:
+                    load_weights(network.backbone, path)
+            else:
+                network = HGGEPNetwork(
+                    config,
+                    len(genes),
+                    encoder=encoder if isinstance(encoder, Encoder) else None,
+                    groups=(data[0].seen.shape[-1],) if isinstance(encoder, str) else encoder.groups,
+                    n_fields=1 if isinstance(encoder, str) else len(config.fields_px),
+                )
                 network.start_from(*start)
-                if weights_file is not None:
-                    network.normalise_pixels(*pixel_statistics(weights_file))
+                if config.standardize:
+                    network.standardise_features(*_feature_statistics(network.to(device), training, device))
             history = _run(
                 network,
                 training,
@@ -101,6 +105,64 @@ def train(
                 progress=progress,
             )
     return Trained(network.eval(), config, history)
+
+
+@contextmanager
+def _seen(
+    sections: Sequence["Section"],
+    fields: Sequence[tuple[float, ...]],
+    encoder: Encoder | str | None,
+    config: Config,
+    network_class: type[HGGEPNetwork] | type[PublishedNetwork],
+    device: torch.device,
+) -> Iterator[list[np.ndarray]]:
+    """Give what is learnt from, per section: patches; features where the encoder is frozen."""
+    size = config.patch_size
+    if not is_frozen(encoder, config):
+        shapes = [(len(s.xy), len(f), 3, size, size) for s, f in zip(sections, fields, strict=True)]
+        with array_store(shapes, np.uint8) as stores:
+            for section, views, store in zip(sections, fields, stores, strict=True):
+                say_if_coarse(section, views, size)
+                with section.open_image() as image:
+                    read_patches(image, network_class.centres(section.xy), views, size, out=store)
+            yield stores
+        return
+    assert encoder is not None  # the released network is not frozen
+    held = [feature_shape(section, encoder, config) for section in sections]
+    if len({shape[1:] for shape in held}) > 1:
+        lengths = ", ".join(f"{s.name!r}: {shape[-1]}" for s, shape in zip(sections, held, strict=True))
+        raise ValueError(f"obsm[{encoder!r}] has embeddings of different lengths: {lengths}")
+    with array_store(held, np.float32) as stores:
+        for section, views, store in zip(sections, fields, stores, strict=True):
+            with open_features(section, encoder, views, config, device=device) as features:
+                for spots in spatial_chunks(section.xy, config.chunk_spots):
+                    store[spots] = features(spots).cpu().numpy()
+        yield stores
+
+
+@torch.no_grad()
+def _feature_statistics(
+    network: HGGEPNetwork, training: list[SectionData], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each feature over the training spots, (fields, D); sections count alike."""
+    means, variances = [], []
+    network.eval()
+    for data in training:
+        parts = []
+        for spots in np.array_split(np.flatnonzero(data.observed), -(-data.observed.sum() // BATCH_SPOTS)):
+            batch = data.batch(spots)
+            if batch.features is None:
+                assert batch.patches is not None  # a batch holds one or the other
+                parts.append(network.encode(batch.patches.to(device)).cpu())
+            else:
+                parts.append(batch.features.mean(1))
+        features = torch.cat(parts).double()
+        means.append(features.mean(0))
+        variances.append(features.var(0, correction=0))
+    mean = torch.stack(means).mean(0)
+    spread = torch.stack([v + (m - mean) ** 2 for v, m in zip(variances, means, strict=True)]).mean(0).sqrt()
+    constant = spread <= CONSTANT * mean.abs().clamp_min(1.0)  # says nothing: left as it is, near 0
+    return mean.float(), spread.masked_fill(constant, 1.0).float()
 
 
 def _split(

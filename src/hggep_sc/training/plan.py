@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..config import Config
 from ..metrics import pearson
-from ..nn import Batch, HGGEPNetwork, PublishedNetwork
-from .augmentation import random_dihedral, stain_jitter
+from ..nn import Batch, HGGEPNetwork, PublishedNetwork, average_views
+from .augmentation import random_dihedral, random_shift, random_view, stain_jitter
 
 
 class TrainingPlan(L.LightningModule):
@@ -31,9 +31,9 @@ class TrainingPlan(L.LightningModule):
         self._validation: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def configure_optimizers(self) -> Any:
-        backbone = [p for name, p in self.named_parameters() if ".backbone." in f".{name}"]
-        chosen = {id(p) for p in backbone}
-        rest = [p for p in self.parameters() if id(p) not in chosen]
+        learnt = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        backbone = [p for name, p in learnt if ".backbone." in f".{name}"]
+        rest = [p for name, p in learnt if ".backbone." not in f".{name}"]
         config = self.config
         rates = [config.learning_rate, config.backbone_learning_rate]
         groups: list[dict[str, Any]] = [
@@ -51,16 +51,27 @@ class TrainingPlan(L.LightningModule):
         seed = _derive_seed(self.seed, self.current_epoch, step)
         torch.manual_seed(seed)  # for dropout; `train` restores the caller's state
         generator = torch.Generator(self.device).manual_seed(seed)
-        if self.config.flips:
-            batch.patches = random_dihedral(batch.patches, generator)
-        if self.config.stain_jitter:
-            batch.patches = stain_jitter(batch.patches, self.config.stain_jitter, generator)
+        if batch.patches is not None:
+            if self.config.flips:
+                batch.patches = random_dihedral(batch.patches, generator)
+            if self.config.stain_jitter:
+                batch.patches = stain_jitter(batch.patches, self.config.stain_jitter, generator)
+        if batch.features is not None and isinstance(self.network, HGGEPNetwork):
+            batch.features = random_view(batch.features, generator)
+            if self.config.feature_shift:
+                scale = self.config.feature_shift * self.network.feature_std
+                batch.features = random_shift(batch.features, scale, generator)
         return self.network.loss(batch, generator)
 
     def validation_step(self, batch: Batch, step: int) -> None:
-        out = self.network(batch.patches, batch.positions)
+        if batch.features is not None:
+            features = batch.features
+        else:
+            assert batch.patches is not None  # a batch holds one or the other
+            features = self.network.encode(batch.patches)[:, None]
+        expression, _ = average_views(self.network, features, batch.positions)
         seen = batch.observed
-        pair = out.expression[seen].float().cpu().numpy(), batch.expression[seen].cpu().numpy()
+        pair = expression[seen].float().cpu().numpy(), batch.expression[seen].cpu().numpy()
         self._validation.setdefault(batch.section, []).append(pair)
 
     def on_validation_epoch_end(self) -> None:

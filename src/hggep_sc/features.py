@@ -1,0 +1,217 @@
+"""Features of spots: patches read and encoded a batch at a time, or embeddings that the table holds."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ._settings import settings
+from .config import Config
+from .nn import Encoder, ModuleEncoder, shufflenet_encoder
+from .patches import BATCH_SPOTS, read_patches, say_if_coarse
+from .training.augmentation import dihedral
+from .weights import load_pretrained, locate_weights
+
+if TYPE_CHECKING:
+    from .image import SectionImage
+    from .section import Section
+
+SHUFFLENET = "shufflenet"  # HGGEP's own encoder
+CPU_PATCHES = 16  # encoded at once: the maps of more do not fit a core's cache, and take twice the time
+
+View = tuple[int, bool]  # quarter turns, and whether mirrored first
+PLAIN: tuple[View, ...] = ((0, False),)
+DIHEDRAL: tuple[View, ...] = tuple((turns, flip) for flip in (False, True) for turns in range(4))
+
+Features = Callable[[np.ndarray], Tensor]  # indices of spots -> (n, views, ...)
+
+
+class _Memory:
+    """Features of sections that are still in use, the latest, up to `settings.feature_memory` bytes."""
+
+    def __init__(self) -> None:
+        self._kept: WeakKeyDictionary[Section, OrderedDict[Hashable, Tensor]] = WeakKeyDictionary()
+
+    def get(self, section: "Section", key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what is kept, or compute and keep it."""
+        of_section = self._kept.setdefault(section, OrderedDict())
+        if key in of_section:
+            of_section.move_to_end(key)
+            return of_section[key]
+        features = compute()
+        if features.nbytes <= settings.feature_memory:
+            of_section[key] = features
+            while sum(t.nbytes for kept in self._kept.values() for t in kept.values()) > settings.feature_memory:
+                oldest = next(kept for kept in self._kept.values() if kept)
+                oldest.popitem(last=False)
+        return features
+
+
+_memory = _Memory()
+
+
+def encode_spots(
+    image: "SectionImage",
+    xy: np.ndarray,
+    fields: tuple[float, ...],
+    patch_size: int,
+    encode: Callable[[Tensor], Tensor],
+    *,
+    views: tuple[View, ...],
+    batch_size: int,
+    device: torch.device,
+) -> Tensor:
+    """Read and encode the patches around spots, a batch of spots in memory at a time.
+
+    Parameters
+    ----------
+    image
+        An open image.
+    xy
+        (n, 2) centres, px of the image's finest level.
+    fields
+        Sides of the fields of view, px of the image's finest level.
+    patch_size
+        Side of the patches, px.
+    encode
+        Takes (n, fields, 3, S, S) uint8.
+    views
+        Turns and mirrorings of every patch.
+
+    Returns
+    -------
+    (n, views, ...), on the device.
+    """
+    batches = []
+    for start in range(0, len(xy), batch_size):
+        patches = torch.from_numpy(read_patches(image, xy[start : start + batch_size], fields, patch_size)).to(device)
+        n = len(patches)
+        turned = (
+            dihedral(patches, torch.full((n,), turns, device=device), torch.full((n,), flip, device=device))
+            for turns, flip in views
+        )
+        batches.append(torch.stack([encode(view) for view in turned], dim=1))
+    return torch.cat(batches)
+
+
+def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path | None) -> Encoder | str | None:
+    """Return what is to see the spots; see `hggep_sc.tl.fit` for the parameters.
+
+    Returns
+    -------
+    An encoder; the `obsm` slot of embeddings; None for the released network, which has its own.
+
+    Raises
+    ------
+    ValueError
+        If the released network is given another, or a module does not give a vector for each patch.
+    TypeError
+        If `encoder` is neither a name nor a module.
+    """
+    if not isinstance(encoder, str | nn.Module):
+        raise TypeError(
+            f'encoder must be "{SHUFFLENET}", the obsm slot of embeddings or a torch.nn.Module, not '
+            f"{type(encoder).__name__}"
+        )
+    if config.preset == "published":
+        if encoder != SHUFFLENET:
+            raise ValueError(f'encoder={encoder!r}: the published network has its own; use preset="default"')
+        return None
+    if isinstance(encoder, nn.Module):
+        return ModuleEncoder(encoder, config.patch_size)
+    if encoder != SHUFFLENET:
+        return encoder
+    own = shufflenet_encoder(config)
+    if (path := locate_weights(weights)) is not None:
+        load_pretrained(own, path)
+    return own
+
+
+def is_frozen(encoder: Encoder | str | None, config: Config) -> bool:
+    """Whether features do not change in training, so that they are computed once."""
+    return isinstance(encoder, str | ModuleEncoder) or (encoder is not None and not config.learns_from_pixels)
+
+
+def views_of(encoder: Encoder | str | None, config: Config) -> tuple[View, ...]:
+    """Return the views of every patch that a frozen encoder's features are computed of."""
+    return DIHEDRAL if config.flips and not isinstance(encoder, str) else PLAIN
+
+
+def feature_shape(section: "Section", encoder: Encoder | str, config: Config) -> tuple[int, int, int, int]:
+    """Return (n, views, fields, D) of a section's features by a frozen encoder."""
+    if isinstance(encoder, str):
+        n, d = section.embeddings(encoder).shape
+        return n, 1, 1, d
+    return len(section.xy), len(views_of(encoder, config)), len(config.fields_px), sum(encoder.groups)
+
+
+@contextmanager
+def open_features(
+    section: "Section",
+    encoder: Encoder | str,
+    fields: tuple[float, ...],
+    config: Config,
+    *,
+    device: torch.device,
+    views: tuple[View, ...] | None = None,
+    batch_size: int = BATCH_SPOTS,
+) -> Iterator[Features]:
+    """Give the features of a section's spots by a frozen encoder, (n, views, fields, D).
+
+    Features are kept as long as the section is in use, for another fit to it or a prediction of it.
+
+    Parameters
+    ----------
+    section
+        Where the spots and the image are.
+    encoder
+        A frozen encoder; or the `obsm` slot of embeddings, which have one view and one field.
+    fields
+        Sides of the fields of view, px of the image's finest level.
+    config
+        Size of the patches, and whether to flip and turn them.
+    views
+        Turns and mirrorings instead of those.
+    device, batch_size
+        As in `encode_spots`.
+    """
+    if isinstance(encoder, str):
+        embeddings = torch.from_numpy(section.embeddings(encoder))
+        yield lambda spots: embeddings[spots][:, None, None].to(device)
+        return
+    say_if_coarse(section, fields, config.patch_size)
+    encoder.to(device).eval()
+    name, views = encoder.id, views or views_of(encoder, config)
+
+    def encode(patches: Tensor) -> Tensor:
+        flat = patches.flatten(0, 1)
+        parts = flat.split(CPU_PATCHES) if device.type == "cpu" else [flat]
+        return torch.cat([encoder(part) for part in parts]).unflatten(0, patches.shape[:2])
+
+    with ExitStack() as stack:
+        image = cache(lambda: stack.enter_context(section.open_image()))  # not opened for what is kept
+
+        def features(spots: np.ndarray) -> Tensor:
+            def compute() -> Tensor:
+                with torch.no_grad():  # not inference_mode: training learns on what is kept
+                    return encode_spots(
+                        image(),
+                        section.xy[spots],
+                        fields,
+                        config.patch_size,
+                        encode,
+                        views=views,
+                        batch_size=batch_size,
+                        device=device,
+                    ).cpu()
+
+            return _memory.get(section, (name, fields, config.patch_size, views, spots.tobytes()), compute).to(device)
+
+        yield features

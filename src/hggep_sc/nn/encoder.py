@@ -1,0 +1,158 @@
+"""From a patch to features: GEM, ShuffleNetV2 with CBAM at its stages, or a network of the user's own."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cbam import CBAM
+from .gem import GEM
+from .shufflenet import CHANNELS, LAST, ShuffleNetV2
+
+STAGES = dict(zip(("stage2", "stage3", "stage4", "conv5"), (*CHANNELS, LAST), strict=True))  # channels by name
+
+
+def state_hash(module: nn.Module) -> str:
+    """Hash of a module's class and state."""
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+class Encoder(nn.Module):
+    """Patches to features.
+
+    Attributes
+    ----------
+    groups
+        How many features each of its stages has; they follow one another.
+    """
+
+    groups: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        """Hash of the weights."""
+        return state_hash(self)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(N, 3, S, S), 0..255, to (N, sum(groups))."""
+        raise NotImplementedError
+
+
+class ShuffleNetEncoder(Encoder):
+    """GEM, ShuffleNetV2 x0.5 without the stem's max-pool, CBAM: stages, each averaged over its map.
+
+    Parameters
+    ----------
+    stages
+        Those to read: "stage2", "stage3", "stage4" and "conv5", which the paper calls S2 to S5.
+    gem, cbam
+        Whether these modules are there.
+    residual
+        GEM and CBAM add to what they are given, starting at nothing; else they replace it, and what GEM halves
+        is halved without it, too.
+    frozen
+        Whether the backbone stays as it is, its batch statistics too.
+    """
+
+    pixel_mean: Tensor  # (3, 1, 1), of pixels in 0..1
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        stages: Sequence[str] = ("stage2", "stage3", "stage4"),
+        *,
+        gem: bool = False,
+        cbam: bool = False,
+        residual: bool = True,
+        frozen: bool = True,
+    ) -> None:
+        super().__init__()
+        self.stages, self.residual, self.frozen = tuple(stages), residual, frozen
+        self.groups = tuple(STAGES[stage] for stage in stages)
+        self.register_buffer("pixel_mean", torch.zeros(3, 1, 1))
+        self.register_buffer("pixel_std", torch.ones(3, 1, 1))
+        self.gem = GEM() if gem else None
+        self.gem_scale = nn.Parameter(torch.zeros(3, 1, 1)) if gem and residual else None
+        self.backbone = ShuffleNetV2(stem_pool=False)
+        if "conv5" not in stages:
+            self.backbone.conv5 = nn.Sequential()
+        if frozen:
+            self.backbone.requires_grad_(False).eval()
+        self.cbam = nn.ModuleList(CBAM(c) for c in self.groups) if cbam else None
+        self.cbam_scale = nn.Parameter(torch.zeros(sum(self.groups))) if cbam and residual else None
+
+    def train(self, mode: bool = True) -> "ShuffleNetEncoder":
+        """Set the mode of all but a frozen backbone, which stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def enhance(self, pixels: Tensor) -> Tensor:
+        """GEM, (N, 3, S, S) -> (N, 3, S/2, S/2); as a residual (N, 3, S, S)."""
+        if self.gem_scale is not None and self.gem is not None:
+            return pixels + self.gem_scale * F.interpolate(self.gem(pixels), size=pixels.shape[-2:])
+        if self.gem is not None:
+            return self.gem(pixels)
+        return pixels if self.residual else F.avg_pool2d(pixels, 2)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        pixels = (patches.float() / 255 - self.pixel_mean) / self.pixel_std
+        # channels-last strides crash torch 2.13's convolutions on the CPU
+        found = self.backbone(self.enhance(pixels.contiguous()))
+        maps = [getattr(found, stage) for stage in self.stages]
+        plain = torch.cat([stage.mean((2, 3)) for stage in maps], dim=1)
+        if self.cbam is None:
+            return plain
+        weighed = torch.cat([cbam(stage).mean((2, 3)) for cbam, stage in zip(self.cbam, maps, strict=True)], dim=1)
+        return weighed if self.cbam_scale is None else plain + self.cbam_scale * weighed
+
+    @torch.no_grad()
+    def normalise_pixels(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set what pixels in 0..1 are centred and scaled by, as the backbone's weights expect."""
+        self.pixel_mean.copy_(torch.tensor(mean).view(3, 1, 1))
+        self.pixel_std.copy_(torch.tensor(std).view(3, 1, 1))
+
+
+class ModuleEncoder(Encoder):
+    """A module of the user's: it takes (N, 3, S, S) pixels in 0..1 and gives (N, D) features; never trained.
+
+    Parameters
+    ----------
+    module
+        The module, kept in eval mode and without gradients.
+    patch_size
+        S, on which it is tried once.
+
+    Raises
+    ------
+    ValueError
+        If it does not give a vector for each patch.
+    """
+
+    def __init__(self, module: nn.Module, patch_size: int) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False).eval()
+        like = next(module.parameters(), torch.zeros(()))
+        with torch.inference_mode():
+            tried = module(torch.zeros(2, 3, patch_size, patch_size, device=like.device))
+        if not isinstance(tried, Tensor) or tried.ndim != 2 or len(tried) != 2:
+            found = tuple(tried.shape) if isinstance(tried, Tensor) else type(tried).__name__
+            raise ValueError(
+                f"encoder= must give one vector for each patch: 2 patches of {patch_size} px gave {found} instead of "
+                "(2, features); wrap the module so that it pools its maps or takes its class token"
+            )
+        self.groups = (tried.shape[1],)
+
+    def train(self, mode: bool = True) -> "ModuleEncoder":
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.module(patches.float() / 255).float()

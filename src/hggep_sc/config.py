@@ -103,6 +103,9 @@ class Config(BaseConfig):
         prediction. None: always whole.
     patience
         Epochs without a better validation score before training stops; used with `validation=` only.
+    confidence
+        Train again without each training section (in at most five groups), to learn how well genes and spots of a
+        section that was never seen are predicted, and how unlike the training sections such a one may be.
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset({"preset"})
@@ -149,6 +152,7 @@ class Config(BaseConfig):
     gradient_clip: float = 1.0
     chunk_spots: int | None = 512
     patience: int = 10
+    confidence: bool = True
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -273,6 +277,7 @@ _PAPER: dict[str, Any] = {
     "schedule": "constant",
     "gradient_clip": 0.0,
     "chunk_spots": None,
+    "confidence": False,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -19,6 +19,16 @@ def predicted(key: str) -> str:
     return f"{key}_predicted"
 
 
+def reliability(key: str) -> str:
+    """`var`: how well held-out training sections predict each gene."""
+    return f"{key}_reliability"
+
+
+def uncertainty(key: str) -> str:
+    """`obs`: the error to expect of each spot's prediction."""
+    return f"{key}_uncertainty"
+
+
 def latent(key: str) -> str:
     """`obsm`: the network's latent representation of each spot."""
     return f"X_{key}"

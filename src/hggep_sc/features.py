@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -188,7 +188,9 @@ def open_features(
         return
     say_if_coarse(section, fields, config.patch_size)
     encoder.to(device).eval()
-    name, views = encoder.id, views or views_of(encoder, config)
+    views = views or views_of(encoder, config)
+    # weights do not tell all of a user's module: its features are its own
+    name = ref(encoder.module) if isinstance(encoder, ModuleEncoder) else encoder.id
 
     def encode(patches: Tensor) -> Tensor:
         flat = patches.flatten(0, 1)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ._settings import settings
+from .confidence import Confidence, optical_density
 from .config import Config
 from .device import resolve_device
 from .expression import ExpressionScale
@@ -54,6 +55,8 @@ class HGGEP:
         Seed of the training; None for a published checkpoint.
     embeddings
         `obsm` slot that the network reads instead of patches; None where it looks at the image.
+    confidence
+        What training sections that were left out in turn tell of it; None without `config.confidence`.
     """
 
     method: ClassVar[str] = "hggep"
@@ -69,6 +72,7 @@ class HGGEP:
         history: Sequence[dict[str, float]] = (),
         seed: int | None = None,
         embeddings: str | None = None,
+        confidence: Confidence | None = None,
     ) -> None:
         self.network = network.eval()
         self.config = config
@@ -79,6 +83,7 @@ class HGGEP:
         self.history = pd.DataFrame(list(history))
         self.seed = seed
         self.embeddings = embeddings
+        self.confidence = confidence
 
     @property
     def encoder(self) -> Encoder | str | None:
@@ -168,6 +173,7 @@ class HGGEP:
             history=trained.history,
             seed=seed,
             embeddings=eye if isinstance(eye, str) else None,
+            confidence=trained.confidence,
         )
 
     @torch.inference_mode()
@@ -205,15 +211,34 @@ class HGGEP:
         positions = positions.float() if positions.is_floating_point() else positions
         expression = np.empty((n_spots, len(self.genes)), dtype=np.float32)
         latent: np.ndarray | None = None
+        mean_features: Any = 0.0
         with self._features(section, target, spots_per_batch(batch_size), average_flips) as features:
             for spots in spatial_chunks(section.xy, self.config.chunk_spots):
-                out = average_views(network, features(spots), positions[spots].to(target))
+                seen = features(spots)
+                out = average_views(network, seen, positions[spots].to(target))
                 expression[spots], of_chunk = (values.float().cpu().numpy() for values in out)
                 if latent is None:
                     latent = np.empty((n_spots, of_chunk.shape[1]), dtype=np.float32)
                 latent[spots] = of_chunk
+                if self.confidence is not None:
+                    mean_features = mean_features + seen.float().mean(1).sum(0).cpu().numpy() / n_spots
         assert latent is not None  # a section has spots
+        if self.confidence is not None:
+            self.confidence.say_if_unlike(section.name, mean_features, self._stain(section))
         return expression, latent
+
+    def uncertainty(self, expression: np.ndarray) -> np.ndarray | None:
+        """Return the error to expect of each spot of one section's prediction; see `Confidence.uncertainty`.
+
+        None where the model was fitted without `config.confidence`.
+        """
+        return None if self.confidence is None else self.confidence.uncertainty(expression, self.scale)
+
+    def _stain(self, section: Section) -> np.ndarray | None:
+        """Measure the optical density that confidence compares; None where no image is looked at."""
+        if self.embeddings:
+            return None
+        return optical_density(section, min(fields_of_view(self.config, self.mpp, section.mpp)), self.config.patch_size)
 
     @contextmanager
     def _features(
@@ -281,7 +306,11 @@ class HGGEP:
                 "library_genes": self.fingerprint.library_genes,
                 "history": self.history.to_dict("records"),
             },
-            tensors={"network": state, "training": self.fingerprint.tensors()},
+            tensors={
+                "network": state,
+                "training": self.fingerprint.tensors(),
+                **({} if self.confidence is None else {"confidence": self.confidence.tensors()}),
+            },
             overwrite=overwrite,
         )
 
@@ -336,6 +365,7 @@ class HGGEP:
             history=content["history"],
             seed=content["seed"],
             embeddings=entry["key"] if entry is not None and entry["kind"] == "obsm" else None,
+            confidence=Confidence.from_tensors(tensors["confidence"]) if "confidence" in tensors else None,
         )
 
     @classmethod

@@ -8,11 +8,9 @@ from typing import Self, TypeVar
 import numpy as np
 
 from ..metrics import pearson
-from ..training.split import hold_out_blocks
+from ..training.split import leave_out
 
 logger = logging.getLogger(__name__)
-
-BLOCK_DRAWS, BLOCK_SHARE = 5, 0.2  # of the only section, where there is no other to leave out
 
 Candidate = TypeVar("Candidate", int, float)
 
@@ -40,13 +38,8 @@ class Training:
         cls, features: Sequence[np.ndarray], targets: Sequence[np.ndarray], xy: Sequence[np.ndarray], seed: int
     ) -> Self:
         """Join sections; a section that trains alone has spatial blocks left out, several draws of them."""
-        section = np.repeat(np.arange(len(xy)), [len(points) for points in xy])
-        if len(xy) > 1:
-            held_out = [section == i for i in range(len(xy))]
-        else:
-            counted = np.ones(len(xy[0]), dtype=bool)
-            held_out = [hold_out_blocks(xy[0], counted, BLOCK_SHARE, seed + draw) for draw in range(BLOCK_DRAWS)]
-        return cls(np.concatenate(features), np.concatenate(targets), [m for m in held_out if not m.all()])
+        held_out = [np.concatenate(masks) for masks in leave_out(xy, seed)]
+        return cls(np.concatenate(features), np.concatenate(targets), held_out)
 
 
 def choose(

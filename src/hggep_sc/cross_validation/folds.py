@@ -68,6 +68,9 @@ class FoldResult:
         Tidy table: fold, section, method, seed, gene, metric, value.
     facts
         The row of `CrossValidation.folds`.
+    reliability, uncertainties
+        Of the model's genes, and per test section of its spots, as `tl.predict` writes them; None where the model has
+        no confidence.
     """
 
     genes: list[str]
@@ -75,6 +78,8 @@ class FoldResult:
     records: dict[str, dict[str, Any]]
     scores: pd.DataFrame
     facts: dict[str, Any]
+    reliability: np.ndarray | None = None
+    uncertainties: dict[str, np.ndarray] | None = None
 
 
 def leave_out(sections: Sequence[Section], groups: Mapping[str, str] | None, n_folds: int | None) -> list[Fold]:

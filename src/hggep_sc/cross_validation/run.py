@@ -24,7 +24,7 @@ from ..features import SHUFFLENET
 from ..methods import fit_method, method_config
 from ..model import HGGEP
 from ..nn import state_hash
-from ..record import prediction_record
+from ..record import confidence_of, prediction_record
 from ..section import Section
 from ..weights import locate_weights
 from .folds import Fold, FoldResult, Task
@@ -69,7 +69,7 @@ def tasks_of(
     slots -= {SHUFFLENET}
     portable = {section.name: section.portable(sorted(slots)) for fold in folds for section in fold.test}
     contents = {name: _content(section) for name, section in portable.items()}
-    encoders = {name: _encoder_id(arguments.get("encoder", SHUFFLENET)) for name, arguments in settings.items()}
+    encoders = {name: _encoder_entry(arguments) for name, arguments in settings.items()}
     weights = {name: _file_hash(arguments["weights"]) for name, arguments in settings.items()}
     tasks = []
     for fold in folds:
@@ -85,9 +85,9 @@ def tasks_of(
                     "method": arguments["method"],
                     "config": arguments["config"].to_dict(),
                     "genes": arguments["genes"],
-                    "encoder": encoders[name],
                     "validation": arguments["validation"],
                     "weights": weights[name],
+                    **encoders[name],
                 }
                 identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
                 own = {**arguments, "seed": seed}
@@ -144,9 +144,12 @@ def _content(section: Section) -> str:
     return digest.hexdigest()
 
 
-def _encoder_id(encoder: str | nn.Module) -> str:
-    """Name of an encoder, a hash where it is a module of the user's."""
-    return encoder if isinstance(encoder, str) else state_hash(encoder)
+def _encoder_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a result depends on of the encoder: its name, or a hash where it is a module of the user's."""
+    encoder: str | nn.Module = arguments.get("encoder", SHUFFLENET)
+    if encoder == SHUFFLENET:
+        return {}
+    return {"encoder": encoder if isinstance(encoder, str) else state_hash(encoder)}
 
 
 def _file_hash(weights: str | Path | None) -> str | None:
@@ -200,7 +203,10 @@ def run_task(task: Task) -> FoldResult:
         "python": platform.python_version(),
         "error": "",
     }
-    return FoldResult(model.genes, predictions, records, pd.concat(scores, ignore_index=True), facts)
+    confidence = confidence_of(model, list(predictions.values()))
+    uncertainties = dict(zip(predictions, confidence["uncertainties"], strict=True)) if confidence else None
+    table = pd.concat(scores, ignore_index=True)
+    return FoldResult(model.genes, predictions, records, table, facts, confidence.get("reliability"), uncertainties)
 
 
 def run_tasks(

@@ -18,7 +18,8 @@ class FoldStore:
     """A folder of results; a file's name holds the hash of all that the result depends on.
 
     Each file is an AnnData of the predicted spots and genes: `X` is the prediction, `obs["section"]` whose spot it
-    is, and `uns` holds scores and facts.
+    is, `var["reliability"]` and `obs["uncertainty"]` are the model's where it has them, and `uns` holds scores and
+    facts.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -54,6 +55,10 @@ class FoldStore:
                 records={name: stored.uns["records"][str(i)] for i, name in enumerate(names)},
                 scores=scores.assign(fold=task.fold, method=task.method).reset_index(drop=True),
                 facts={**facts, "fold": task.fold, "method": task.method},
+                reliability=stored.var["reliability"].to_numpy() if "reliability" in stored.var else None,
+                uncertainties={name: stored.obs["uncertainty"].to_numpy()[rows[name]] for name in names}
+                if "uncertainty" in stored.obs
+                else None,
             )
         except (OSError, KeyError, ValueError, TypeError) as error:
             logger.warning("%s cannot be read (%s): %s is run again", file, error, task.name)
@@ -78,6 +83,10 @@ class FoldStore:
                 "facts": result.facts,
             },
         )
+        if result.reliability is not None:
+            table.var["reliability"] = result.reliability
+        if result.uncertainties is not None:
+            table.obs["uncertainty"] = np.concatenate([result.uncertainties[name] for name in names])
         file = self.file(task)
         part = file.with_name(file.name + ".part")
         table.write_h5ad(part, compression="gzip")

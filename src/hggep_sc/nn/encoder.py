@@ -14,9 +14,10 @@ from .shufflenet import CHANNELS, LAST, ShuffleNetV2
 STAGES = dict(zip(("stage2", "stage3", "stage4", "conv5"), (*CHANNELS, LAST), strict=True))  # channels by name
 
 
-def state_hash(module: nn.Module) -> str:
-    """Hash of a module's class and state."""
-    digest = hashlib.sha256(type(module).__name__.encode())
+def state_hash(module: nn.Module, settings: str = "") -> str:
+    """Hash of the classes that a module is made of, its state, and what settings neither tells."""
+    classes = [(name, type(part).__name__) for name, part in module.named_modules()]
+    digest = hashlib.sha256(repr((classes, settings)).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
@@ -36,8 +37,8 @@ class Encoder(nn.Module):
 
     @property
     def id(self) -> str:
-        """Hash of the weights."""
-        return state_hash(self)
+        """Hash of the weights and of what is done with them."""
+        return state_hash(self, self.extra_repr())
 
     def forward(self, patches: Tensor) -> Tensor:
         """(N, 3, S, S), 0..255, to (N, sum(groups))."""
@@ -86,6 +87,10 @@ class ShuffleNetEncoder(Encoder):
             self.backbone.requires_grad_(False).eval()
         self.cbam = nn.ModuleList(CBAM(c) for c in self.groups) if cbam else None
         self.cbam_scale = nn.Parameter(torch.zeros(sum(self.groups))) if cbam and residual else None
+
+    def extra_repr(self) -> str:
+        """Settings that the weights do not tell."""
+        return f"stages={self.stages}, residual={self.residual}"
 
     def train(self, mode: bool = True) -> "ShuffleNetEncoder":
         """Set the mode of all but a frozen backbone, which stays in eval mode."""

@@ -60,13 +60,16 @@ def write_prediction(
     genes: Sequence[str],
     key: str,
     params: Mapping[str, Any],
+    reliability: np.ndarray | None = None,
+    uncertainties: Sequence[np.ndarray] | None = None,
     table_key: str | None = None,
 ) -> None:
     """Write predictions of an object's sections into its table.
 
     Writes `layers[key]` (n_obs x n_vars float32; NaN for genes that were not predicted and for spots of no
     section), `var["{key}_predicted"]` (bool), `obsm["X_{key}"]` (float32 latent, NaN likewise; removed where there
-    is none) and `uns[key]`, replacing what was there under these names alone. If it fails, the object is as it was.
+    is none), `var["{key}_reliability"]` and `obs["{key}_uncertainty"]` (float32, likewise) and `uns[key]`, replacing
+    what was there under these names alone. If it fails, the object is as it was.
 
     Parameters
     ----------
@@ -82,6 +85,10 @@ def write_prediction(
         Name of the result.
     params
         What to keep in `uns[key]`: str, bool, int, float, arrays, lists and dicts of these; no None.
+    reliability
+        (len(genes),), or None.
+    uncertainties
+        Per section (n,), or None.
     table_key
         SpatialData: the table.
 
@@ -129,7 +136,18 @@ def write_prediction(
         )
     for name in _keys.METRICS:  # of an earlier prediction
         table.var.drop(columns=_keys.metric(key, name), errors="ignore", inplace=True)
+    table.var.drop(columns=_keys.reliability(key), errors="ignore", inplace=True)
+    table.obs.drop(columns=_keys.uncertainty(key), errors="ignore", inplace=True)
     table.layers[key] = layer
+    if reliability is not None:
+        of_gene = np.full(table.n_vars, np.nan, dtype=np.float32)
+        of_gene[targets] = reliability[columns[known]]
+        table.var[_keys.reliability(key)] = of_gene
+    if uncertainties is not None:
+        of_spot = np.full(table.n_obs, np.nan, dtype=np.float32)
+        for section, values in zip(sections, uncertainties, strict=True):
+            of_spot[section.obs_rows] = values
+        table.obs[_keys.uncertainty(key)] = of_spot
     table.var[_keys.predicted(key)] = known
     if latents is not None:
         table.obsm[_keys.latent(key)] = latents

@@ -306,6 +306,12 @@ def _write(
         record["sections"]["name"] = np.array([section.name.removeprefix(prefix) for section in here], dtype=object)
         record |= {} if layer is None else {"counts_layer": layer}
         record |= {} if library_key is None else {"library_key": library_key}
+        reliabilities = [part.reliability for part in parts if part.reliability is not None]
+        uncertainties = [
+            part.uncertainties[section.name]
+            for part, section in zip(parts, here, strict=True)
+            if part.uncertainties is not None
+        ]
         try:
             write_prediction(
                 item,
@@ -314,6 +320,8 @@ def _write(
                 genes=parts[0].genes,
                 key=key,
                 params=record,
+                reliability=np.mean(reliabilities, axis=0) if len(reliabilities) == len(parts) else None,
+                uncertainties=uncertainties if len(uncertainties) == len(parts) else None,
                 table_key=table_key,
             )
         except ValueError as error:  # memory for one layer more is not there: the scores are worth more than it

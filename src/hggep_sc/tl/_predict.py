@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .. import _keys
 from .._progress import over_sections
 from ..methods import Model
-from ..record import prediction_record
+from ..record import confidence_of, prediction_record
 from ..section import copy_of, open_sections, require_writable, write_prediction
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ def predict(
     - `var[f"{key_added}_predicted"]`: bool, whether the model knows the gene
     - `obsm[f"X_{key_added}"]`: n_obs x d, float32, the network's latent representation, or the components that
       a low-rank ridge predicts; absent where the method has none
+    - `var[f"{key_added}_reliability"]`: the gene's mean PCC over training sections that were left out in turn, and
+      `obs[f"{key_added}_uncertainty"]`: the error to expect of a spot beyond counting noise, natural log units (root
+      mean square over genes, level differences between sections aside); absent where the model was fitted without
+      `config.confidence`, and for baselines
     - `uns[key_added]`: model, genes, expression scale, and per section the image and mpp used and whether
       it was in training ("train", "held out", "unknown")
 
@@ -106,6 +110,7 @@ def predict(
         genes=model.genes,
         key=key_added,
         params=prediction_record(model, sections, layer=layer, library_key=library_key),
+        **confidence_of(model, [expression for expression, _ in predictions]),
         table_key=table_key,
     )
     return target if copy else None

@@ -32,6 +32,7 @@ class SectionData:
     positions: np.ndarray
     expression: np.ndarray
     counts: np.ndarray
+    totals: np.ndarray  # counts per spot that expression is relative to
     size_factors: np.ndarray
     observed: np.ndarray
 
@@ -103,6 +104,7 @@ def section_data(
         positions=positions.astype(np.float32 if positions.dtype.kind == "f" else positions.dtype),
         expression=scale.transform(counts, totals),
         counts=counts.toarray().astype(np.float32),
+        totals=totals,
         size_factors=(totals / typical).astype(np.float32),
         observed=observed,
     )

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +15,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..confidence import Confidence, feature_statistics, optical_density
 from ..config import Config
 from ..expression import ExpressionScale
 from ..features import feature_shape, is_frozen, open_features
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
-from ..patches import BATCH_SPOTS, fields_of_view, read_patches, say_if_coarse
+from ..patches import fields_of_view, read_patches, say_if_coarse
 from ..weights import load_weights, locate_weights
 from .checkpoint import CHECKPOINT, checkpoint_to_resume, identity_of
 from .data import SectionData, array_store, section_data, spatial_chunks
@@ -28,16 +31,14 @@ if TYPE_CHECKING:
     from ..section import Section
 
 
-CONSTANT = 1e-6  # relative spread below which a feature says nothing
-
-
 @dataclass
 class Trained:
-    """What training hands over: the network, the configuration as used, and a record per epoch."""
+    """What training hands over: the network, the configuration as used, a record per epoch, and how far to trust it."""
 
     network: HGGEPNetwork | PublishedNetwork
     config: Config
     history: list[dict[str, float]]
+    confidence: Confidence | None = None
 
 
 def train(
@@ -75,36 +76,96 @@ def train(
             identity = identity_of(data, genes, config, held_out, seed)
             checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity)
             training, validation = _split(data, held_out)
-            training, config, start = _center(training, config, seed)
-            network: HGGEPNetwork | PublishedNetwork
-            if encoder is None:
-                network = PublishedNetwork(len(genes))
-                if (path := locate_weights(weights)) is not None:
-                    load_weights(network.backbone, path)
-            else:
-                network = HGGEPNetwork(
-                    config,
-                    len(genes),
-                    encoder=encoder if isinstance(encoder, Encoder) else None,
-                    groups=(data[0].seen.shape[-1],) if isinstance(encoder, str) else encoder.groups,
-                    n_fields=1 if isinstance(encoder, str) else len(config.fields_px),
-                )
-                network.start_from(*start)
-                if config.standardize:
-                    network.standardise_features(*_feature_statistics(network.to(device), training, device))
-            history = _run(
-                network,
+            fit = partial(_fit_network, config=config, n_genes=len(genes), weights=weights, seed=seed, device=device)
+            fresh = encoder if is_frozen(encoder, config) else deepcopy(encoder)  # one that learns is changed by a fit
+            trained = fit(
                 training,
                 validation,
-                config,
-                seed=seed,
-                device=device,
+                encoder=encoder,
                 checkpoint=checkpoint,
                 checkpoint_dir=checkpoint_dir,
                 checkpoint_every=checkpoint_every,
                 progress=progress,
             )
+            if config.confidence and isinstance(trained.network, HGGEPNetwork):
+                epochs = _best_epoch(trained.history) if validation else config.epochs
+                learnt = {part.name for part in training}
+                looked_at = [] if isinstance(encoder, str) else zip(sections, fields, strict=True)
+                densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
+
+                def refit(kept: list[SectionData]) -> HGGEPNetwork:
+                    own = fresh if is_frozen(encoder, config) else deepcopy(fresh)
+                    network = fit(kept, [], encoder=own, epochs=epochs).network
+                    assert isinstance(network, HGGEPNetwork)  # as the one that it stands in for
+                    return network.to(device)
+
+                trained.confidence = Confidence.of(
+                    trained.network.to(device),
+                    training,
+                    fit=refit,
+                    scale=scale,
+                    stain=np.array(densities).reshape(-1, 3),
+                    seed=seed,
+                    progress=progress,
+                )
+    return trained
+
+
+def _fit_network(
+    training: list[SectionData],
+    validation: list[SectionData],
+    *,
+    config: Config,
+    n_genes: int,
+    encoder: Encoder | str | None,
+    weights: str | Path | None,
+    seed: int,
+    device: torch.device,
+    epochs: int | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_dir: Path | None = None,
+    checkpoint_every: int = 1,
+    progress: bool = False,
+) -> Trained:
+    """Train a network on sections' data; nothing else has a say."""
+    torch.manual_seed(seed)
+    training, config, start = _center(training, config, seed)
+    if epochs is not None:
+        config = config.replace(epochs=epochs)
+    network: HGGEPNetwork | PublishedNetwork
+    if encoder is None:
+        network = PublishedNetwork(n_genes)
+        if (path := locate_weights(weights)) is not None:
+            load_weights(network.backbone, path)
+    else:
+        network = HGGEPNetwork(
+            config,
+            n_genes,
+            encoder=encoder if isinstance(encoder, Encoder) else None,
+            groups=(training[0].seen.shape[-1],) if isinstance(encoder, str) else encoder.groups,
+            n_fields=1 if isinstance(encoder, str) else len(config.fields_px),
+        )
+        network.start_from(*start)
+        if config.standardize:
+            network.standardise_features(*feature_statistics(network.to(device), training))
+    history = _run(
+        network,
+        training,
+        validation,
+        config,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
     return Trained(network.eval(), config, history)
+
+
+def _best_epoch(history: list[dict[str, float]]) -> int:
+    """Return for how many epochs the network that validation kept was trained."""
+    return int(np.argmax([record["validation_pcc"] for record in history])) + 1
 
 
 @contextmanager
@@ -138,31 +199,6 @@ def _seen(
                 for spots in spatial_chunks(section.xy, config.chunk_spots):
                     store[spots] = features(spots).cpu().numpy()
         yield stores
-
-
-@torch.no_grad()
-def _feature_statistics(
-    network: HGGEPNetwork, training: list[SectionData], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each feature over the training spots, (fields, D); sections count alike."""
-    means, variances = [], []
-    network.eval()
-    for data in training:
-        parts = []
-        for spots in np.array_split(np.flatnonzero(data.observed), -(-data.observed.sum() // BATCH_SPOTS)):
-            batch = data.batch(spots)
-            if batch.features is None:
-                assert batch.patches is not None  # a batch holds one or the other
-                parts.append(network.encode(batch.patches.to(device)).cpu())
-            else:
-                parts.append(batch.features.mean(1))
-        features = torch.cat(parts).double()
-        means.append(features.mean(0))
-        variances.append(features.var(0, correction=0))
-    mean = torch.stack(means).mean(0)
-    spread = torch.stack([v + (m - mean) ** 2 for v, m in zip(variances, means, strict=True)]).mean(0).sqrt()
-    constant = spread <= CONSTANT * mean.abs().clamp_min(1.0)  # says nothing: left as it is, near 0
-    return mean.float(), spread.masked_fill(constant, 1.0).float()
 
 
 def _split(
@@ -290,7 +326,7 @@ def _run(
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
-    plan = TrainingPlan(network, config, seed)
+    plan = TrainingPlan(network.train(), config, seed)  # Lightning keeps the mode that it finds
     with interruptible():
         trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
     return history.records

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ..section import Section
 
 BLOCKS_PER_SIDE = 5
+BLOCK_DRAWS, BLOCK_SHARE = 5, 0.2  # of the only section, where there is no other to leave out
 
 
 def held_out_spots(sections: Sequence["Section"], validation: str | float | None, seed: int) -> list[np.ndarray] | None:
@@ -61,3 +62,27 @@ def hold_out_blocks(xy: np.ndarray, counted: np.ndarray, fraction: float, seed: 
             break
         held_out |= block == candidate
     return held_out
+
+
+def leave_out(xy: Sequence[np.ndarray], seed: int, max_groups: int | None = None) -> list[list[np.ndarray]]:
+    """Choose what is left out in turn, inside the training sections: each of them, or blocks of the only one.
+
+    Parameters
+    ----------
+    xy
+        Coordinates of each section's spots.
+    seed
+        Of the draws of blocks.
+    max_groups
+        Sections are dealt among at most this many groups. None: each by itself.
+
+    Returns
+    -------
+    Per turn a bool mask over each section's spots; none where all spots lie in one block.
+    """
+    if len(xy) == 1:
+        counted = np.ones(len(xy[0]), dtype=bool)
+        draws = [hold_out_blocks(xy[0], counted, BLOCK_SHARE, seed + draw) for draw in range(BLOCK_DRAWS)]
+        return [[mask] for mask in draws if not mask.all()]
+    n_groups = min(len(xy), max_groups or len(xy))
+    return [[np.full(len(points), i % n_groups == group) for i, points in enumerate(xy)] for group in range(n_groups)]

@@ -1,0 +1,341 @@
+"""How far a prediction may be trusted, learnt on training sections that were left out in turn."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .expression import ExpressionScale
+from .metrics import pearson
+from .nn import HGGEPNetwork, average_views
+from .patches import BATCH_SPOTS, read_patches
+from .training.data import SectionData, spatial_chunks
+from .training.split import leave_out
+
+if TYPE_CHECKING:
+    from .section import Section
+
+logger = logging.getLogger(__name__)
+
+GROUPS = 5  # of training sections, each left out once
+COMPONENTS = 8  # of the prediction, that a spot's error is told from
+CONSTANT = 1e-6  # relative spread below which a feature says nothing
+UNLIKE = 1.2  # times the largest distance among training sections: a section further off is warned of
+NEAR = 0.5  # standard deviations that a section may always be off
+OTHER_STAIN = 1.5  # times as dense as the densest training section, or as thin as the thinnest
+STAIN_SPOTS = 200  # that a section's stain is measured at
+
+
+@dataclass(frozen=True, eq=False)
+class Confidence:
+    """What held-out training sections tell of a model.
+
+    Attributes
+    ----------
+    reliability
+        (n_genes,) mean PCC of each gene over the training sections, each predicted by a network that never saw it.
+    components, spread, coefficients
+        (k, n_genes), (k,) and (2 k + 1,): the variance of a spot's error beyond counting noise is linear in the
+        prediction's scores z on these components, scaled to unit spread, and their squares: (1, z, z^2) coefficients.
+    feature_mean, feature_std
+        (fields, D) of the training spots' features.
+    distance
+        Largest distance of a training section's mean feature from those of the others, in standard deviations; NaN
+        for one section.
+    stain
+        (n_sections, 3) mean optical density of red, green and blue in the patches; empty for embeddings.
+    """
+
+    reliability: np.ndarray
+    components: np.ndarray
+    spread: np.ndarray
+    coefficients: np.ndarray
+    feature_mean: np.ndarray
+    feature_std: np.ndarray
+    distance: np.ndarray
+    stain: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        network: HGGEPNetwork,
+        training: Sequence[SectionData],
+        *,
+        fit: Callable[[list[SectionData]], HGGEPNetwork],
+        scale: ExpressionScale,
+        stain: np.ndarray,
+        seed: int,
+        progress: bool,
+    ) -> Self:
+        """Leave training sections out in turn (blocks of the only one), predict and compare them.
+
+        Parameters
+        ----------
+        network
+            Fitted to all of the training data.
+        training
+            The sections; counts of spots that are not observed are not looked at.
+        fit
+            Fits another network to some of the data.
+        scale
+            The expression scale.
+        stain
+            (n_sections, 3), of `optical_density`.
+        seed
+            Of the blocks.
+        """
+        from tqdm.auto import tqdm
+
+        correlations, predicted, excess = [], [], []
+        turns = leave_out([data.xy for data in training], seed, GROUPS)
+        for masks in tqdm(turns, desc="confidence", unit="fit", disable=not progress):
+            kept = [replace(d, observed=d.observed & ~mask) for d, mask in zip(training, masks, strict=True)]
+            if sum(data.observed.sum() for data in kept) < 2:
+                continue
+            other = fit([data for data in kept if data.observed.any()])
+            for data, mask in zip(training, masks, strict=True):
+                seen = data.observed & mask
+                if seen.sum() < 2:
+                    continue
+                expression = _predict(other, data)[seen] * scale.log_unit
+                observed = data.expression[seen] * scale.log_unit
+                correlations.append(pearson(expression, observed))
+                predicted.append(expression - expression.mean(0))
+                excess.append(excess_variance(expression, observed, data.counts[seen], data.totals[seen], scale))
+        n_genes = training[0].expression.shape[1]
+        reliability = np.full(n_genes, np.nan, dtype=np.float32)
+        if correlations:
+            known = np.isfinite(correlations).any(0)
+            reliability[known] = np.nanmean(np.array(correlations)[:, known], axis=0)
+        components, spread, coefficients = _error_model(predicted, excess, n_genes)
+        means, variances = _moments(network, training)
+        mean, std = _pooled(means, variances)
+        distances = [
+            _distance(means[i], *_pooled(np.delete(means, i, axis=0), np.delete(variances, i, axis=0)))
+            for i in range(len(means) if len(means) > 1 else 0)
+        ]
+        return cls(
+            reliability,
+            components,
+            spread,
+            coefficients,
+            mean.astype(np.float32),
+            std.astype(np.float32),
+            np.array(max(distances, default=np.nan), dtype=np.float32),
+            stain.astype(np.float32),
+        )
+
+    def uncertainty(self, expression: np.ndarray, scale: ExpressionScale) -> np.ndarray:
+        """Return the error expected of each spot beyond counting noise, (n_spots,) float32.
+
+        It is a root mean square over genes, in natural log units, of a section's centred expression.
+
+        Parameters
+        ----------
+        expression
+            (n_spots, n_genes) prediction of one section.
+        scale
+            Its scale.
+        """
+        centred = (expression - expression.mean(0)) * scale.log_unit
+        z = centred @ self.components.T / self.spread
+        design = np.hstack([np.ones((len(z), 1)), z, z**2])
+        return np.sqrt((design @ self.coefficients).clip(min=0)).astype(np.float32)
+
+    def say_if_unlike(self, name: str, features: np.ndarray | None, stain: np.ndarray | None) -> None:
+        """Warn where a section looks unlike the training sections.
+
+        Parameters
+        ----------
+        name
+            The section's.
+        features
+            (fields, D) mean of its features.
+        stain
+            (3,) its mean optical density; None where there is no image to look at.
+        """
+        if features is not None:
+            off, limit = self.distance_of(features), max(UNLIKE * np.nan_to_num(self.distance), NEAR)
+            if off > limit:
+                logger.warning(
+                    "section %r looks unlike the training sections: its features are %.2f standard deviations off on "
+                    "average, where up to %.2f is usual among them; it may be predicted far worse than "
+                    "var['..._reliability'] tells",
+                    name,
+                    off,
+                    limit,
+                )
+        if stain is not None and len(self.stain):
+            ratio = np.maximum(stain / self.stain.max(0), self.stain.min(0) / stain.clip(1e-6))
+            if ratio.max() > OTHER_STAIN:
+                logger.warning(
+                    "section %r is stained or scanned unlike the training sections: mean optical density of red, "
+                    "green, blue %s; theirs from %s to %s",
+                    name,
+                    _listed(stain),
+                    _listed(self.stain.min(0)),
+                    _listed(self.stain.max(0)),
+                )
+
+    def distance_of(self, features: np.ndarray) -> float:
+        """Return how far a section's mean features (fields, D) are from the training spots', in standard deviations."""
+        return _distance(features, self.feature_mean, self.feature_std)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything, for a model's folder."""
+        return {f.name: torch.from_numpy(np.ascontiguousarray(getattr(self, f.name))) for f in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild from `tensors`."""
+        return cls(**{f.name: tensors[f.name].numpy() for f in fields(cls)})
+
+
+def optical_density(section: "Section", field: float, patch_size: int) -> np.ndarray:
+    """Return the mean optical density of red, green and blue around up to 200 spots of a section, (3,).
+
+    Parameters
+    ----------
+    section
+        Where the spots and the image are.
+    field
+        Side of the field of view, px of the image's finest level.
+    patch_size
+        Side of the patches that it is read as, px.
+    """
+    spots = np.unique(np.linspace(0, len(section.xy) - 1, STAIN_SPOTS).round().astype(int))
+    with section.open_image() as image:
+        patches = read_patches(image, section.xy[spots], (field,), patch_size)
+    return -np.log((patches.astype(np.float32) + 1) / 256).mean((0, 1, 3, 4))
+
+
+def counting_variance(rates: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
+    """Return the variance of log(1 + target_sum k / total) for Poisson counts k.
+
+    Parameters
+    ----------
+    rates
+        (n_spots, n_genes) means of the counts.
+    totals
+        (n_spots,) what counts are divided by.
+    target_sum
+        What they are scaled to.
+
+    Returns
+    -------
+    (n_spots, n_genes). Up to a mean of 100 the sum over k is taken on a grid of means and interpolated; above, the
+    first order, mean (target_sum / (total + target_sum mean))^2.
+    """
+    from scipy.stats import poisson
+
+    means = np.concatenate([[0.0], np.geomspace(1e-4, 100, 400)])
+    k = np.arange(200)
+    probability = poisson.pmf(k, means[:, None])
+    logs = np.log1p(target_sum / totals * k[:, None])  # (k, spots)
+    variance = probability @ logs**2 - (probability @ logs) ** 2
+    first_order = rates * (target_sum / (totals[:, None] + target_sum * rates)) ** 2
+    exact = np.stack([np.interp(rates[i], means, variance[:, i]) for i in range(len(rates))])
+    return np.where(rates > means[-1], first_order, exact)
+
+
+def excess_variance(
+    predicted: np.ndarray, observed: np.ndarray, counts: np.ndarray, totals: np.ndarray, scale: ExpressionScale
+) -> np.ndarray:
+    """Return the mean squared error of each spot beyond what counting noise gives at its depth, (n_spots,).
+
+    Both sides are centred per gene over the spots, which are of one section. The noise is that of Poisson counts whose
+    means follow the prediction, around the section's share of each gene. Negative where the error is smaller.
+
+    Parameters
+    ----------
+    predicted, observed
+        (n_spots, n_genes), natural log units.
+    counts, totals
+        (n_spots, n_genes) raw, and (n_spots,) what they are divided by.
+    scale
+        The expression scale.
+    """
+    error = (predicted - predicted.mean(0)) - (observed - observed.mean(0))
+    shares = counts.sum(0) / totals.sum() * np.exp(predicted - predicted.mean(0))
+    noise = counting_variance(totals[:, None] * shares, totals, scale.target_sum)
+    return (error**2).mean(1) - noise.mean(1)
+
+
+def _error_model(
+    predicted: Sequence[np.ndarray], excess: Sequence[np.ndarray], n_genes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit the excess variance by a ridge on the prediction's scores and their squares, sections centred."""
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import RidgeCV
+
+    if not predicted:
+        return np.zeros((1, n_genes), np.float32), np.ones(1, np.float32), np.full(3, np.nan, np.float32)
+    everything = np.concatenate(predicted)
+    pca = PCA(min(COMPONENTS, *everything.shape), svd_solver="full").fit(everything)
+    spread = np.maximum((everything @ pca.components_.T).std(0), 1e-6)
+    z = [part @ pca.components_.T / spread for part in predicted]
+    design = np.concatenate([np.hstack([scores, scores**2]) for scores in z])
+    target = np.concatenate([part - part.mean() for part in excess])
+    ridge = RidgeCV(np.logspace(-1, 5, 13)).fit(design, target)
+    level = np.mean([part.mean() for part in excess])
+    coefficients = np.concatenate([[ridge.intercept_ + level], ridge.coef_])
+    return pca.components_.astype(np.float32), spread.astype(np.float32), coefficients.astype(np.float32)
+
+
+@torch.inference_mode()
+def _predict(network: HGGEPNetwork, data: SectionData) -> np.ndarray:
+    """Expression (n_spots, n_genes) of a section that is held for training."""
+    network.eval()
+    device = network.gene_mean.device
+    expression = np.empty(data.expression.shape, dtype=np.float32)
+    for spots in spatial_chunks(data.xy, network.config.chunk_spots):
+        features, positions = _features(network, data, spots), torch.from_numpy(data.positions[spots])
+        expression[spots] = average_views(network, features.to(device), positions.to(device))[0].cpu().numpy()
+    return expression
+
+
+@torch.no_grad()
+def _features(network: HGGEPNetwork, data: SectionData, spots: np.ndarray) -> Tensor:
+    """Features of some spots, (n, views, fields, D)."""
+    batch = data.batch(spots)
+    if batch.features is not None:
+        return batch.features
+    assert batch.patches is not None  # a batch holds one or the other
+    device = network.gene_mean.device
+    return torch.cat([network.encode(part.to(device)) for part in batch.patches.split(BATCH_SPOTS)])[:, None].cpu()
+
+
+def _moments(network: HGGEPNetwork, training: Sequence[SectionData]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each feature over each section's observed spots, (sections, fields, D)."""
+    network.eval()
+    means, variances = [], []
+    for data in training:
+        features = _features(network, data, np.flatnonzero(data.observed)).mean(1).double()
+        means.append(features.mean(0).numpy())
+        variances.append(features.var(0, correction=0).numpy())
+    return np.stack(means), np.stack(variances)
+
+
+def _pooled(means: np.ndarray, variances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over sections, which count alike; 1 for features that are constant."""
+    mean = means.mean(0)
+    std = np.sqrt((variances + (means - mean) ** 2).mean(0))
+    return mean, np.where(std <= CONSTANT * np.maximum(np.abs(mean), 1), 1.0, std)
+
+
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def _distance(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> float:
+    return float(np.sqrt((((features - mean) / std) ** 2).mean()))
+
+
+def feature_statistics(network: HGGEPNetwork, training: Sequence[SectionData]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each feature over the training spots, (fields, D); sections count alike."""
+    mean, std = _pooled(*_moments(network, training))
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()

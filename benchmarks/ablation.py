@@ -28,7 +28,7 @@ PARTS = {
     "no HAM": {"ham": False},
     "no LSTM": {"lstm": False},
     "no ViT, HAM, LSTM": {"vit": False, "ham": False, "lstm": False},
-    "no ZINB": {"count_weight": 0.0},
+    "plus ZINB": {"count_weight": 0.05},
     "no context": ONE_FIELD,
     "no low rank": {"n_components": None},
     "no centring": {"center_sections": False},

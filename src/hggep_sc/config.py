@@ -138,7 +138,7 @@ class Config(BaseConfig):
     dropout: float = 0.3
     # loss
     count_loss: Literal["zinb", "nb"] = "zinb"
-    count_weight: float = 0.05
+    count_weight: float = 0.0
     correlation_weight: float = 1.0
     # training
     flips: bool = True

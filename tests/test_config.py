@@ -30,9 +30,31 @@ def test_paper_as_specified():
         "width": 1024, "vit_depth": 4, "vit_heads": 8, "n_neighbors": 3, "lstm_layers": 4,
         "count_loss": "zinb", "count_weight": 0.25, "correlation_weight": 0.0,
         "n_components": None, "center_sections": False, "flips": False, "stain_jitter": 0.0,
-        "learning_rate": 1e-5, "epochs": 400,
+        "learning_rate": 1e-5, "backbone_learning_rate": 1e-5, "epochs": 400,
+        "stages": ("stage3", "stage4", "conv5"), "standardize": False, "feature_shift": 0.0,
     }  # fmt: skip
     assert {name: getattr(config, name) for name in wanted} == wanted
+
+
+def test_the_default_sees_through_a_frozen_encoder():
+    config = Config()
+    assert not config.learns_backbone
+    assert not config.learns_from_pixels
+    assert len(config.fields_um) == len(config.fields_px) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "backbone", "pixels"),
+    [
+        ({"gem": True}, False, True),
+        ({"cbam": True}, False, True),
+        ({"backbone_learning_rate": 1e-4}, True, True),
+        ({"vit": False, "learning_rate": 1e-2}, False, False),
+    ],
+)
+def test_what_learns(settings, backbone, pixels):
+    config = Config(**settings)
+    assert (config.learns_backbone, config.learns_from_pixels) == (backbone, pixels)
 
 
 def test_published_scale():
@@ -78,6 +100,7 @@ NOT_NEGATIVE = [
     "correlation_weight",
     "stain_jitter",
     "dropout",
+    "feature_shift",
     "weight_decay",
     "gradient_clip",
 ]
@@ -93,8 +116,12 @@ BAD = [
     ("log_base", 10),
     ("count_loss", "poisson"),
     ("schedule", "cosine"),
-    ("patch_size", 113),
+    ("stages", ()),
+    ("stages", ("stage1",)),
+    ("stages", ("stage2", "stage2")),
+    ("stages", "stage2"),
     ("fields_um", (87.0,)),
+    ("fields_um", (87.0, 87.0, 87.0, 0.0)),
     ("fields_px", (112.0, 224.0, 336.0)),
     ("vit_heads", 3),
 ]
@@ -111,6 +138,6 @@ def test_none_is_a_value(name):
     assert getattr(Config.from_preset("default", **{name: None}), name) is None
 
 
-def test_odd_patches_without_the_halving():
+def test_odd_patches_are_taken():
     assert Config.from_preset("paper", patch_size=113).patch_size == 113
-    assert Config.from_preset("default", gem=False, patch_size=113).patch_size == 113
+    assert Config.from_preset("default", gem=True, patch_size=113).patch_size == 113

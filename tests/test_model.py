@@ -11,6 +11,8 @@ from helpers import CPU
 from hggep_sc import storage
 from hggep_sc.section import open_sections
 
+FILES = {"model.json", "network", "training", "confidence"}
+
 
 @pytest.fixture
 def saved(trained, tmp_path):
@@ -64,7 +66,8 @@ class TestOverwrite:
         other = hggep.tl.fit(sections["S1"], genes=5, config={"epochs": 1, "width": 16, "patch_size": 32}, **CPU)
         other.save(saved, overwrite=True)
         assert hggep.HGGEP.load(saved, device="cpu").id == other.id
-        assert len(list(saved.glob("*.safetensors"))) == 2
+        assert {p.name.split("-")[0] for p in saved.iterdir()} == FILES
+        assert len(list(saved.iterdir())) == len(FILES)
 
     def test_folder_of_other_files_is_refused(self, trained, tmp_path):
         (tmp_path / "notes.txt").write_text("keep me")
@@ -79,9 +82,9 @@ class TestOverwrite:
                 trained.save(tmp_path, overwrite=overwrite)
         assert [p.name for p in tmp_path.iterdir()] == ["my_backbone.safetensors"]
 
-    @pytest.mark.parametrize("survives", [0, 1, 2])
+    @pytest.mark.parametrize("survives", range(4))
     def test_crash_keeps_the_earlier_model(self, saved, sections, trained, monkeypatch, survives):
-        """Power is cut before the 1st, 2nd and 3rd file is in place."""
+        """Power is cut before the 1st, 2nd, 3rd and 4th file is in place."""
         other = hggep.tl.fit(sections["S1"], genes=5, config={"epochs": 1, "width": 16, "patch_size": 32}, **CPU)
         real, written = storage._write, []
 
@@ -99,7 +102,8 @@ class TestOverwrite:
         monkeypatch.setattr(storage, "_write", real)
         other.save(saved, overwrite=True)
         assert hggep.HGGEP.load(saved, device="cpu").id == other.id
-        assert len(list(saved.iterdir())) == 3
+        assert {p.name.split("-")[0] for p in saved.iterdir()} == FILES
+        assert len(list(saved.iterdir())) == len(FILES)
 
 
 class TestDamaged:
@@ -123,7 +127,7 @@ class TestDamaged:
         with pytest.raises(ValueError, match="damaged"):
             hggep.HGGEP.load(saved)
 
-    @pytest.mark.parametrize("which", ["network", "training"])
+    @pytest.mark.parametrize("which", ["network", "training", "confidence"])
     def test_truncated_or_missing_file(self, saved, which):
         (file,) = saved.glob(f"{which}-*.safetensors")
         content = file.read_bytes()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hggep_sc.storage import CLASSES, load_model, save_model
+from hggep_sc.storage import CLASSES, IncompleteError, load_model, save_model
 
 
 class Model:
@@ -53,9 +53,27 @@ def test_method_of_a_later_version(tmp_path):
 
 def test_format_of_a_later_version(tmp_path):
     Model(np.arange(3.0)).save(tmp_path / "m")
-    edit(tmp_path / "m", format=2)
-    with pytest.raises(ValueError, match=r"has format 2.*update the package"):
+    edit(tmp_path / "m", format=3)
+    with pytest.raises(ValueError, match=r"has format 3.*reads format 2: update the package"):
         Model.load(tmp_path / "m")
+
+
+def test_format_of_an_earlier_version(tmp_path):
+    Model(np.arange(3.0)).save(tmp_path / "m")
+    edit(tmp_path / "m", format=1)
+    with pytest.raises(ValueError, match=r"has format 1.*reads format 2: fit the model again"):
+        Model.load(tmp_path / "m")
+
+
+def test_what_the_caller_left_out_is_no_damage(tmp_path):
+    Model(np.arange(3.0)).save(tmp_path / "m")
+
+    def rebuild(content, tensors):
+        raise IncompleteError("give it with load(..., encoder=module)")
+
+    with pytest.raises(ValueError, match=r"the model in .*m: give it with load") as raised:
+        load_model(tmp_path / "m", method="hggep", rebuild=rebuild)
+    assert "damaged" not in str(raised.value)
 
 
 def test_another_models_id(tmp_path):

@@ -187,7 +187,7 @@ class Confidence:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything, for a model's folder."""
-        return {f.name: torch.from_numpy(np.ascontiguousarray(getattr(self, f.name))) for f in fields(self)}
+        return {f.name: torch.from_numpy(np.asarray(getattr(self, f.name), order="C")) for f in fields(self)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
@@ -324,7 +324,7 @@ def _pooled(means: np.ndarray, variances: np.ndarray) -> tuple[np.ndarray, np.nd
     """Mean and standard deviation over sections, which count alike; 1 for features that are constant."""
     mean = means.mean(0)
     std = np.sqrt((variances + (means - mean) ** 2).mean(0))
-    return mean, np.where(std <= CONSTANT * np.maximum(np.abs(mean), 1), 1.0, std)
+    return mean, np.where(std <= CONSTANT * np.abs(mean), 1.0, std)
 
 
 def _listed(values: np.ndarray) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
 
@@ -38,15 +39,17 @@ class _Memory:
 
     def __init__(self) -> None:
         self._kept: WeakKeyDictionary[Section, OrderedDict[Hashable, Tensor]] = WeakKeyDictionary()
+        self._lock = Lock()  # folds may be run by threads
 
     def get(self, section: "Section", key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return what is kept, or compute and keep it."""
-        of_section = self._kept.setdefault(section, OrderedDict())
-        if key in of_section:
-            of_section.move_to_end(key)
-            return of_section[key]
+        with self._lock:
+            of_section = self._kept.setdefault(section, OrderedDict())
+            if key in of_section:
+                of_section.move_to_end(key)
+                return of_section[key]
         features = compute()
-        if features.nbytes <= settings.feature_memory:
+        with self._lock:
             of_section[key] = features
             while sum(t.nbytes for kept in self._kept.values() for t in kept.values()) > settings.feature_memory:
                 oldest = next(kept for kept in self._kept.values() if kept)
@@ -123,6 +126,7 @@ def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path |
     if config.preset == "published":
         if encoder != SHUFFLENET:
             raise ValueError(f'encoder={encoder!r}: the published network has its own; use preset="default"')
+        locate_weights(weights)  # refuses what is not there before anything is read
         return None
     if isinstance(encoder, nn.Module):
         return ModuleEncoder(encoder, config.patch_size)
@@ -189,8 +193,8 @@ def open_features(
     say_if_coarse(section, fields, config.patch_size)
     encoder.to(device).eval()
     views = views or views_of(encoder, config)
-    # weights do not tell all of a user's module: its features are its own
-    name = ref(encoder.module) if isinstance(encoder, ModuleEncoder) else encoder.id
+    # a user's module has more to it than its hash tells: its features are its own
+    name = encoder.id, ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
 
     def encode(patches: Tensor) -> Tensor:
         flat = patches.flatten(0, 1)

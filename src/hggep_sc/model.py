@@ -23,7 +23,7 @@ from .features import DIHEDRAL, PLAIN, SHUFFLENET, Features, encode_spots, is_fr
 from .fingerprint import Fingerprint
 from .genes import training_genes
 from .nn import Encoder, HGGEPNetwork, ModuleEncoder, PublishedNetwork, average_views, shufflenet_encoder
-from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_unknown, spots_per_batch
+from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_differs, spots_per_batch
 from .section import Section, require_counts
 from .storage import IncompleteError, load_model, save_model
 from .training.data import spatial_chunks
@@ -95,7 +95,8 @@ class HGGEP:
         """Name of this trained model: a hash of its genes and weights."""
         digest = hashlib.sha256("\n".join(self.genes).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+            raw = tensor.cpu().flatten().view(torch.uint8)  # also of types that NumPy lacks
+            digest.update(name.encode() + raw.numpy().tobytes())
         return digest.hexdigest()[:12]
 
     def __repr__(self) -> str:
@@ -203,7 +204,8 @@ class HGGEP:
         -------
         Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
         """
-        say_if_scale_unknown(section, self.mpp)
+        if not self.embeddings:
+            say_if_scale_differs(section, self.mpp)
         target, network = resolve_device(device), self.network
         network.to(target)
         n_spots = len(section.xy)
@@ -240,6 +242,15 @@ class HGGEP:
             return None
         return optical_density(section, min(fields_of_view(self.config, self.mpp, section.mpp)), self.config.patch_size)
 
+    def _require_length(self, section: Section) -> None:
+        """Refuse a section whose embeddings are of another length than those learnt from."""
+        assert isinstance(self.network, HGGEPNetwork)  # the released one has its own encoder
+        found, wanted = section.embeddings(str(self.encoder)).shape[1], sum(self.network.groups)
+        if found != wanted:
+            raise ValueError(
+                f"section {section.name!r}: obsm[{self.encoder!r}] has {found} columns; the model learnt from {wanted}"
+            )
+
     @contextmanager
     def _features(
         self, section: Section, device: torch.device, batch_size: int, average_flips: bool | None
@@ -249,6 +260,8 @@ class HGGEP:
         views = None if average_flips is None else (DIHEDRAL if average_flips else PLAIN)
         if is_frozen(self.encoder, config):
             assert self.encoder is not None
+            if isinstance(self.encoder, str):
+                self._require_length(section)
             with open_features(
                 section, self.encoder, fields, config, device=device, views=views, batch_size=batch_size
             ) as features:
@@ -442,7 +455,10 @@ def _required_module(entry: dict[str, Any], module: nn.Module | None, config: Co
         return None
     if module is None:
         raise IncompleteError("it was fitted with a module of yours: give it with load(..., encoder=module)")
-    given = ModuleEncoder(module, config.patch_size)
+    try:
+        given = ModuleEncoder(module, config.patch_size)
+    except Exception as error:  # whatever a module of the user's raises
+        raise IncompleteError(f"encoder= does not fit the model: {error}") from error
     if given.id != entry["id"]:
         raise IncompleteError("encoder= is another module, or has other weights, than the one it was fitted with")
     return given

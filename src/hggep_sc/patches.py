@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 BATCH_SPOTS = 64  # that are read and encoded at once, unless the caller says otherwise
 
 SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
+OTHER_SCALE = 1.5  # times the model's, or a part of it: said
 READ_SPOTS = 1024  # whose patches are held beside `out`
 COARSE = 0.5  # px of the image per px of the patch, below which detail is missed
 
@@ -57,13 +58,23 @@ def spots_per_batch(batch_size: int | None) -> int:
     return batch_size
 
 
-def say_if_scale_unknown(section: "Section", model_mpp: float | None) -> None:
-    """Warn where a section's physical scale has to be taken for the model's."""
-    if section.mpp is None and model_mpp is not None:
+def say_if_scale_differs(section: "Section", model_mpp: float | None) -> None:
+    """Warn where a section's physical scale is far from the model's, or unknown and taken for it."""
+    if model_mpp is None:
+        return
+    if section.mpp is None:
         logger.warning(
             "section %r: its physical scale is unknown and taken to be the model's, %.3g um per px; "
             "give mpp= if it is another",
             section.name,
+            model_mpp,
+        )
+    elif max(section.mpp / model_mpp, model_mpp / section.mpp) > OTHER_SCALE:
+        logger.warning(
+            "section %r was scanned at %.3g um per px, the training sections at %.3g: its patches are resampled, and "
+            "look sharper or more blurred than those that were learnt from",
+            section.name,
+            section.mpp,
             model_mpp,
         )
 

@@ -285,7 +285,11 @@ def test_several_sections_in_one_object(sections):
     ("options", "error", "message"),
     [
         ({"methods": {"x": {"method": "lasso"}}}, ValueError, r"method='lasso' is not known; there are 'hggep'"),
-        ({"methods": {"x": {"epochs": 3}}}, ValueError, r"methods\['x'\] has epochs; it may have config, method"),
+        (
+            {"methods": {"x": {"epochs": 3}}},
+            ValueError,
+            r"methods\['x'\] has epochs; it may have config, encoder, method",
+        ),
         (
             {"methods": {"x": {"method": "ridge", "preset": "paper"}}},
             ValueError,

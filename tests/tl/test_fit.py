@@ -9,9 +9,11 @@ import pytest
 import scipy.sparse
 import torch
 
+import helpers
 import hggep_sc as hggep
-from helpers import CPU, TINY
+from helpers import CPU, LEARNING
 from hggep_sc.nn import HGGEPNetwork
+from hggep_sc.nn.shufflenet import ShuffleNetV2
 from hggep_sc.training.plan import TrainingPlan
 
 
@@ -27,6 +29,10 @@ def assert_same_model(a, b):
         assert torch.equal(tensor, b.network.state_dict()[name]), name
 
 
+TINY = {**helpers.TINY, "confidence": False}  # whose fits without some sections are no part of what is tested here
+encoders = pytest.mark.parametrize("encoder", [{}, LEARNING], ids=["frozen", "learning"])
+
+
 @pytest.fixture
 def training(sections):
     del sections["S3"]
@@ -37,6 +43,19 @@ class TestReproducible:
     def test_seed_reproduces_bit_for_bit(self, training, trained):
         again = hggep.tl.fit(training, genes=20, config=TINY, **CPU)
         assert_same_model(trained, again)
+
+    def test_seed_reproduces_an_encoder_that_learns(self, training):
+        first, again = (
+            hggep.tl.fit(training, genes=10, config={**TINY, **LEARNING, "epochs": 2}, **CPU) for _ in range(2)
+        )
+        assert_same_model(first, again)
+
+    @encoders
+    def test_what_is_learnt_from_may_lie_on_disk(self, training, monkeypatch, encoder):
+        config = {**TINY, **encoder, "epochs": 1}
+        in_memory = hggep.tl.fit(training, genes=10, config=config, **CPU)
+        monkeypatch.setattr(hggep.settings, "patch_memory", 0)
+        assert_same_model(hggep.tl.fit(training, genes=10, config=config, **CPU), in_memory)
 
     def test_another_seed_gives_another_model(self, training, trained):
         other = hggep.tl.fit(training, genes=20, config=TINY, seed=1, **CPU)
@@ -80,12 +99,68 @@ class TestLearning:
         )
         assert np.allclose(trained.history["loss"], total, rtol=1e-5)
 
-    def test_learns(self, training):
+    @encoders
+    def test_learns(self, training, encoder):
         """Without augmentation and dropout, the training spots' genes come to correlate."""
-        still = {"flips": False, "stain_jitter": 0.0, "dropout": 0.0, "epochs": 15, "learning_rate": 5e-3}
-        model = hggep.tl.fit(training, genes=20, config={**TINY, **still}, **CPU)
+        still = {"flips": False, "stain_jitter": 0.0, "feature_shift": 0.0, "dropout": 0.0}
+        long = {"epochs": 15, "learning_rate": 5e-3}
+        model = hggep.tl.fit(training, genes=20, config={**TINY, **encoder, **still, **long}, **CPU)
         assert model.history["correlation"].iloc[0] > 0.9
         assert model.history["correlation"].iloc[-1] < 0.75
+
+    @pytest.mark.parametrize(
+        ("settings", "learnt"),
+        [
+            ({}, set()),
+            ({"gem": True}, {"gem", "gem_scale"}),
+            ({"cbam": True}, {"cbam", "cbam_scale"}),
+            ({"backbone_learning_rate": 1e-3}, {"backbone"}),
+        ],
+    )
+    def test_of_the_encoder_that_alone_learns_which_is_asked_to(self, training, settings, learnt):
+        """Weights and batch statistics of the backbone too."""
+        states, real = [], TrainingPlan.on_train_start
+
+        def record(self):
+            states.append({k: v.clone() for k, v in self.network.encoder.state_dict().items()})
+            real(self)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainingPlan, "on_train_start", record)
+            model = hggep.tl.fit(training, genes=10, config={**TINY, **settings}, **CPU)
+        (before,), after = states, model.network.encoder.state_dict()
+        assert {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])} == learnt
+
+    def test_a_frozen_encoder_sees_each_section_once(self, training, monkeypatch):
+        """Epochs and views cost nothing more; the loss is given one view's features."""
+        from hggep_sc.nn import ShuffleNetEncoder
+
+        encoded, seen = [], []
+        encode, loss = ShuffleNetEncoder.forward, HGGEPNetwork.loss
+
+        def counted(self, patches):
+            encoded.append(len(patches))
+            return encode(self, patches)
+
+        def recorded(self, batch, generator):
+            seen.append((batch.patches, batch.features.shape))
+            return loss(self, batch, generator)
+
+        monkeypatch.setattr(ShuffleNetEncoder, "forward", counted)
+        monkeypatch.setattr(HGGEPNetwork, "loss", recorded)
+        hggep.tl.fit(training, genes=10, config=TINY, **CPU)
+        assert sum(encoded) == 2 * 40 * 2 * 8  # sections, spots, fields, views
+        assert seen == 6 * [(None, (40, 2, 48 + 96 + 192))]
+
+    def test_training_drops_out_and_prediction_does_not(self, training):
+        """The network has been in eval mode before, for the statistics of its features."""
+        config = {**TINY, "flips": False, "feature_shift": 0.0, "epochs": 2}
+        without, *twice = (
+            hggep.tl.fit(training, genes=10, config={**config, "dropout": rate}, **CPU) for rate in (0.0, 0.5, 0.5)
+        )
+        assert not np.allclose(without.history["loss"], twice[0].history["loss"], rtol=1e-3)
+        first, second = (hggep.tl.predict(training["S1"], model, device="cpu", copy=True) for model in twice)
+        np.testing.assert_array_equal(first.layers["hggep"], second.layers["hggep"])
 
     def test_components_are_bounded_by_the_data(self, training):
         model = hggep.tl.fit(training, genes=5, config={**TINY, "n_components": 16, "epochs": 1}, **CPU)
@@ -111,8 +186,10 @@ class TestLearning:
 
     @pytest.mark.parametrize("module", ["gem", "cbam", "vit", "ham", "lstm"])
     def test_every_module_can_be_left_out(self, training, module):
-        model = hggep.tl.fit(training, genes=10, config={**TINY, "epochs": 1, module: False}, **CPU)
-        assert module.upper() not in repr(model).splitlines()[1]
+        modules = {"gem": True, "cbam": True, module: False}
+        model = hggep.tl.fit(training, genes=10, config={**TINY, "epochs": 1, **modules}, **CPU)
+        left = [name for name in ("GEM", "CBAM", "VIT", "HAM", "LSTM") if name != module.upper()]
+        assert repr(model).splitlines()[1].endswith(" + ".join(left))
 
     def test_large_sections_go_in_chunks(self, training):
         model = hggep.tl.fit(training, genes=10, config={**TINY, "epochs": 1, "chunk_spots": 15}, **CPU)
@@ -145,9 +222,10 @@ class TestValidation:
         model = hggep.tl.fit(sections, genes=10, config=TINY, validation="S2", **CPU)
         assert model.history["validation_pcc"].notna().all()
 
-    def test_validation_section_teaches_nothing(self, sections):
+    @encoders
+    def test_validation_section_teaches_nothing(self, sections, encoder):
         """Other counts in the validation section: the weights of every epoch stay the same."""
-        settings = {**TINY, "epochs": 1}
+        settings = {**TINY, **encoder, "epochs": 1}
         genes = sections["S1"].var_names[:10].tolist()
         first = hggep.tl.fit(sections, genes=genes, config=settings, validation="S2", **CPU)
         sections["S2"].X = sections["S2"].X[::-1].copy() * 3
@@ -199,9 +277,10 @@ class TestValidation:
 
 
 class TestCheckpoints:
+    @encoders
     @pytest.mark.parametrize("validation", [None, 0.3])
-    def test_resumed_equals_uninterrupted(self, training, tmp_path, monkeypatch, validation):
-        settings = {"genes": 15, "config": {**TINY, "epochs": 4}, "validation": validation, **CPU}
+    def test_resumed_equals_uninterrupted(self, training, tmp_path, monkeypatch, validation, encoder):
+        settings = {"genes": 15, "config": {**TINY, **encoder, "epochs": 4}, "validation": validation, **CPU}
         whole = hggep.tl.fit(training, **settings)
         real = TrainingPlan.training_step
 
@@ -233,6 +312,12 @@ class TestCheckpoints:
         hggep.tl.fit(training, **settings)
         with pytest.raises(ValueError, match="resume=True"):
             hggep.tl.fit(training, **settings)
+        with pytest.raises(ValueError, match="different data, seed"):  # random weights of the seed: other features
+            hggep.tl.fit(training, resume=True, seed=4, **settings)
+        weights = tmp_path / "random.pth"
+        torch.save(ShuffleNetV2(stem_pool=False).state_dict(), weights)
+        settings |= {"weights": weights, "checkpoint_dir": tmp_path / "same weights"}
+        hggep.tl.fit(training, **settings)
         with pytest.raises(ValueError, match="different seed"):
             hggep.tl.fit(training, resume=True, seed=4, **settings)
 

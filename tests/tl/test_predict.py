@@ -247,13 +247,16 @@ class TestKindsOfInput:
         # whole px positions, so that rounding to the pixel grid is mirrored too
         test_section.obsm["spatial"] = np.round(test_section.obsm["spatial"])
         mirrored.obsm["spatial"] = test_section.obsm["spatial"] * [-1, 1] + [image.width, 0]
-        plain = [predict(x, trained, copy=True)[:, trained.genes].layers["hggep"] for x in (test_section, mirrored)]
-        averaged = [
-            predict(x, trained, average_flips=True, copy=True)[:, trained.genes].layers["hggep"]
-            for x in (test_section, mirrored)
-        ]
+        plain, averaged, by_default = (
+            [
+                predict(x, trained, average_flips=how, copy=True)[:, trained.genes].layers["hggep"]
+                for x in (test_section, mirrored)
+            ]
+            for how in (False, True, None)
+        )
         difference, without = (np.abs(a - b).max() for a, b in (averaged, plain))
         assert difference < 0.2 * without
+        np.testing.assert_array_equal(by_default, averaged)  # the network learnt on all eight
 
 
 class TestBadInput:

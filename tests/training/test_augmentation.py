@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from skimage.color import combine_stains, hed_from_rgb, rgb_from_hed, separate_stains
 
-from hggep_sc.training.augmentation import STAINS, dihedral, random_dihedral, stain_jitter
+from hggep_sc.training.augmentation import (
+    STAINS,
+    dihedral,
+    random_dihedral,
+    random_shift,
+    random_view,
+    stain_jitter,
+)
 
 
 def patches_of(n=8, fields=2, size=6):
@@ -52,13 +60,30 @@ def test_all_views_are_drawn_evenly():
     assert counts.min() > 420  # 500 expected, standard deviation 21
 
 
-@pytest.mark.parametrize("augment", [random_dihedral, lambda patches, generator: stain_jitter(patches, 0.2, generator)])
-def test_the_generator_decides(augment):
-    patches = patches_of(n=30)
-    state = torch.random.get_rng_state()
-    first = augment(patches, torch.Generator().manual_seed(5))
-    assert torch.equal(augment(patches, torch.Generator().manual_seed(5)), first)
-    assert not torch.equal(augment(patches, torch.Generator().manual_seed(6)), first)
+def features_of(n, views=8, fields=2, d=3):
+    """Every number another."""
+    return torch.arange(n * views * fields * d, dtype=torch.float32).view(n, views, fields, d)
+
+
+@pytest.mark.parametrize(
+    ("augment", "given"),
+    [
+        pytest.param(random_dihedral, patches_of(n=30), id="dihedral"),
+        pytest.param(lambda patches, generator: stain_jitter(patches, 0.2, generator), patches_of(n=30), id="stain"),
+        pytest.param(random_view, features_of(30), id="view"),
+        pytest.param(
+            lambda features, generator: random_shift(features, torch.ones(2, 3), generator),
+            features_of(30)[:, 0],
+            id="shift",
+        ),
+    ],
+)
+def test_the_generator_decides(augment, given):
+    state, before = torch.random.get_rng_state(), given.clone()
+    first = augment(given, torch.Generator().manual_seed(5))
+    assert torch.equal(augment(given, torch.Generator().manual_seed(5)), first)
+    assert not torch.equal(augment(given, torch.Generator().manual_seed(6)), first)
+    assert torch.equal(given, before)
     assert torch.equal(torch.random.get_rng_state(), state)  # torch's own state is left alone
 
 
@@ -133,3 +158,41 @@ def test_fields_and_pixels_of_a_spot_are_stained_alike():
     found = stain_jitter(patch, 0.2, torch.Generator().manual_seed(0))
     torch.testing.assert_close(found, found[:, :1, :, :1, :1].expand_as(found))
     assert found[:, 0, :, 0, 0].std(0).min() > 1  # and spots differ
+
+
+# --- features
+
+
+def test_a_view_is_drawn_for_each_spot_and_taken_whole():
+    features = features_of(200)
+    found = random_view(features, torch.Generator().manual_seed(0))
+    assert found.shape == (200, 2, 3)
+    chosen = [next(v for v in range(8) if torch.equal(features[i, v], found[i])) for i in range(200)]
+    assert set(chosen) == set(range(8))
+
+
+def test_views_are_drawn_evenly():
+    views = torch.arange(8.0).view(1, 8, 1, 1).expand(4000, -1, -1, -1)
+    drawn = random_view(views, torch.Generator().manual_seed(0)).flatten().long()
+    assert torch.bincount(drawn, minlength=8).min() > 420  # 500 expected, standard deviation 21
+
+
+def test_one_view_is_that_view():
+    features = features_of(5, views=1)
+    assert torch.equal(random_view(features, torch.Generator()), features[:, 0])
+
+
+def test_all_spots_are_shifted_alike():
+    features = features_of(20)[:, 0]
+    shift = random_shift(features, torch.ones(2, 3), torch.Generator().manual_seed(0)) - features
+    torch.testing.assert_close(shift, shift[:1].expand_as(shift), atol=1e-4, rtol=0)
+    assert len(shift[0].unique()) == 6  # and each feature of each field by itself
+
+
+def test_shifts_are_normal_with_the_scale_given():
+    scale = torch.tensor([[0.5, 2.0], [0.0, 1.0]])
+    generator = torch.Generator().manual_seed(0)
+    shifts = torch.cat([random_shift(torch.zeros(1, 2, 2), scale, generator) for _ in range(2000)])
+    torch.testing.assert_close(shifts.std(0), scale, atol=0, rtol=0.06)  # standard error 0.016 of it
+    assert (shifts.mean(0).abs() <= 0.1 * scale).all()
+    assert kstest((shifts[:, :, 1] / scale[:, 1]).flatten().numpy(), "norm").pvalue > 0.01

@@ -8,11 +8,7 @@ import torch
 
 from hggep_sc import settings
 from hggep_sc.expression import ExpressionScale
-from hggep_sc.training.data import (
-    patch_store,
-    section_data,
-    spatial_chunks,
-)
+from hggep_sc.training.data import array_store, section_data, spatial_chunks
 
 # --- chunks
 
@@ -81,10 +77,21 @@ BYTES = 8 * 2 * 3 * 4 * 4
 
 def test_patches_in_memory(monkeypatch):
     monkeypatch.setattr(settings, "patch_memory", BYTES)
-    with patch_store(SHAPES) as stores:
+    with array_store(SHAPES, np.uint8) as stores:
         assert [store.shape for store in stores] == SHAPES
         assert all(store.dtype == np.uint8 for store in stores)
         assert not any(isinstance(store, np.memmap) for store in stores)
+
+
+def test_features_count_by_their_bytes(monkeypatch):
+    """A float takes four times a pixel's memory."""
+    monkeypatch.setattr(settings, "patch_memory", 4 * BYTES)
+    with array_store(SHAPES, np.float32) as stores:
+        assert all(type(store) is np.ndarray and store.dtype == np.float32 for store in stores)
+    monkeypatch.setattr(settings, "patch_memory", 4 * BYTES - 1)
+    with array_store(SHAPES, np.float32) as stores:
+        assert all(isinstance(store, np.memmap) and store.dtype == np.float32 for store in stores)
+        assert [store.shape for store in stores] == SHAPES
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -93,7 +100,7 @@ def test_patches_above_the_limit_are_on_disk(monkeypatch, tmp_path, caplog, fail
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def use():
-        with patch_store(SHAPES) as stores:
+        with array_store(SHAPES, np.uint8) as stores:
             files = [Path(store.filename) for store in stores]
             assert all(isinstance(store, np.memmap) and store.dtype == np.uint8 for store in stores)
             assert [store.shape for store in stores] == SHAPES
@@ -172,13 +179,19 @@ def test_integer_positions_stay_integers():
     assert data.positions.dtype == grid.dtype
 
 
-def test_batch_takes_the_spots_asked_for():
+@pytest.mark.parametrize("held", ["patches", "features"])
+def test_batch_takes_the_spots_asked_for(held):
     data = data_of(COUNTS, ExpressionScale())
-    data.patches[:] = np.arange(5)[:, None, None, None, None]
+    if held == "features":
+        data.seen = np.zeros((5, 8, 2, 3), np.float32)
+    data.seen[:] = np.arange(5).reshape((5,) + (1,) * (data.seen.ndim - 1))
     spots = np.array([4, 0, 2])
     batch = data.batch(spots)
-    assert batch.patches.dtype == torch.uint8
-    assert batch.patches[:, 0, 0, 0, 0].tolist() == [4, 0, 2]
+    seen, absent = (batch.patches, batch.features) if held == "patches" else (batch.features, batch.patches)
+    assert absent is None
+    assert data.holds_features == (held == "features")
+    np.testing.assert_array_equal(seen.numpy(), data.seen[spots])
+    assert seen.dtype == (torch.uint8 if held == "patches" else torch.float32)
     assert batch.observed.tolist() == [True, True, False]
     for name in ("positions", "expression", "counts", "size_factors"):
         np.testing.assert_array_equal(getattr(batch, name).numpy(), getattr(data, name)[spots])

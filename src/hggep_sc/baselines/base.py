@@ -17,7 +17,7 @@ from ..device import resolve_device
 from ..expression import ExpressionScale
 from ..fingerprint import Fingerprint
 from ..genes import training_genes
-from ..patches import model_mpp, say_if_scale_unknown, spots_per_batch
+from ..patches import model_mpp, say_if_scale_differs, spots_per_batch
 from ..section import Section, require_counts
 from ..storage import load_model, save_model
 from ..training.data import counts_to_learn
@@ -178,7 +178,7 @@ class Baseline(ABC):
         if average_flips:
             raise ValueError(f"average_flips=True is for HGGEP: method={self.method!r} has no use for it")
         batch_size = spots_per_batch(batch_size)
-        say_if_scale_unknown(section, self.mpp)
+        say_if_scale_differs(section, self.mpp)
         features = self._features(section, self.config, self.mpp, self.trunk, resolve_device(device), batch_size)
         centred, latent = self._respond(features)
         expression = (self.arrays["gene_mean"] + centred).astype(np.float32)

@@ -89,7 +89,7 @@ class ShuffleNetEncoder(Encoder):
         self.cbam_scale = nn.Parameter(torch.zeros(sum(self.groups))) if cbam and residual else None
 
     def extra_repr(self) -> str:
-        """Settings that the weights do not tell."""
+        """Return the settings that the weights do not tell."""
         return f"stages={self.stages}, residual={self.residual}"
 
     def train(self, mode: bool = True) -> "ShuffleNetEncoder":

@@ -136,12 +136,15 @@ class Section:
         found = found.to_numpy() if isinstance(found, pd.DataFrame) else found
         values = found[self.obs_rows]
         values = values.toarray() if sparse.issparse(values) else np.asarray(values)
-        if values.ndim != 2 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        numbers = values.dtype.kind in "fiu"
+        with np.errstate(over="ignore"):
+            single = np.ascontiguousarray(values, dtype=np.float32) if numbers else None
+        if single is None or single.ndim != 2 or not np.isfinite(single).all():
             raise ValueError(
                 f"section {self.name!r}: obsm[{key!r}] must hold a row of finite numbers for each spot, found "
                 f"{values.dtype} values of shape {values.shape}"
             )
-        return np.ascontiguousarray(values, dtype=np.float32)
+        return single
 
     @property
     def has_counts(self) -> bool:

@@ -68,11 +68,13 @@ def train(
         torch.manual_seed(seed)
         fields = [fields_of_view(config, mpp, section.mpp) for section in sections]
         masks: Sequence[np.ndarray | None] = held_out if held_out is not None else [None for _ in sections]
-        with _seen(sections, fields, encoder, config, network_class, device) as seen:
-            data = [
-                section_data(section, genes, scale, store, network_class.positions(section), mask)
-                for section, store, mask in zip(sections, seen, masks, strict=True)
-            ]
+        unseen = np.empty(0, dtype=np.uint8)  # counts are checked before images are read, which takes longer
+        data = [
+            section_data(section, genes, scale, unseen, network_class.positions(section), mask)
+            for section, mask in zip(sections, masks, strict=True)
+        ]
+        with _seen(sections, fields, encoder, config, network_class, device) as stores:
+            data = [replace(part, seen=seen) for part, seen in zip(data, stores, strict=True)]
             identity = identity_of(data, genes, config, held_out, seed)
             checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity)
             training, validation = _split(data, held_out)

@@ -1,0 +1,268 @@
+import gc
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from helpers import MeanColour
+from hggep_sc import settings
+from hggep_sc.config import Config
+from hggep_sc.features import (
+    DIHEDRAL,
+    PLAIN,
+    SHUFFLENET,
+    _memory,
+    encode_spots,
+    feature_shape,
+    is_frozen,
+    make_encoder,
+    open_features,
+    views_of,
+)
+from hggep_sc.nn import ModuleEncoder, ShuffleNetEncoder
+from hggep_sc.section import open_sections
+
+CPU = torch.device("cpu")
+CONFIG = Config(patch_size=16, fields_um=(16.0, 32.0), fields_px=(16.0, 32.0))
+FIELDS = (16.0, 32.0)
+ALL = np.arange(40)
+
+
+class Corner(nn.Module):
+    """What turning and mirroring change: four pixels of a corner."""
+
+    def forward(self, pixels):
+        return pixels[:, :, :2, 3:5].flatten(1)
+
+
+@pytest.fixture
+def section(sections):
+    """On whole pixels, so that a patch is a slice of the image."""
+    sections["S1"].obsm["spatial"] = np.floor(sections["S1"].obsm["spatial"])
+    return open_sections(sections["S1"])[0]
+
+
+@pytest.fixture
+def reads(section):
+    """How many times the section's image was opened."""
+    opener, opened = section.opener, []
+    section.opener = lambda: opened.append(1) or opener()
+    return opened
+
+
+@contextmanager
+def opened(section, encoder, config=CONFIG, **settings):
+    with open_features(section, encoder, FIELDS, config, device=CPU, **settings) as features:
+        yield features
+
+
+def features_of(section, encoder, config=CONFIG, spots=ALL, **settings):
+    with opened(section, encoder, config, **settings) as features:
+        return features(spots)
+
+
+def pixels_of(adata):
+    return np.asarray(Image.open(adata.uns["spatial"]["S1"]["metadata"]["source_image_path"]).convert("RGB"))
+
+
+# --- patches to features
+
+
+@pytest.mark.parametrize("batch_size", [64, 7])
+def test_every_spot_view_and_field_against_slices_of_the_image(sections, section, batch_size):
+    """One by one: cut from the array, mirrored, turned, encoded."""
+    image, encoder = pixels_of(sections["S1"]), Corner()
+    inside = [i for i, (x, y) in enumerate(section.xy) if 8 <= x < image.shape[1] - 8 and 8 <= y < image.shape[0] - 8]
+    assert len(inside) > 20
+    expected = np.empty((len(inside), 8, 12))
+    for row, spot in enumerate(inside):
+        x, y = section.xy[spot].astype(int)
+        cut = torch.from_numpy(image[y - 8 : y + 8, x - 8 : x + 8].copy()).permute(2, 0, 1)
+        for view in range(8):
+            turned = torch.rot90(cut.flip(-1) if view >= 4 else cut, view % 4, (-2, -1))
+            expected[row, view] = encoder(turned[None]).numpy()[0]
+    with section.open_image() as opened_image:
+        found = encode_spots(
+            opened_image,
+            section.xy[inside],
+            (16.0,),
+            16,
+            lambda patches: torch.stack([encoder(patches[:, 0])], dim=1),
+            views=DIHEDRAL,
+            batch_size=batch_size,
+            device=CPU,
+        )
+    assert found.shape == (len(inside), 8, 1, 12)
+    np.testing.assert_array_equal(found[:, :, 0].numpy(), expected)
+
+
+def test_views_are_the_eight_symmetries_and_start_with_none():
+    assert len(set(DIHEDRAL)) == 8
+    assert DIHEDRAL[0] == PLAIN[0] == (0, False)
+
+
+def test_fields_are_encoded_each_by_itself(section):
+    encoder = ModuleEncoder(Corner(), 16)
+    both = features_of(section, encoder)
+    assert both.shape == feature_shape(section, encoder, CONFIG) == (40, 8, 2, 12)
+    for i, field in enumerate(FIELDS):
+        with open_features(section, encoder, (field,), CONFIG, device=CPU) as features:
+            torch.testing.assert_close(features(ALL)[:, :, 0], both[:, :, i])
+    assert not torch.allclose(both[:, :, 0], both[:, :, 1])
+
+
+def test_what_looks_the_same_from_all_sides_has_the_same_features(section):
+    """A mean does, but for the order of its sum; a corner does not."""
+    mean, corner = (features_of(section, ModuleEncoder(module, 16)) for module in (MeanColour(), Corner()))
+    torch.testing.assert_close(mean, mean[:, :1].expand_as(mean))
+    assert (corner - corner[:, :1]).abs().max() > 0.05
+
+
+def test_views_asked_for(section):
+    encoder = ModuleEncoder(Corner(), 16)
+    every = features_of(section, encoder)
+    still = CONFIG.replace(flips=False)
+    assert views_of(encoder, CONFIG) == DIHEDRAL
+    assert views_of(encoder, still) == PLAIN
+    assert torch.equal(features_of(section, encoder, still), every[:, :1])
+    assert torch.equal(features_of(section, encoder, views=PLAIN), every[:, :1])
+    assert torch.equal(features_of(section, encoder, still, views=DIHEDRAL), every)
+
+
+@pytest.mark.parametrize("size", [1, 9, 64])
+def test_batches_change_nothing(section, size):
+    torch.manual_seed(0)
+    encoder = ShuffleNetEncoder().eval()
+    torch.testing.assert_close(
+        features_of(section, encoder, spots=ALL[:10], batch_size=size),
+        features_of(section, encoder)[:10],
+        atol=1e-6,
+        rtol=1e-4,
+    )
+
+
+# --- memory
+
+
+@pytest.fixture(autouse=True)
+def _empty_memory():
+    _memory._kept.clear()
+
+
+def test_features_are_computed_once(section, reads):
+    encoder = ModuleEncoder(Corner(), 16)
+    first = features_of(section, encoder)
+    assert len(reads) == 1
+    assert torch.equal(features_of(section, encoder), first)
+    assert torch.equal(features_of(section, ModuleEncoder(encoder.module, 16)), first)
+    assert len(reads) == 1
+
+
+def test_other_features_are_not_taken_for_them(sections, section, reads):
+    class Colour(MeanColour):
+        """Its hash does not tell the channel."""
+
+        def __init__(self, channel):
+            super().__init__()
+            self.channel = channel
+
+        def forward(self, pixels):
+            return super().forward(pixels)[:, [self.channel]]
+
+    red, green = ModuleEncoder(Colour(0), 16), ModuleEncoder(Colour(1), 16)
+    assert not torch.allclose(features_of(section, red), features_of(section, green))
+    larger = CONFIG.replace(patch_size=24)
+    features_of(section, red, larger)
+    features_of(section, red, spots=ALL[::-1])
+    (other,) = open_sections(sections["S2"])
+    assert not torch.equal(features_of(other, red), features_of(section, red))
+    assert len(reads) == 4
+    with torch.no_grad():
+        mixing = ModuleEncoder(MeanColour(np.eye(3)), 16)
+        before = features_of(section, mixing)
+        mixing.module.mixing *= 2
+    torch.testing.assert_close(features_of(section, mixing), 2 * before)
+
+
+def test_memory_is_bounded(section, reads, monkeypatch):
+    encoder = ModuleEncoder(MeanColour(), 16)
+    one = features_of(section, encoder).nbytes
+    _memory._kept.clear()
+    reads.clear()
+    monkeypatch.setattr(settings, "feature_memory", 2 * one)
+    configs = [CONFIG.replace(patch_size=size) for size in (16, 17, 18)]
+    for config in configs:  # the third puts out the first
+        features_of(section, encoder, config)
+    assert sum(tensor.nbytes for kept in _memory._kept.values() for tensor in kept.values()) == 2 * one
+    for config in configs[1:]:
+        features_of(section, encoder, config)
+    assert len(reads) == 3
+    features_of(section, encoder, configs[0])
+    assert len(reads) == 4
+
+
+def test_what_is_too_large_is_not_kept(section, reads, monkeypatch):
+    encoder = ModuleEncoder(MeanColour(), 16)
+    expected = features_of(section, encoder)
+    _memory._kept.clear()
+    reads.clear()
+    monkeypatch.setattr(settings, "feature_memory", expected.nbytes - 1)
+    assert all(torch.equal(features_of(section, encoder), expected) for _ in range(2))
+    assert len(reads) == 2
+    assert not any(_memory._kept.values())
+
+
+def test_a_section_that_is_gone_is_forgotten(sections):
+    encoder = ModuleEncoder(MeanColour(), 16)
+    (passing,) = open_sections(sections["S1"])
+    features_of(passing, encoder)
+    assert len(_memory._kept) == 1
+    del passing
+    gc.collect()
+    assert len(_memory._kept) == 0
+
+
+# --- embeddings
+
+
+def test_embeddings_have_one_view_and_one_field_and_need_no_image(sections):
+    adata = sections["S1"][::-1].copy()
+    adata.obsm["X_emb"] = np.random.default_rng(0).normal(size=(40, 5))
+    (section,) = open_sections(adata)
+    section.opener = lambda: pytest.fail("the image is not needed")
+    spots = np.array([7, 0, 39])
+    found = features_of(section, "X_emb", spots=spots)
+    assert feature_shape(section, "X_emb", CONFIG) == (40, 1, 1, 5)
+    assert views_of("X_emb", CONFIG) == PLAIN
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found[:, 0, 0].numpy(), adata.obsm["X_emb"][spots].astype(np.float32))
+
+
+# --- what sees the spots
+
+
+def test_what_is_frozen(sections):
+    still, learning = Config(), Config(gem=True)
+    own = make_encoder(SHUFFLENET, still, None)
+    assert isinstance(own, ShuffleNetEncoder)
+    assert make_encoder("X_emb", still, None) == "X_emb"
+    module = make_encoder(MeanColour(), still, None)
+    assert isinstance(module, ModuleEncoder)
+    assert make_encoder(SHUFFLENET, Config.from_preset("published"), None) is None
+    assert [is_frozen(encoder, still) for encoder in (own, "X_emb", module, None)] == [True, True, True, False]
+    assert [is_frozen(encoder, learning) for encoder in (own, "X_emb", module, None)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("encoder", [None, 3, MeanColour])
+def test_neither_a_name_nor_a_module_is_refused(encoder):
+    with pytest.raises(TypeError, match=r'encoder must be "shufflenet", the obsm slot .* or a torch\.nn\.Module'):
+        make_encoder(encoder, Config(), None)
+
+
+@pytest.mark.parametrize("encoder", ["X_emb", MeanColour()])
+def test_the_published_network_has_its_own(encoder):
+    with pytest.raises(ValueError, match=r"the published network has its own"):
+        make_encoder(encoder, Config.from_preset("published"), None)

@@ -73,7 +73,7 @@ def main() -> None:
     parts = PARTS if options.no_pixels else {**PARTS, **PIXELS}
     result = hggep.tl.cross_validate(
         sections,
-        methods={name: {"config": {**part, "confidence": False}} for name, part in parts.items()},
+        methods={name: {"config": {**part, "cross_fit": False}} for name, part in parts.items()},
         seeds=options.seeds,
         weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
         path=options.store,

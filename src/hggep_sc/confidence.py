@@ -1,8 +1,8 @@
 """How far a prediction may be trusted, learnt on training sections that were left out in turn."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -11,17 +11,16 @@ from torch import Tensor
 
 from .expression import ExpressionScale
 from .metrics import pearson
-from .nn import HGGEPNetwork, average_views
-from .patches import BATCH_SPOTS, read_patches
-from .training.data import SectionData, spatial_chunks
-from .training.split import leave_out
+from .nn import OUTLIER, HGGEPNetwork
+from .patches import read_patches
+from .training.cross_fit import HeldOut, Weights, data_features
+from .training.data import SectionData
 
 if TYPE_CHECKING:
     from .section import Section
 
 logger = logging.getLogger(__name__)
 
-GROUPS = 5  # of training sections, each left out once
 COMPONENTS = 8  # of the prediction, that a spot's error is told from
 CONSTANT = 1e-6  # relative spread below which a feature says nothing
 UNLIKE = 1.2  # times the largest distance among training sections: a section further off is warned of
@@ -64,14 +63,13 @@ class Confidence:
         cls,
         network: HGGEPNetwork,
         training: Sequence[SectionData],
+        held_out: Sequence[HeldOut],
+        weights: Weights,
         *,
-        fit: Callable[[list[SectionData]], HGGEPNetwork],
         scale: ExpressionScale,
         stain: np.ndarray,
-        seed: int,
-        progress: bool,
     ) -> Self:
-        """Leave training sections out in turn (blocks of the only one), predict and compare them.
+        """Compare what was predicted of training sections that were left out.
 
         Parameters
         ----------
@@ -79,34 +77,22 @@ class Confidence:
             Fitted to all of the training data.
         training
             The sections; counts of spots that are not observed are not looked at.
-        fit
-            Fits another network to some of the data.
+        held_out
+            What `cross_fit` made of them.
+        weights
+            Of network and linear path.
         scale
             The expression scale.
         stain
             (n_sections, 3), of `optical_density`.
-        seed
-            Of the blocks.
         """
-        from tqdm.auto import tqdm
-
-        correlations, predicted, excess = [], [], []
-        turns = leave_out([data.xy for data in training], seed, GROUPS)
-        for masks in tqdm(turns, desc="confidence", unit="fit", disable=not progress):
-            kept = [replace(d, observed=d.observed & ~mask) for d, mask in zip(training, masks, strict=True)]
-            if sum(data.observed.sum() for data in kept) < 2:
-                continue
-            other = fit([data for data in kept if data.observed.any()])
-            for data, mask in zip(training, masks, strict=True):
-                seen = data.observed & mask
-                if seen.sum() < 2:
-                    continue
-                expression = _predict(other, data)[seen] * scale.log_unit
-                observed = data.expression[seen] * scale.log_unit
-                correlations.append(pearson(expression, observed))
-                predicted.append(expression - expression.mean(0))
-                excess.append(excess_variance(expression, observed, data.counts[seen], data.totals[seen], scale))
         n_genes = training[0].expression.shape[1]
+        predicted = [part.mixed(weights) for part in held_out]
+        correlations = [pearson(mixed, part.observed) for mixed, part in zip(predicted, held_out, strict=True)]
+        excess = [
+            excess_variance(mixed, part.observed, part.counts, part.totals, scale)
+            for mixed, part in zip(predicted, held_out, strict=True)
+        ]
         reliability = np.full(n_genes, np.nan, dtype=np.float32)
         if correlations:
             known = np.isfinite(correlations).any(0)
@@ -170,7 +156,7 @@ class Confidence:
                     limit,
                 )
         if stain is not None and len(self.stain):
-            ratio = np.maximum(stain / self.stain.max(0), self.stain.min(0) / stain.clip(1e-6))
+            ratio = np.maximum(stain / self.stain.max(0).clip(1e-3), self.stain.min(0).clip(1e-3) / stain.clip(1e-3))
             if ratio.max() > OTHER_STAIN:
                 logger.warning(
                     "section %r is stained or scanned unlike the training sections: mean optical density of red, "
@@ -286,35 +272,12 @@ def _error_model(
     return pca.components_.astype(np.float32), spread.astype(np.float32), coefficients.astype(np.float32)
 
 
-@torch.inference_mode()
-def _predict(network: HGGEPNetwork, data: SectionData) -> np.ndarray:
-    """Expression (n_spots, n_genes) of a section that is held for training."""
-    network.eval()
-    device = network.gene_mean.device
-    expression = np.empty(data.expression.shape, dtype=np.float32)
-    for spots in spatial_chunks(data.xy, network.config.chunk_spots):
-        features, positions = _features(network, data, spots), torch.from_numpy(data.positions[spots])
-        expression[spots] = average_views(network, features.to(device), positions.to(device))[0].cpu().numpy()
-    return expression
-
-
-@torch.no_grad()
-def _features(network: HGGEPNetwork, data: SectionData, spots: np.ndarray) -> Tensor:
-    """Features of some spots, (n, views, fields, D)."""
-    batch = data.batch(spots)
-    if batch.features is not None:
-        return batch.features
-    assert batch.patches is not None  # a batch holds one or the other
-    device = network.gene_mean.device
-    return torch.cat([network.encode(part.to(device)) for part in batch.patches.split(BATCH_SPOTS)])[:, None].cpu()
-
-
 def _moments(network: HGGEPNetwork, training: Sequence[SectionData]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each feature over each section's observed spots, (sections, fields, D)."""
     network.eval()
     means, variances = [], []
     for data in training:
-        features = _features(network, data, np.flatnonzero(data.observed)).mean(1).double()
+        features = data_features(network, data, np.flatnonzero(data.observed)).mean(1).double()
         means.append(features.mean(0).numpy())
         variances.append(features.var(0, correction=0).numpy())
     return np.stack(means), np.stack(variances)
@@ -332,7 +295,7 @@ def _listed(values: np.ndarray) -> str:
 
 
 def _distance(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> float:
-    return float(np.sqrt((((features - mean) / std) ** 2).mean()))
+    return float(np.sqrt((((features - mean) / std).clip(-OUTLIER, OUTLIER) ** 2).mean()))
 
 
 def feature_statistics(network: HGGEPNetwork, training: Sequence[SectionData]) -> tuple[Tensor, Tensor]:

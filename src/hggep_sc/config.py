@@ -103,9 +103,12 @@ class Config(BaseConfig):
         prediction. None: always whole.
     patience
         Epochs without a better validation score before training stops; used with `validation=` only.
-    confidence
-        Train again without each training section (in at most five groups), to learn how well genes and spots of a
-        section that was never seen are predicted, and how unlike the training sections such a one may be.
+    linear
+        A low-rank ridge beside the network, whose prediction is added; with a frozen encoder and `cross_fit` alone.
+    cross_fit
+        Train again without each training section (in at most five groups), to learn on sections that were not
+        seen how much of network and linear path to believe, how well genes and spots are predicted, and how
+        unlike the training sections one may be. Without it the network is alone, and its scale is as training left it.
     """
 
     fixed: ClassVar[frozenset[str]] = frozenset({"preset"})
@@ -152,7 +155,8 @@ class Config(BaseConfig):
     gradient_clip: float = 1.0
     chunk_spots: int | None = 512
     patience: int = 10
-    confidence: bool = True
+    linear: bool = True
+    cross_fit: bool = True
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> Self:
@@ -277,7 +281,8 @@ _PAPER: dict[str, Any] = {
     "schedule": "constant",
     "gradient_clip": 0.0,
     "chunk_spots": None,
-    "confidence": False,
+    "linear": False,
+    "cross_fit": False,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -60,6 +60,11 @@ class _Memory:
 _memory = _Memory()
 
 
+def kept_features(section: "Section", key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    """Return features of a section that are kept under a key, or compute and keep them."""
+    return _memory.get(section, key, compute)
+
+
 def encode_spots(
     image: "SectionImage",
     xy: np.ndarray,
@@ -206,7 +211,7 @@ def open_features(
 
         def features(spots: np.ndarray) -> Tensor:
             def compute() -> Tensor:
-                with torch.no_grad():  # not inference_mode: training learns on what is kept
+                with torch.no_grad():
                     return encode_spots(
                         image(),
                         section.xy[spots],
@@ -218,6 +223,6 @@ def open_features(
                         device=device,
                     ).cpu()
 
-            return _memory.get(section, (name, fields, config.patch_size, views, spots.tobytes()), compute).to(device)
+            return kept_features(section, (name, fields, config.patch_size, views, spots.tobytes()), compute).to(device)
 
         yield features

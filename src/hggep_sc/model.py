@@ -22,6 +22,7 @@ from .expression import ExpressionScale
 from .features import DIHEDRAL, PLAIN, SHUFFLENET, Features, encode_spots, is_frozen, make_encoder, open_features
 from .fingerprint import Fingerprint
 from .genes import training_genes
+from .linear import LinearPath, linear_features
 from .nn import Encoder, HGGEPNetwork, ModuleEncoder, PublishedNetwork, average_views, shufflenet_encoder
 from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_differs, spots_per_batch
 from .section import Section, require_counts
@@ -55,8 +56,10 @@ class HGGEP:
         Seed of the training; None for a published checkpoint.
     embeddings
         `obsm` slot that the network reads instead of patches; None where it looks at the image.
+    linear
+        The linear path, whose prediction is added to the network's; None without one.
     confidence
-        What training sections that were left out in turn tell of it; None without `config.confidence`.
+        What training sections that were left out in turn tell of it; None without `config.cross_fit`.
     """
 
     method: ClassVar[str] = "hggep"
@@ -72,6 +75,7 @@ class HGGEP:
         history: Sequence[dict[str, float]] = (),
         seed: int | None = None,
         embeddings: str | None = None,
+        linear: LinearPath | None = None,
         confidence: Confidence | None = None,
     ) -> None:
         self.network = network.eval()
@@ -83,6 +87,7 @@ class HGGEP:
         self.history = pd.DataFrame(list(history))
         self.seed = seed
         self.embeddings = embeddings
+        self.linear = linear
         self.confidence = confidence
 
     @property
@@ -94,7 +99,8 @@ class HGGEP:
     def id(self) -> str:
         """Name of this trained model: a hash of its genes and weights."""
         digest = hashlib.sha256("\n".join(self.genes).encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
+        linear = {} if self.linear is None else self.linear.tensors()
+        for name, tensor in sorted(self.network.state_dict().items()) + sorted(linear.items()):
             raw = tensor.cpu().flatten().view(torch.uint8)  # also of types that NumPy lacks
             digest.update(name.encode() + raw.numpy().tobytes())
         return digest.hexdigest()[:12]
@@ -146,7 +152,7 @@ class HGGEP:
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp = model_mpp(learnt)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # for what the weights lack
+            torch.default_generator.manual_seed(seed)  # for what the weights lack
             eye = make_encoder(encoder, config, weights)
         trained = train(
             sections,
@@ -174,6 +180,7 @@ class HGGEP:
             history=trained.history,
             seed=seed,
             embeddings=eye if isinstance(eye, str) else None,
+            linear=trained.linear,
             confidence=trained.confidence,
         )
 
@@ -197,8 +204,8 @@ class HGGEP:
         batch_size
             Spots whose patches are held and encoded at once; None for 64.
         average_flips
-            Average over the eight flips and rotations of every patch; None does so where the encoder was frozen
-            and the network learnt on all of them.
+            Average over the eight flips and rotations of every patch; None does so where the network learnt on all
+            of them (`config.flips`).
 
         Returns
         -------
@@ -213,7 +220,8 @@ class HGGEP:
         positions = positions.float() if positions.is_floating_point() else positions
         expression = np.empty((n_spots, len(self.genes)), dtype=np.float32)
         latent: np.ndarray | None = None
-        mean_features: Any = 0.0
+        encoded: list[np.ndarray] = []  # features of every spot, the mean over views, as the chunks come
+        order: list[np.ndarray] = []
         with self._features(section, target, spots_per_batch(batch_size), average_flips) as features:
             for spots in spatial_chunks(section.xy, self.config.chunk_spots):
                 seen = features(spots)
@@ -223,24 +231,18 @@ class HGGEP:
                     latent = np.empty((n_spots, of_chunk.shape[1]), dtype=np.float32)
                 latent[spots] = of_chunk
                 if self.confidence is not None:
-                    mean_features = mean_features + seen.float().mean(1).sum(0).cpu().numpy() / n_spots
+                    encoded.append(seen.float().mean(1).cpu().numpy())
+                    order.append(spots)
         assert latent is not None  # a section has spots
         if self.confidence is not None:
-            self.confidence.say_if_unlike(section.name, mean_features, self._stain(section))
+            of_spots = np.concatenate(encoded)[np.argsort(np.concatenate(order))]
+            fields = fields_of_view(self.config, self.mpp, section.mpp)
+            looks = not self.embeddings
+            stain = optical_density(section, min(fields), self.config.patch_size) if looks else None
+            self.confidence.say_if_unlike(section.name, of_spots.mean(axis=0), stain)
+            if self.linear is not None:
+                expression += self.linear.predict(linear_features(section, of_spots, fields, self.config, looks=looks))
         return expression, latent
-
-    def uncertainty(self, expression: np.ndarray) -> np.ndarray | None:
-        """Return the error to expect of each spot of one section's prediction; see `Confidence.uncertainty`.
-
-        None where the model was fitted without `config.confidence`.
-        """
-        return None if self.confidence is None else self.confidence.uncertainty(expression, self.scale)
-
-    def _stain(self, section: Section) -> np.ndarray | None:
-        """Measure the optical density that confidence compares; None where no image is looked at."""
-        if self.embeddings:
-            return None
-        return optical_density(section, min(fields_of_view(self.config, self.mpp, section.mpp)), self.config.patch_size)
 
     def _require_length(self, section: Section) -> None:
         """Refuse a section whose embeddings are of another length than those learnt from."""
@@ -257,7 +259,8 @@ class HGGEP:
     ) -> Iterator[Features]:
         """Give the features of spots, (n, views, ...)."""
         fields, config, network = fields_of_view(self.config, self.mpp, section.mpp), self.config, self.network
-        views = None if average_flips is None else (DIHEDRAL if average_flips else PLAIN)
+        averaged = config.flips if average_flips is None else average_flips
+        views = DIHEDRAL if averaged else PLAIN
         if is_frozen(self.encoder, config):
             assert self.encoder is not None
             if isinstance(self.encoder, str):
@@ -275,7 +278,7 @@ class HGGEP:
                 fields,
                 config.patch_size,
                 network.encode,
-                views=views or PLAIN,
+                views=views,
                 batch_size=batch_size,
                 device=device,
             )
@@ -322,6 +325,7 @@ class HGGEP:
             tensors={
                 "network": state,
                 "training": self.fingerprint.tensors(),
+                **({} if self.linear is None else {"linear": self.linear.tensors()}),
                 **({} if self.confidence is None else {"confidence": self.confidence.tensors()}),
             },
             overwrite=overwrite,
@@ -378,6 +382,7 @@ class HGGEP:
             history=content["history"],
             seed=content["seed"],
             embeddings=entry["key"] if entry is not None and entry["kind"] == "obsm" else None,
+            linear=LinearPath.from_tensors(tensors["linear"]) if "linear" in tensors else None,
             confidence=Confidence.from_tensors(tensors["confidence"]) if "confidence" in tensors else None,
         )
 

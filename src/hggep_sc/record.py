@@ -7,7 +7,6 @@ import numpy as np
 
 from ._version import __version__
 from .config import Config
-from .model import HGGEP
 
 if TYPE_CHECKING:
     from .methods import Model
@@ -45,7 +44,7 @@ def prediction_record(
 
 def confidence_of(model: "Model", predictions: Sequence[np.ndarray]) -> dict[str, Any]:
     """Return what `write_prediction` writes of a model's confidence: nothing where it has none."""
-    if not isinstance(model, HGGEP) or model.confidence is None:
+    if model.confidence is None:
         return {}
     uncertainties = [model.confidence.uncertainty(expression, model.scale) for expression in predictions]
     return {"reliability": model.confidence.reliability, "uncertainties": uncertainties}

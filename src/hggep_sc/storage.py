@@ -61,7 +61,7 @@ def save_model(
     content
         The manifest's own entries, ready for JSON.
     tensors
-        Tensors by name, one mapping for each file ("network", "training", "confidence", "arrays").
+        Tensors by name, one mapping for each file ("network", "training", "linear", "confidence", "arrays").
     overwrite
         Replace the model in the folder.
 
@@ -153,7 +153,7 @@ def _file(stem: str, model_id: str) -> str:
 
 def _is_ours(path: Path) -> bool:
     """Whether a folder holds nothing but files of a model, whole or of an interrupted save."""
-    blob = _file("(network|training|arrays|confidence)", "[0-9a-f]{12}").replace(".", r"\.")
+    blob = _file("(network|training|arrays|linear|confidence)", "[0-9a-f]{12}").replace(".", r"\.")
     ours = re.compile(rf"({re.escape(MANIFEST)}|{blob})(\.part)?")
     return all(ours.fullmatch(entry.name) for entry in path.iterdir())
 

@@ -29,7 +29,7 @@ def assert_same_model(a, b):
         assert torch.equal(tensor, b.network.state_dict()[name]), name
 
 
-TINY = {**helpers.TINY, "confidence": False}  # whose fits without some sections are no part of what is tested here
+TINY = {**helpers.TINY, "cross_fit": False}  # whose fits without some sections are no part of what is tested here
 encoders = pytest.mark.parametrize("encoder", [{}, LEARNING], ids=["frozen", "learning"])
 
 

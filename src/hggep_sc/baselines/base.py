@@ -56,6 +56,7 @@ class Baseline(ABC):
     """
 
     method: ClassVar[str]
+    confidence: ClassVar[None] = None  # that is the network's
     reads_image: ClassVar[bool] = True
 
     def __init__(
@@ -80,7 +81,7 @@ class Baseline(ABC):
 
     @classmethod
     @abstractmethod
-    def _learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
+    def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
         """Return what is learnt, by name."""
 
     @abstractmethod
@@ -139,7 +140,7 @@ class Baseline(ABC):
             targets.append(expression - means[-1])
             xy.append(section.xy[seen])
         training = Training.of(features, targets, xy, seed)
-        arrays = {"gene_mean": np.mean(means, axis=0), **cls._learn(training, config)}
+        arrays = {"gene_mean": np.mean(means, axis=0), **cls.learn(training, config)}
         fingerprint = Fingerprint.of(sections, chosen)
         return cls(config, chosen, arrays, trunk=trunk, mpp=mpp, fingerprint=fingerprint, seed=seed)
 

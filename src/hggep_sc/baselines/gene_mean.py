@@ -19,7 +19,7 @@ class GeneMean(Baseline):
     reads_image: ClassVar[bool] = False
 
     @classmethod
-    def _learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
+    def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
         return {}
 
     def _respond(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -25,7 +25,7 @@ class NearestPatches(Baseline):
         return int(self.arrays["n_neighbors"])
 
     @classmethod
-    def _learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
+    def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
         fewest = min([(~held_out).sum() for held_out in training.held_out], default=len(training.targets))
         candidates = [k for k in N_NEIGHBORS if k <= fewest] if config.n_neighbors is None else [config.n_neighbors]
         if candidates[0] > len(training.targets):

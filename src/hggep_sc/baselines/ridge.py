@@ -53,7 +53,7 @@ class Ridge(Baseline):
         return float(self.arrays["alpha"])
 
     @classmethod
-    def _learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
+    def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
         def predict(X: np.ndarray, Y: np.ndarray, new: np.ndarray, alphas: Sequence[float]) -> Iterator[np.ndarray]:
             return RidgePath(X, Y).predict(new, alphas)
 
@@ -76,7 +76,7 @@ class LowRankRidge(Ridge):
     method = "low_rank_ridge"
 
     @classmethod
-    def _learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
+    def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
         def predict(X: np.ndarray, Y: np.ndarray, new: np.ndarray, alphas: Sequence[float]) -> Iterator[np.ndarray]:
             C = principal_components(Y, config.rank)
             return (Z @ C for Z in RidgePath(X, Y @ C.T).predict(new, alphas))

@@ -114,7 +114,7 @@ def _settings(name: str, options: Mapping[str, Any], shared: Mapping[str, Any]) 
     validation = given["validation"]
     if validation is not None and not (isinstance(validation, int | float) and 0 < validation < 1):
         raise ValueError(f"validation={validation!r} must be a fraction of every section's spots, between 0 and 1")
-    if method == "gene_mean":  # looks at no image: nothing is to be downloaded for it
+    if method == "gene_mean" or given.get("encoder", SHUFFLENET) != SHUFFLENET:  # nothing is to be downloaded for it
         given["weights"] = None
     return {"method": method, "config": config, "progress": False, **given}
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .encoder import STAGES, Encoder, ModuleEncoder, ShuffleNetEncoder, state_hash
-from .hggep import HGGEPNetwork
+from .hggep import OUTLIER, HGGEPNetwork
 from .interface import Batch, CountParameters, Output, average_views
 from .published import PublishedNetwork
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..config import Config
 
 __all__ = [
+    "OUTLIER",
     "STAGES",
     "Batch",
     "CountParameters",

@@ -135,6 +135,12 @@ class HGGEPNetwork(nn.Module):
             self.count_heads.bias[:n_genes] = count_mean.clamp_min(1e-3).log()
 
     @torch.no_grad()
+    def scale_output(self, factor: float) -> None:
+        """Multiply what is predicted around the gene means."""
+        self.head.weight.mul_(factor)
+        self.head.bias.mul_(factor)
+
+    @torch.no_grad()
     def standardise_features(self, mean: Tensor, std: Tensor) -> None:
         """Set what features are centred and scaled by, each (fields, D)."""
         self.feature_mean.copy_(mean)

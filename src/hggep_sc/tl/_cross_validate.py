@@ -306,7 +306,8 @@ def _write(
         record["sections"]["name"] = np.array([section.name.removeprefix(prefix) for section in here], dtype=object)
         record |= {} if layer is None else {"counts_layer": layer}
         record |= {} if library_key is None else {"library_key": library_key}
-        reliabilities = [part.reliability for part in parts if part.reliability is not None]
+        # of another fold's model it would tell of sections that are tested here
+        reliability = parts[0].reliability if all(part is parts[0] for part in parts) else None
         uncertainties = [
             part.uncertainties[section.name]
             for part, section in zip(parts, here, strict=True)
@@ -320,7 +321,7 @@ def _write(
                 genes=parts[0].genes,
                 key=key,
                 params=record,
-                reliability=np.mean(reliabilities, axis=0) if len(reliabilities) == len(parts) else None,
+                reliability=reliability,
                 uncertainties=uncertainties if len(uncertainties) == len(parts) else None,
                 table_key=table_key,
             )

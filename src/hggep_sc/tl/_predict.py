@@ -75,7 +75,7 @@ def predict(
     - `var[f"{key_added}_reliability"]`: the gene's mean PCC over training sections that were left out in turn, and
       `obs[f"{key_added}_uncertainty"]`: the error to expect of a spot beyond counting noise, natural log units (root
       mean square over genes, level differences between sections aside); absent where the model was fitted without
-      `config.confidence`, and for baselines
+      `config.cross_fit`, and for baselines
     - `uns[key_added]`: model, genes, expression scale, and per section the image and mpp used and whether
       it was in training ("train", "held out", "unknown")
 

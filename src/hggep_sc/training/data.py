@@ -35,6 +35,7 @@ class SectionData:
     totals: np.ndarray  # counts per spot that expression is relative to
     size_factors: np.ndarray
     observed: np.ndarray
+    linear: np.ndarray | None = None  # features of the linear path, (n, n_features)
 
     @property
     def holds_features(self) -> bool:

@@ -1,5 +1,6 @@
 """Training: sections in, a trained network out."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,10 +20,12 @@ from ..confidence import Confidence, feature_statistics, optical_density
 from ..config import Config
 from ..expression import ExpressionScale
 from ..features import feature_shape, is_frozen, open_features
+from ..linear import LinearPath, linear_features
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
 from ..patches import fields_of_view, read_patches, say_if_coarse
 from ..weights import load_weights, locate_weights
 from .checkpoint import CHECKPOINT, checkpoint_to_resume, identity_of
+from .cross_fit import Weights, cross_fit
 from .data import SectionData, array_store, section_data, spatial_chunks
 from .lightning_manners import interruptible, quiet
 from .plan import EpochProgress, History, KeepBest, StopEarly, TrainingPlan
@@ -30,14 +33,17 @@ from .plan import EpochProgress, History, KeepBest, StopEarly, TrainingPlan
 if TYPE_CHECKING:
     from ..section import Section
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Trained:
-    """What training hands over: the network, the configuration as used, a record per epoch, and how far to trust it."""
+    """What training hands over: the network, the configuration as used, a record per epoch; what cross-fitting adds."""
 
     network: HGGEPNetwork | PublishedNetwork
     config: Config
     history: list[dict[str, float]]
+    linear: LinearPath | None = None
     confidence: Confidence | None = None
 
 
@@ -75,6 +81,16 @@ def train(
         ]
         with _seen(sections, fields, encoder, config, network_class, device) as stores:
             data = [replace(part, seen=seen) for part, seen in zip(data, stores, strict=True)]
+            if config.linear and config.cross_fit and is_frozen(encoder, config):
+                data = [
+                    replace(
+                        part,
+                        linear=linear_features(
+                            section, part.seen.mean(axis=1), views, config, looks=not isinstance(encoder, str)
+                        ),
+                    )
+                    for part, section, views in zip(data, sections, fields, strict=True)
+                ]
             identity = identity_of(data, genes, config, held_out, seed)
             checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity)
             training, validation = _split(data, held_out)
@@ -89,26 +105,37 @@ def train(
                 checkpoint_every=checkpoint_every,
                 progress=progress,
             )
-            if config.confidence and isinstance(trained.network, HGGEPNetwork):
+            if config.cross_fit and isinstance(trained.network, HGGEPNetwork):
                 epochs = _best_epoch(trained.history) if validation else config.epochs
-                learnt = {part.name for part in training}
-                looked_at = [] if isinstance(encoder, str) else zip(sections, fields, strict=True)
-                densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
+                linear = LinearPath.fit(training, seed) if training[0].linear is not None else None
 
-                def refit(kept: list[SectionData]) -> HGGEPNetwork:
+                def refit(kept: list[SectionData]) -> tuple[HGGEPNetwork, LinearPath | None]:
                     own = fresh if is_frozen(encoder, config) else deepcopy(fresh)
                     network = fit(kept, [], encoder=own, epochs=epochs).network
                     assert isinstance(network, HGGEPNetwork)  # as the one that it stands in for
-                    return network.to(device)
+                    path = None if linear is None else LinearPath.fit(kept, seed, linear.alpha)
+                    return network.to(device), path
 
+                held = cross_fit(training, refit, scale, seed=seed, progress=progress)
+                weights_of_paths = Weights.of(held)
+                if weights_of_paths is None:
+                    logger.warning(
+                        "nothing was learnt that holds in training sections which were left out (in turn): the "
+                        "prediction is the network's, as training left it"
+                    )
+                    weights_of_paths = Weights(network=1.0, linear=0.0)
+                trained.network.scale_output(weights_of_paths.network)
+                trained.linear = None if linear is None else linear.scaled(weights_of_paths.linear)
+                learnt = {part.name for part in training}
+                looked_at = [] if isinstance(encoder, str) else zip(sections, fields, strict=True)
+                densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
                 trained.confidence = Confidence.of(
                     trained.network.to(device),
                     training,
-                    fit=refit,
+                    held,
+                    weights_of_paths,
                     scale=scale,
                     stain=np.array(densities).reshape(-1, 3),
-                    seed=seed,
-                    progress=progress,
                 )
     return trained
 

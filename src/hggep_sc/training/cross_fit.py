@@ -1,0 +1,151 @@
+"""Training sections left out in turn: what networks and linear paths that never saw them make of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..expression import ExpressionScale
+from ..linear import LinearPath
+from ..nn import HGGEPNetwork, average_views
+from ..patches import BATCH_SPOTS
+from .data import SectionData, spatial_chunks
+from .split import leave_out
+
+GROUPS = 5  # of training sections, each left out once
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Spots of a section, or of a block of the only one, and their prediction without them.
+
+    Attributes
+    ----------
+    observed
+        (n, n_genes) log expression, natural log units.
+    network, linear
+        (n, n_genes) predictions centred over these spots, natural log units; no `linear` without such a path.
+    counts, totals
+        (n, n_genes) raw, and (n,) what they are divided by.
+    """
+
+    observed: np.ndarray
+    network: np.ndarray
+    linear: np.ndarray | None
+    counts: np.ndarray
+    totals: np.ndarray
+
+    def mixed(self, weights: "Weights") -> np.ndarray:
+        """Return the weighed prediction, centred."""
+        network = weights.network * self.network
+        return network if self.linear is None else network + weights.linear * self.linear
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the network's and the linear path's centred predictions are multiplied by before they are added."""
+
+    network: float
+    linear: float
+
+    @classmethod
+    def of(cls, held_out: Sequence[HeldOut]) -> "Weights | None":
+        """Non-negative least squares over all genes of what was held out; sections count alike.
+
+        Returns
+        -------
+        None where neither has anything to say.
+        """
+        from scipy.optimize import nnls
+
+        products, sides = np.zeros((2, 2)), np.zeros(2)
+        for part in held_out:
+            linear = np.zeros_like(part.network) if part.linear is None else part.linear
+            paths = np.stack([part.network.ravel(), linear.ravel()]).astype(np.float64)
+            target = (part.observed - part.observed.mean(0)).ravel()
+            products += paths @ paths.T / target.size
+            sides += paths @ target / target.size
+        # |root' w - root^-1 sides|^2 differs from the squared error by a constant alone
+        values, vectors = np.linalg.eigh(products)
+        told = values > 1e-12 * max(values.max(), 1e-300)
+        if not told.any():
+            return None
+        root = np.sqrt(values[told])[:, None] * vectors[:, told].T
+        network, linear = nnls(root, vectors[:, told].T @ sides / np.sqrt(values[told]))[0]
+        return None if network == linear == 0 else cls(float(network), float(linear))
+
+
+def cross_fit(
+    training: Sequence[SectionData],
+    fit: Callable[[list[SectionData]], tuple[HGGEPNetwork, LinearPath | None]],
+    scale: ExpressionScale,
+    *,
+    seed: int,
+    progress: bool,
+) -> list[HeldOut]:
+    """Leave each training section out (in at most five groups; blocks of the only one), fit, and predict it.
+
+    Parameters
+    ----------
+    training
+        The sections; spots that are not observed have no part in it.
+    fit
+        Fits a network and a linear path to some of the data.
+    scale
+        The expression scale.
+    seed
+        Of the blocks.
+    """
+    from tqdm.auto import tqdm
+
+    held_out = []
+    turns = leave_out([data.xy for data in training], seed, GROUPS)
+    for masks in tqdm(turns, desc="cross-fit", unit="fit", disable=not progress):
+        kept = [replace(d, observed=d.observed & ~mask) for d, mask in zip(training, masks, strict=True)]
+        if sum(data.observed.sum() for data in kept) < 2:
+            continue
+        network, linear = fit([data for data in kept if data.observed.any()])
+        for data, mask in zip(training, masks, strict=True):
+            seen = data.observed & mask
+            if seen.sum() < 2:
+                continue
+            expression = predict_data(network, data)[seen] * scale.log_unit
+            path = None
+            if linear is not None and data.linear is not None:
+                path = linear.predict(data.linear)[seen] * scale.log_unit
+                path = path - path.mean(0)
+            held_out.append(
+                HeldOut(
+                    data.expression[seen] * scale.log_unit,
+                    expression - expression.mean(0),
+                    path,
+                    data.counts[seen],
+                    data.totals[seen],
+                )
+            )
+    return held_out
+
+
+@torch.inference_mode()
+def predict_data(network: HGGEPNetwork, data: SectionData) -> np.ndarray:
+    """Predict a section that is held for training, (n_spots, n_genes)."""
+    network.eval()
+    device = network.gene_mean.device
+    expression = np.empty(data.expression.shape, dtype=np.float32)
+    for spots in spatial_chunks(data.xy, network.config.chunk_spots):
+        features, positions = data_features(network, data, spots), torch.from_numpy(data.positions[spots])
+        expression[spots] = average_views(network, features.to(device), positions.to(device))[0].float().cpu().numpy()
+    return expression
+
+
+@torch.no_grad()
+def data_features(network: HGGEPNetwork, data: SectionData, spots: np.ndarray) -> Tensor:
+    """Return the features of some spots of a section that is held for training, (n, views, fields, D)."""
+    batch = data.batch(spots)
+    if batch.features is not None:
+        return batch.features
+    assert batch.patches is not None  # a batch holds one or the other
+    device = network.gene_mean.device
+    return torch.cat([network.encode(part.to(device)) for part in batch.patches.split(BATCH_SPOTS)])[:, None].cpu()

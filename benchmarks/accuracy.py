@@ -3,6 +3,8 @@
     python benchmarks/accuracy.py                        # all that this machine can do in its time
     python benchmarks/accuracy.py her2st --methods default low_rank_ridge --seeds 0 1 2
 
+`low_rank_ridge` is the linear path alone, `network_alone` the network without it, `default` their weighed sum.
+
 `her2st`    B4, C2, C3, C4, C5: 785-gene panel, counts scaled by their panel totals
 `mob`       MOB1, MOB2, MOB3: all 1,000 genes, counts scaled by the library
 
@@ -19,16 +21,11 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import torch
 
 import hggep_sc as hggep
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 RESULTS = Path(__file__).parent / "results"
 DATA = {"her2st": ["B4", "C2", "C3", "C4", "C5"], "mob": ["MOB1", "MOB2", "MOB3"]}
@@ -37,12 +34,12 @@ METHODS = {
     "nearest_patches": {"method": "nearest_patches"},
     "ridge": {"method": "ridge"},
     "low_rank_ridge": {"method": "low_rank_ridge"},
+    "network_alone": {"preset": "default", "config": {"linear": False}},
     "default": {"preset": "default"},
     "paper": {"preset": "paper"},
     "published": {"preset": "published"},
 }
 NEED_GPU = ["paper", "published"]
-SUM = "default + low_rank_ridge"  # mean of both predictions, each gene at unit variance: does the linear path add?
 KEYS = ["data", "fold", "method", "seed"]
 FIGURES = ["pcc", "spearman", "rmse", "ssim", "ceiling"]
 
@@ -62,27 +59,6 @@ def rows_of(data: str, result: "hggep.CrossValidation") -> pd.DataFrame:
     median = result.table[result.table["metric"] == "pcc"].groupby(KEYS[1:])["value"].median().rename("median_pcc")
     facts = result.folds.set_index(KEYS[1:]).drop(columns=["test", "training", "model"])
     return facts.join(means[FIGURES]).join(median).reset_index().assign(data=data)
-
-
-def rows_of_sum(data: str, sections: "dict[str, AnnData]", seeds: list[int]) -> pd.DataFrame:
-    """PCC of the sum of linear path and network, from the layers that `tl.cross_validate` wrote."""
-    rows = []
-    for fold, adata in sections.items():
-        for seed in seeds:
-            suffix = f"_{seed}" if len(seeds) > 1 else ""
-            keys = f"cv_default{suffix}", "cv_low_rank_ridge"
-            parts = [hggep.get.prediction(adata, key=key) for key in keys]
-            expression = sum((part.X - part.X.mean(0)) / part.X.std(0).clip(1e-9) for part in parts)
-            summed = adata.copy()
-            summed.layers["cv_sum"] = np.full(adata.shape, np.nan, dtype=np.float32)
-            at = summed.obs_names.get_indexer(parts[0].obs_names), summed.var_names.get_indexer(parts[0].var_names)
-            summed.layers["cv_sum"][np.ix_(*at)] = expression
-            summed.uns["cv_sum"] = adata.uns[f"cv_default{suffix}"]
-            summed.var["cv_sum_predicted"] = adata.var[f"cv_default{suffix}_predicted"]
-            scores = hggep.tl.evaluate(summed, key="cv_sum")
-            means = {name: scores[name].mean() for name in ("pcc", "spearman", "ceiling")}
-            rows.append({"data": data, "fold": fold, "method": SUM, "seed": seed, **means, "error": ""})
-    return pd.DataFrame(rows)
 
 
 def markdown(rows: pd.DataFrame) -> str:
@@ -171,13 +147,14 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     csv = RESULTS / "accuracy.csv"
     rows = pd.read_csv(csv, keep_default_na=True).fillna({"error": ""}) if csv.exists() else pd.DataFrame()
+    rows = rows[rows["method"].isin(METHODS)] if len(rows) else rows
     for data in options.data or DATA:
         sections, how = load(data, shared)
-        chosen = [name for name in options.methods or METHODS if name not in left_out]
+        chosen = [name for name in METHODS if name in (options.methods or METHODS) and name not in left_out]
         for name in chosen:
             method = dict(METHODS[name])
             if options.epochs and "preset" in method:
-                method["config"] = {"epochs": options.epochs}
+                method["config"] = {**method.get("config", {}), "epochs": options.epochs}
             # a baseline that learns from several sections draws nothing at random
             seeds = options.seeds if "preset" in method else options.seeds[:1]
             result = hggep.tl.cross_validate(
@@ -187,15 +164,12 @@ def main() -> None:
                 weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
                 path=options.store,
                 device=options.device,
-                key_added="cv",
                 **how,
             )
             of_data = rows_of(data, result)
-            if name == "default" and "low_rank_ridge" in chosen:
-                of_data = pd.concat([of_data, rows_of_sum(data, sections, seeds)], ignore_index=True)
             print(of_data.to_string(), flush=True)
             rows = pd.concat([rows, of_data], ignore_index=True).drop_duplicates(KEYS, keep="last")
-            order = rows[["data", "method"]].apply(lambda column: column.map([*DATA, *METHODS, SUM].index))
+            order = rows[["data", "method"]].apply(lambda column: column.map([*DATA, *METHODS].index))
             rows = rows.loc[order.sort_values(["data", "method"], kind="stable").index]
             rows.to_csv(csv, index=False, float_format="%.5f")
             (RESULTS / "accuracy.md").write_text(markdown(rows))

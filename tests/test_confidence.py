@@ -11,7 +11,6 @@ from scipy.stats import poisson, spearmanr
 import hggep_sc as hggep
 from helpers import CPU, LEARNING, TINY, make_adata
 from hggep_sc.confidence import (
-    GROUPS,
     OTHER_STAIN,
     STAIN_SPOTS,
     UNLIKE,
@@ -23,12 +22,19 @@ from hggep_sc.confidence import (
 )
 from hggep_sc.expression import ExpressionScale
 from hggep_sc.section import open_sections
+from hggep_sc.training.cross_fit import GROUPS
 from hggep_sc.training.split import held_out_spots, leave_out
 
 SHORT = {**TINY, "fields_um": (60.0,), "fields_px": (112.0,), "epochs": 2}
 ONCE = {**SHORT, "epochs": 1, "chunk_spots": 10}  # one epoch, of more than one step
 METHODS = {"network": {"config": ONCE}, "ridge": {"method": "ridge", "config": {"patch_size": 32}}}
-HOW = {"n_folds": 2, "weights": None, "device": "cpu", "progress": False, "key_added": "cv"}
+HOW = {
+    "groups": {"S1": "a", "S2": "b", "S3": "a"},
+    "weights": None,
+    "device": "cpu",
+    "progress": False,
+    "key_added": "cv",
+}
 PLAIN = {"epochs": 1, "width": 32, "vit_heads": 2, "patch_size": 32}  # of the paper's preset
 SLOTS = ("hggep_reliability", "hggep_uncertainty")
 
@@ -159,7 +165,7 @@ def section_with_errors(rng, loadings, n_spots=400, depth=30_000.0):
 
 def of_parts(reliability=(), model=None, mean=0.0, std=1.0, distance=np.nan, stain=()):
     """A confidence of one field and one feature, where nothing else is said."""
-    parts = model or (np.zeros((1, 1)), np.ones(1), np.ones(3))
+    parts = model or (np.zeros((1, 1)), np.ones(1), np.ones(3), np.zeros(()))
     rest = np.full((1, 1), mean), np.full((1, 1), std), np.float32(distance), np.reshape(stain, (-1, 3))
     return Confidence(np.array(reliability), *parts, *rest)
 
@@ -200,35 +206,62 @@ class TestErrorModel:
         np.testing.assert_allclose(decimal, natural, rtol=1e-4)
         assert natural.dtype == np.float32
 
+    def test_a_spot_unlike_all_is_not_told_to_be_without_error(self):
+        """The fitted variance falls without end along a score; what is told stops near the least that was fitted."""
+        rng = np.random.default_rng(12)
+        z = rng.normal(size=(500, 1))
+        loadings = rng.normal(size=(1, 9))
+        loadings /= np.linalg.norm(loadings)
+        predicted = z @ loadings + 1e-3 * rng.normal(size=(500, 9))
+        confidence = of_parts(model=_error_model([predicted], [3 + z[:, 0]], 9))
+        assert confidence.floor == pytest.approx(np.quantile(3 + z, 0.05), rel=0.02)
+        far = np.array([[-9.0], [9.0]]) @ loadings
+        np.testing.assert_allclose(confidence.uncertainty(far, ExpressionScale())[0] ** 2, confidence.floor, rtol=1e-5)
+
     def test_nothing_learnt_is_nothing_told(self):
         confidence = of_parts(model=_error_model([], [], 5))
         assert np.isnan(confidence.uncertainty(np.ones((3, 5)), ExpressionScale())).all()
 
 
+def centred(adata, genes):
+    """Prediction and log expression of a section, around each gene's mean."""
+    observed = np.log1p(1e4 * adata[:, genes].X.toarray() / np.asarray(adata.X.sum(1)))
+    return [values - values.mean(0) for values in (adata[:, genes].layers["hggep"].astype(float), observed)]
+
+
 class TestReliability:
     @pytest.mark.parametrize(
         ("names", "config"),
-        [(("S1", "S2", "S3"), SHORT), (("S1", "S2"), {**SHORT, **LEARNING})],
+        [(("S1", "S2", "S3"), SHORT), (("S1", "S2"), {**SHORT, **LEARNING, "flips": False})],
         ids=["frozen", "learns"],
     )
     def test_is_the_pcc_of_fits_without_the_section(self, sections, names, config):
+        """Of the network alone, as a linear path would be added in a proportion that is found on the way."""
         training = {name: sections[name] for name in names}
-        model = fit(training, genes=15, config=config)
+        model = fit(training, genes=15, config={**config, "linear": False})
         without = {**config, "cross_fit": False}
-        assert fit(training, genes=model.genes, config=without).id == model.id  # it does not change the model
-        by_hand = []
+        by_hand, products, squares = [], 0.0, 0.0
         for name in names:
             others = {other: section for other, section in training.items() if other != name}
             left_out = training[name].copy()
             predict(left_out, fit(others, genes=model.genes, config=without))
             assert not set(SLOTS) & {*left_out.var, *left_out.obs}
             by_hand.append(hggep.tl.evaluate(left_out).loc[model.genes, "pcc"])
+            predicted, observed = centred(left_out, model.genes)
+            products, squares = products + (predicted * observed).mean(), squares + (predicted**2).mean()
         np.testing.assert_allclose(model.confidence.reliability, np.mean(by_hand, axis=0), atol=1e-4)
         assert np.std(by_hand, axis=0).mean() > 0.01  # the sections do differ
+        # by the same sections the prediction is scaled, and nothing else of it changes
+        as_trained, scaled = training["S1"].copy(), training["S1"].copy()
+        predict(as_trained, fit(training, genes=model.genes, config=without))
+        predict(scaled, model)
+        weight = products / squares if products > 0 else 1.0
+        expected = weight * centred(as_trained, model.genes)[0]
+        np.testing.assert_allclose(centred(scaled, model.genes)[0], expected, atol=1e-4 * np.abs(expected).max())
 
     def test_of_one_section_is_that_of_its_blocks(self, sections):
         """Counts of a block set to none are the same as the block left out, but for typical depth, which counts use."""
-        config, section = {**SHORT, "count_weight": 0.0}, sections["S1"]
+        config, section = {**SHORT, "linear": False, "count_weight": 0.0}, sections["S1"]
         model = fit({"S1": section}, genes=15, config=config)
         assert np.isfinite(model.confidence.reliability).all()
         assert np.isnan(model.confidence.distance)  # from what other sections?
@@ -266,6 +299,7 @@ class TestWhatIsLookedAt:
         assert before.genes == after.genes
         assert np.isfinite(before.confidence.reliability).all()
         assert_equal(before.confidence, after.confidence)
+        assert before.id == after.id  # nor for the proportion of network and linear path
         # what is trained on does matter
         seen = {**sections, "S1": changed["S1"].copy()}
         seen["S1"].X = seen["S1"].X[::-1]
@@ -292,7 +326,7 @@ class TestSlots:
         of_gene = dict(zip(trained.genes, trained.confidence.reliability, strict=True))
         np.testing.assert_array_equal(reliability[known], [of_gene[gene] for gene in section.var_names[known]])
         assert np.isnan(uncertainty[:3]).all()
-        expected = trained.uncertainty(section[3:, trained.genes].layers["hggep"])
+        expected = trained.confidence.uncertainty(section[3:, trained.genes].layers["hggep"], trained.scale)
         np.testing.assert_allclose(uncertainty[3:], expected, rtol=1e-4)
         assert np.ptp(expected) > 0
 
@@ -315,7 +349,6 @@ class TestSlots:
     def test_a_model_without_confidence_writes_neither_and_removes_those_of_another(self, sections, trained):
         paper = fit({"S1": sections["S1"]}, genes=trained.genes, preset="paper", config=PLAIN)
         assert paper.confidence is None
-        assert paper.uncertainty(np.zeros((3, 20))) is None
         section = sections["S3"]
         predict(section, trained)
         hggep.tl.predict(section, trained, key_added="kept", device="cpu")
@@ -485,17 +518,20 @@ def test_both_slots_of_a_cross_validation_are_written_stored_and_read_back(secti
     predict(left_out, fit(apart, genes=genes, config=ONCE))
     for mine, other in zip(slots_of(left_out), slots_of(sections["S2"], "cv_network"), strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-5)
-    # an object with all of them has the mean over its sections
+    # in one object: reliability where one model predicted all of it, as another's would tell of what is tested here
     for name, section in again.items():
         section.obs["section"] = name
-    stacked = ad.concat(again, index_unique="-")
-    stacked.uns["spatial"] = {name: section.uns["spatial"][name] for name, section in again.items()}
-    third = hggep.tl.cross_validate(stacked, library_key="section", methods=METHODS, **how)
-    assert third.folds["fit_s"].equals(first.folds["fit_s"])
-    reliability, uncertainty = slots_of(stacked, "cv_network")
-    of_sections = [slots_of(section, "cv_network") for section in sections.values()]
-    np.testing.assert_allclose(reliability, np.mean([r for r, _ in of_sections], axis=0), rtol=1e-5)
-    np.testing.assert_array_equal(uncertainty, np.concatenate([u for _, u in of_sections]))
+    for names in (("S1", "S3"), ("S1", "S2", "S3")):
+        stacked = ad.concat([again[name] for name in names], index_unique="-")
+        stacked.uns["spatial"] = {name: again[name].uns["spatial"][name] for name in names}
+        rest = [section for name, section in again.items() if name not in names]
+        third = hggep.tl.cross_validate([stacked, *rest], library_key="section", methods=METHODS, **how)
+        assert sorted(third.folds["fit_s"]) == sorted(first.folds["fit_s"])
+        of_sections = [slots_of(sections[name], "cv_network") for name in names]
+        expected = np.concatenate([uncertainty for _, uncertainty in of_sections])
+        np.testing.assert_array_equal(stacked.obs["cv_network_uncertainty"], expected)
+        assert ("cv_network_reliability" in stacked.var) == (len(names) == 2)
+    np.testing.assert_array_equal(of_sections[0][0], of_sections[2][0])
 
 
 def test_genes_that_no_section_can_judge_are_unknown(sections):
@@ -509,4 +545,4 @@ def test_genes_that_no_section_can_judge_are_unknown(sections):
     sections["S1"].X = type(sections["S1"].X)(counts)
     model = fit(sections, genes=sections["S1"].var_names[:6].tolist())
     assert np.isnan(model.confidence.reliability).tolist() == [False, True] + [False] * 4
-    assert np.isfinite(model.uncertainty(np.zeros((3, 6), np.float32))).all()
+    assert np.isfinite(model.confidence.uncertainty(np.zeros((3, 6), np.float32), model.scale)).all()

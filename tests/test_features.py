@@ -196,7 +196,7 @@ def test_memory_is_bounded(section, reads, monkeypatch):
     configs = [CONFIG.replace(patch_size=size) for size in (16, 17, 18)]
     for config in configs:  # the third puts out the first
         features_of(section, encoder, config)
-    assert sum(tensor.nbytes for kept in _memory._kept.values() for tensor in kept.values()) == 2 * one
+    assert sum(tensor.nbytes for kept in _memory._kept.values() for _, tensor in kept.values()) == 2 * one
     for config in configs[1:]:
         features_of(section, encoder, config)
     assert len(reads) == 3

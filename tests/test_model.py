@@ -11,7 +11,7 @@ from helpers import CPU
 from hggep_sc import storage
 from hggep_sc.section import open_sections
 
-FILES = {"model.json", "network", "training", "confidence"}
+FILES = {"model.json", "network", "training", "linear", "confidence"}
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ class TestDamaged:
         with pytest.raises(ValueError, match="damaged"):
             hggep.HGGEP.load(saved)
 
-    @pytest.mark.parametrize("which", ["network", "training", "confidence"])
+    @pytest.mark.parametrize("which", ["network", "training", "linear", "confidence"])
     def test_truncated_or_missing_file(self, saved, which):
         (file,) = saved.glob(f"{which}-*.safetensors")
         content = file.read_bytes()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COMPONENTS = 8  # of the prediction, that a spot's error is told from
+FLOOR_SHARE = 0.05  # share of the left-out spots below whose told variance none is told
 CONSTANT = 1e-6  # relative spread below which a feature says nothing
 UNLIKE = 1.2  # times the largest distance among training sections: a section further off is warned of
 NEAR = 0.5  # standard deviations that a section may always be off
@@ -40,6 +41,8 @@ class Confidence:
     components, spread, coefficients
         (k, n_genes), (k,) and (2 k + 1,): the variance of a spot's error beyond counting noise is linear in the
         prediction's scores z on these components, scaled to unit spread, and their squares: (1, z, z^2) coefficients.
+    floor
+        Least variance that is told: a twentieth of the left-out spots had a smaller one by this.
     feature_mean, feature_std
         (fields, D) of the training spots' features.
     distance
@@ -53,6 +56,7 @@ class Confidence:
     components: np.ndarray
     spread: np.ndarray
     coefficients: np.ndarray
+    floor: np.ndarray
     feature_mean: np.ndarray
     feature_std: np.ndarray
     distance: np.ndarray
@@ -97,7 +101,7 @@ class Confidence:
         if correlations:
             known = np.isfinite(correlations).any(0)
             reliability[known] = np.nanmean(np.array(correlations)[:, known], axis=0)
-        components, spread, coefficients = _error_model(predicted, excess, n_genes)
+        components, spread, coefficients, floor = _error_model(predicted, excess, n_genes)
         means, variances = _moments(network, training)
         mean, std = _pooled(means, variances)
         distances = [
@@ -109,6 +113,7 @@ class Confidence:
             components,
             spread,
             coefficients,
+            floor,
             mean.astype(np.float32),
             std.astype(np.float32),
             np.array(max(distances, default=np.nan), dtype=np.float32),
@@ -130,7 +135,7 @@ class Confidence:
         centred = (expression - expression.mean(0)) * scale.log_unit
         z = centred @ self.components.T / self.spread
         design = np.hstack([np.ones((len(z), 1)), z, z**2])
-        return np.sqrt((design @ self.coefficients).clip(min=0)).astype(np.float32)
+        return np.sqrt(np.maximum(design @ self.coefficients, self.floor)).astype(np.float32)
 
     def say_if_unlike(self, name: str, features: np.ndarray | None, stain: np.ndarray | None) -> None:
         """Warn where a section looks unlike the training sections.
@@ -253,13 +258,14 @@ def excess_variance(
 
 def _error_model(
     predicted: Sequence[np.ndarray], excess: Sequence[np.ndarray], n_genes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fit the excess variance by a ridge on the prediction's scores and their squares, sections centred."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import RidgeCV
 
     if not predicted:
-        return np.zeros((1, n_genes), np.float32), np.ones(1, np.float32), np.full(3, np.nan, np.float32)
+        nothing = np.zeros((1, n_genes), np.float32), np.ones(1, np.float32), np.full(3, np.nan, np.float32)
+        return *nothing, np.array(np.nan, np.float32)
     everything = np.concatenate(predicted)
     pca = PCA(min(COMPONENTS, *everything.shape), svd_solver="full").fit(everything)
     spread = np.maximum((everything @ pca.components_.T).std(0), 1e-6)
@@ -269,7 +275,14 @@ def _error_model(
     ridge = RidgeCV(np.logspace(-1, 5, 13)).fit(design, target)
     level = np.mean([part.mean() for part in excess])
     coefficients = np.concatenate([[ridge.intercept_ + level], ridge.coef_])
-    return pca.components_.astype(np.float32), spread.astype(np.float32), coefficients.astype(np.float32)
+    told = coefficients[0] + design @ coefficients[1:]
+    floor = np.quantile(told, FLOOR_SHARE).clip(0)
+    return (
+        pca.components_.astype(np.float32),
+        spread.astype(np.float32),
+        coefficients.astype(np.float32),
+        np.array(floor, dtype=np.float32),
+    )
 
 
 def _moments(network: HGGEPNetwork, training: Sequence[SectionData]) -> tuple[np.ndarray, np.ndarray]:

@@ -94,7 +94,7 @@ class Config(BaseConfig):
         Standard deviation of the random change of each stain's strength, per patch; for an encoder that learns.
     feature_shift
         Standard deviation of a random shift of each feature, alike for all spots of a training step, in units of
-        its standard deviation: what differs between stainings.
+        its standard deviation where features are standardized: what differs between stainings. For a frozen encoder.
     epochs, learning_rate, backbone_learning_rate, weight_decay, schedule, gradient_clip
         Optimisation: AdamW; "onecycle" (warm-up and cosine decay over all epochs) or "constant". A backbone with
         rate 0 is frozen; without GEM and CBAM, which look at pixels, its features are then computed once.

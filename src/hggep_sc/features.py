@@ -1,9 +1,9 @@
 """Features of spots: patches read and encoded a batch at a time, or embeddings that the table holds."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -38,22 +38,26 @@ class _Memory:
     """Features of sections that are still in use, the latest, up to `settings.feature_memory` bytes."""
 
     def __init__(self) -> None:
-        self._kept: WeakKeyDictionary[Section, OrderedDict[Hashable, Tensor]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[Section, dict[Hashable, tuple[int, Tensor]]] = WeakKeyDictionary()
+        self._uses = count()  # when each was last used
         self._lock = Lock()  # folds may be run by threads
 
     def get(self, section: "Section", key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return what is kept, or compute and keep it."""
         with self._lock:
-            of_section = self._kept.setdefault(section, OrderedDict())
+            of_section = self._kept.setdefault(section, {})
             if key in of_section:
-                of_section.move_to_end(key)
-                return of_section[key]
+                of_section[key] = next(self._uses), of_section[key][1]
+                return of_section[key][1]
         features = compute()
         with self._lock:
-            of_section[key] = features
-            while sum(t.nbytes for kept in self._kept.values() for t in kept.values()) > settings.feature_memory:
-                oldest = next(kept for kept in self._kept.values() if kept)
-                oldest.popitem(last=False)
+            of_section[key] = next(self._uses), features
+            everything = [(use, part, name) for part in self._kept.values() for name, (use, _) in part.items()]
+            total = sum(part[name][1].nbytes for _, part, name in everything)
+            for _, part, name in sorted(everything, key=lambda entry: entry[0]):
+                if total <= settings.feature_memory:
+                    break
+                total -= part.pop(name)[1].nbytes
         return features
 
 
@@ -212,7 +216,7 @@ def open_features(
         def features(spots: np.ndarray) -> Tensor:
             def compute() -> Tensor:
                 with torch.no_grad():
-                    return encode_spots(
+                    found = encode_spots(
                         image(),
                         section.xy[spots],
                         fields,
@@ -222,6 +226,9 @@ def open_features(
                         batch_size=batch_size,
                         device=device,
                     ).cpu()
+                if not found.isfinite().all():
+                    raise ValueError(f"section {section.name!r}: the encoder gives features that are NaN or infinite")
+                return found
 
             return kept_features(section, (name, fields, config.patch_size, views, spots.tobytes()), compute).to(device)
 

@@ -107,9 +107,14 @@ class HGGEP:
 
     def __repr__(self) -> str:
         config = self.config
-        modules = [name.upper() for name in ("gem", "cbam", "vit", "ham", "lstm") if getattr(config, name)]
+        foreign = isinstance(self.encoder, str | ModuleEncoder)  # which has no GEM and no CBAM
+        switches = ("vit", "ham", "lstm") if foreign else ("gem", "cbam", "vit", "ham", "lstm")
+        modules = [name.upper() for name in switches if getattr(config, name)]
+        modules += ["linear path"] if self.linear is not None else []
         fields = fields_of_view(config, self.mpp, self.mpp)
         views = ", ".join(f"{px:.0f} px" if self.mpp is None else f"{px * self.mpp:.0f} um" for px in fields)
+        if isinstance(self.encoder, ModuleEncoder):
+            views += f", through {type(self.encoder.module).__name__}"
         sight = f"embeddings: obsm[{self.embeddings!r}]" if self.embeddings else f"fields of view: {views}"
         n_parameters = sum(p.numel() for p in self.network.parameters())
         sections = ", ".join(self.fingerprint.sections) or "none known"

@@ -41,7 +41,7 @@ def training(sections):
 
 class TestReproducible:
     def test_seed_reproduces_bit_for_bit(self, training, trained):
-        again = hggep.tl.fit(training, genes=20, config=TINY, **CPU)
+        again = hggep.tl.fit(training, genes=20, config=helpers.TINY, **CPU)
         assert_same_model(trained, again)
 
     def test_seed_reproduces_an_encoder_that_learns(self, training):
@@ -213,7 +213,7 @@ class TestLearning:
             libraries |= section.uns["spatial"]
         stacked = ad.concat(training, index_unique="-")
         stacked.uns["spatial"] = libraries
-        model = hggep.tl.fit(stacked, library_key="section", genes=20, config=TINY, **CPU)
+        model = hggep.tl.fit(stacked, library_key="section", genes=20, config=helpers.TINY, **CPU)
         assert_same_model(model, trained)
 
 

@@ -215,20 +215,17 @@ class TestKindsOfInput:
         assert np.abs(values[0] - values[1]).mean() < 0.5 * np.abs(values[0] - values[2]).mean()
 
     def test_chunks(self, sections, trained):
-        """More spots than a chunk holds: every chunk is predicted as if it were the section."""
-        model = hggep.HGGEP(
-            trained.network,
-            trained.config.replace(chunk_spots=20),
-            trained.genes,
-            mpp=1.0,
-            fingerprint=trained.fingerprint,
+        """More spots than a chunk holds: the network predicts every chunk as if it were the section."""
+        whole, model = (
+            hggep.HGGEP(trained.network, config, trained.genes, mpp=1.0, fingerprint=trained.fingerprint)
+            for config in (trained.config, trained.config.replace(chunk_spots=20))
         )
         (section,) = _open(sections["S3"])
         chunks = hggep.model.spatial_chunks(section.xy, 20)
         assert [len(c) for c in chunks] == [20, 20]
         expression, _ = model.predict(section, device="cpu")
         part = sections["S3"][chunks[0]].copy()
-        alone, _ = trained.predict(_open(part)[0], device="cpu")
+        alone, _ = whole.predict(_open(part)[0], device="cpu")
         assert np.allclose(expression[chunks[0]], alone, atol=1e-5)
 
     def test_batch_size_changes_nothing(self, test_section, trained):

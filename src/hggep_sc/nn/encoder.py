@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -144,9 +145,11 @@ class ModuleEncoder(Encoder):
     def __init__(self, module: nn.Module, patch_size: int) -> None:
         super().__init__()
         self.module = module.requires_grad_(False).eval()
-        like = next(module.parameters(), torch.zeros(()))
-        with torch.inference_mode():
-            tried = module(torch.zeros(2, 3, patch_size, patch_size, device=like.device))
+        state = chain(module.parameters(), module.buffers())
+        like = next((tensor for tensor in state if tensor.is_floating_point()), torch.zeros(()))
+        self.dtype = like.dtype
+        with torch.no_grad():
+            tried = module(torch.zeros(2, 3, patch_size, patch_size, device=like.device, dtype=like.dtype))
         if not isinstance(tried, Tensor) or tried.ndim != 2 or len(tried) != 2:
             found = tuple(tried.shape) if isinstance(tried, Tensor) else type(tried).__name__
             raise ValueError(
@@ -160,4 +163,4 @@ class ModuleEncoder(Encoder):
         return super().train(False)
 
     def forward(self, patches: Tensor) -> Tensor:
-        return self.module(patches.float() / 255).float()
+        return self.module((patches.float() / 255).to(self.dtype)).float()

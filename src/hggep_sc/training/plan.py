@@ -28,6 +28,7 @@ class TrainingPlan(L.LightningModule):
         self.network = network
         self.config = config
         self.seed = seed
+        self.strict_loading = False  # a checkpoint lacks a frozen encoder, which may be large, and is at hand
         self._validation: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def configure_optimizers(self) -> Any:
@@ -62,6 +63,9 @@ class TrainingPlan(L.LightningModule):
                 scale = self.config.feature_shift * self.network.feature_std
                 batch.features = random_shift(batch.features, scale, generator)
         return self.network.loss(batch, generator)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = _without_frozen_encoder(self.network, checkpoint["state_dict"])
 
     def validation_step(self, batch: Batch, step: int) -> None:
         if batch.features is not None:
@@ -129,17 +133,18 @@ class KeepBest(L.Callback):
         self.network = network
         self.best_score = -np.inf
         self.best_epoch = -1
-        self.best_weights: dict[str, Tensor] = {}
+        self.best_weights: dict[str, Tensor] = {}  # without a frozen encoder's
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = trainer.callback_metrics["validation_pcc"].item()
         if score > self.best_score:
             self.best_score, self.best_epoch = score, trainer.current_epoch
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+            learnt = _without_frozen_encoder(self.network, self.network.state_dict())
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in learnt.items()}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.best_weights:
-            self.network.load_state_dict(self.best_weights)
+            self.network.load_state_dict(self.best_weights, strict=False)
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.best_score, "epoch": self.best_epoch, "weights": self.best_weights}
@@ -171,6 +176,13 @@ class EpochProgress(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
+
+
+def _without_frozen_encoder(network: HGGEPNetwork | PublishedNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    encoder = network.encoder if isinstance(network, HGGEPNetwork) else None
+    if encoder is None or any(parameter.requires_grad for parameter in encoder.parameters()):
+        return state
+    return {name: value for name, value in state.items() if "encoder." not in name}
 
 
 def _derive_seed(*parts: int) -> int:

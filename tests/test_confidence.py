@@ -232,7 +232,7 @@ def centred(adata, genes):
 class TestReliability:
     @pytest.mark.parametrize(
         ("names", "config"),
-        [(("S1", "S2", "S3"), SHORT), (("S1", "S2"), {**SHORT, **LEARNING, "flips": False})],
+        [(("S1", "S2", "S3"), SHORT), (("S1", "S2"), {**SHORT, **LEARNING})],
         ids=["frozen", "learns"],
     )
     def test_is_the_pcc_of_fits_without_the_section(self, sections, names, config):

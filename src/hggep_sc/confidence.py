@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 COMPONENTS = 8  # of the prediction, that a spot's error is told from
 FLOOR_SHARE = 0.05  # share of the left-out spots below whose told variance none is told
+LEAST_VARIANCE = 1e-4  # told of any spot: nothing is predicted without error
 CONSTANT = 1e-6  # relative spread below which a feature says nothing
 UNLIKE = 1.2  # times the largest distance among training sections: a section further off is warned of
 NEAR = 0.5  # standard deviations that a section may always be off
@@ -251,7 +252,8 @@ def excess_variance(
         The expression scale.
     """
     error = (predicted - predicted.mean(0)) - (observed - observed.mean(0))
-    shares = counts.sum(0) / totals.sum() * np.exp(predicted - predicted.mean(0))
+    fold = np.exp(predicted - predicted.mean(0))
+    shares = counts.sum(0) / totals.sum() * fold / np.average(fold, axis=0, weights=totals)
     noise = counting_variance(totals[:, None] * shares, totals, scale.target_sum)
     return (error**2).mean(1) - noise.mean(1)
 
@@ -276,7 +278,7 @@ def _error_model(
     level = np.mean([part.mean() for part in excess])
     coefficients = np.concatenate([[ridge.intercept_ + level], ridge.coef_])
     told = coefficients[0] + design @ coefficients[1:]
-    floor = np.quantile(told, FLOOR_SHARE).clip(0)
+    floor = np.quantile(told, FLOOR_SHARE).clip(LEAST_VARIANCE)
     return (
         pca.components_.astype(np.float32),
         spread.astype(np.float32),

@@ -104,13 +104,15 @@ def encode_spots(
     batches = []
     for start in range(0, len(xy), batch_size):
         patches = torch.from_numpy(read_patches(image, xy[start : start + batch_size], fields, patch_size)).to(device)
-        n = len(patches)
-        turned = (
-            dihedral(patches, torch.full((n,), turns, device=device), torch.full((n,), flip, device=device))
-            for turns, flip in views
-        )
-        batches.append(torch.stack([encode(view) for view in turned], dim=1))
+        batches.append(torch.stack([encode(view) for view in turned(patches, views)], dim=1))
     return torch.cat(batches)
+
+
+def turned(patches: Tensor, views: tuple[View, ...]) -> Iterator[Tensor]:
+    """Yield all patches in one view after the other."""
+    n, device = len(patches), patches.device
+    for turns, flip in views:
+        yield dihedral(patches, torch.full((n,), turns, device=device), torch.full((n,), flip, device=device))
 
 
 def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path | None) -> Encoder | str | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..expression import ExpressionScale
+from ..features import DIHEDRAL, PLAIN, turned
 from ..linear import LinearPath
 from ..nn import HGGEPNetwork, average_views
 from ..patches import BATCH_SPOTS
@@ -148,4 +149,7 @@ def data_features(network: HGGEPNetwork, data: SectionData, spots: np.ndarray) -
         return batch.features
     assert batch.patches is not None  # a batch holds one or the other
     device = network.gene_mean.device
-    return torch.cat([network.encode(part.to(device)) for part in batch.patches.split(BATCH_SPOTS)])[:, None].cpu()
+    views = DIHEDRAL if network.config.flips else PLAIN  # as in prediction
+    parts = (part.to(device) for part in batch.patches.split(BATCH_SPOTS))
+    encoded = [torch.stack([network.encode(view) for view in turned(part, views)], dim=1) for part in parts]
+    return torch.cat(encoded).cpu()

@@ -88,7 +88,8 @@ def main() -> None:
         device=options.device,
         **how,
     )
-    text = ["# What each part of the default earns", "", f"Mean per-gene PCC, seeds {options.seeds}.", ""]
+    text = ["# What each part of the default's network earns", ""]
+    text += [f"Mean per-gene PCC of the network alone, without the linear path; seeds {options.seeds}.", ""]
     text += [table(compared(result, list(PARTS)).rename_axis("part")), ""]
     if not options.no_pixels:
         text += ["Parts that look at pixels, at two fields of view and eight epochs:", ""]

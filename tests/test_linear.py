@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+import hggep_sc as hggep
+from helpers import CPU, TINY
+from hggep_sc.linear import LinearPath, linear_features
+from hggep_sc.patches import fields_of_view
+from hggep_sc.section import open_sections
+from hggep_sc.training.data import SectionData
+
+
+def data(seed, n=40, n_features=5, n_genes=12):
+    """A section whose expression is linear in two of its features, and noise; every fourth spot is not observed."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, n_features))
+    features -= features.mean(axis=0)
+    expression = 5 + features[:, :2] @ rng.normal(size=(2, n_genes)) + 0.1 * rng.normal(size=(n, n_genes))
+    nothing = np.empty(0)
+    observed = np.arange(n) % 4 > 0
+    return SectionData(
+        str(seed), rng.random((n, 2)), nothing, nothing, expression, nothing, nothing, nothing, observed, features
+    )
+
+
+def test_closed_form():
+    """Ridge regression of the principal components' scores, by the normal equations."""
+    training, alpha = [data(0), data(1)], 2.5
+    path = LinearPath.fit(training, seed=0, alpha=alpha)
+    X = np.concatenate([part.linear[part.observed] for part in training])
+    Y = np.concatenate([(y := part.expression[part.observed]) - y.mean(axis=0) for part in training])
+    _, _, components = np.linalg.svd(Y - Y.mean(axis=0), full_matrices=False)
+    C = components[:8]
+    expected = np.linalg.solve(X.T @ X + alpha * np.eye(X.shape[1]), X.T @ Y @ C.T) @ C
+    new = data(2).linear
+    np.testing.assert_allclose(path.predict(new), new @ expected, atol=1e-4)
+
+
+def test_penalty_is_chosen_on_what_is_left_out():
+    """With clean sections the ridge needs little of it; with features that say nothing, much."""
+    clean = LinearPath.fit([data(0), data(0), data(0)], seed=0)
+    noise = [data(seed) for seed in range(3)]
+    for part in noise:
+        part.linear = np.random.default_rng(int(part.name) + 10).normal(size=part.linear.shape)
+    assert clean.alpha < LinearPath.fit(noise, seed=0).alpha
+
+
+def test_scaled():
+    path, new = LinearPath.fit([data(0), data(1)], seed=0, alpha=1.0), data(2).linear
+    np.testing.assert_allclose(path.scaled(0.3).predict(new), 0.3 * path.predict(new), atol=1e-6)
+
+
+class TestInAModel:
+    def test_prediction_is_the_sum(self, sections, trained):
+        """The network's prediction, and what the path makes of features that are read anew."""
+        (section,) = open_sections(sections["S3"])
+        alone = hggep.HGGEP(
+            trained.network, trained.config, trained.genes, mpp=trained.mpp, fingerprint=trained.fingerprint
+        )
+        both, network = (model.predict(section, device="cpu")[0] for model in (trained, alone))
+        fields = fields_of_view(trained.config, trained.mpp, section.mpp)
+        with alone._features(section, trained.network.gene_mean.device, 64, None) as features:
+            encoded = features(np.arange(len(section.xy))).mean(1).numpy()
+        seen = linear_features(section, encoded, fields, trained.config, looks=True)
+        np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-6)
+        np.testing.assert_allclose(both - network, trained.linear.predict(seen), atol=1e-5)
+        assert np.abs(both - network).max() > 0
+
+    @pytest.mark.parametrize(
+        "config", [{"linear": False}, {"cross_fit": False}, {"backbone_learning_rate": 1e-4}, {"gem": True}]
+    )
+    def test_absent(self, sections, config):
+        model = hggep.tl.fit({"S1": sections["S1"]}, genes=5, config={**TINY, "epochs": 1, **config}, **CPU)
+        assert model.linear is None
+        assert "linear path" not in repr(model)

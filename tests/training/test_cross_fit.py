@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from scipy.optimize import lsq_linear
+
+from hggep_sc.training.cross_fit import HeldOut, Weights
+
+
+def held_out(seed, n=30, n_genes=6, network=0.5, linear=2.0, with_linear=True):
+    """A section whose expression is a weighed sum of both paths, and noise."""
+    rng = np.random.default_rng(seed)
+    paths = rng.normal(size=(2, n, n_genes))
+    paths -= paths.mean(axis=1, keepdims=True)
+    observed = 3 + network * paths[0] + linear * paths[1] + rng.normal(size=(n, n_genes))
+    return HeldOut(observed, paths[0], paths[1] if with_linear else None, np.empty(0), np.empty(0))
+
+
+def by_solver(parts):
+    """Bounded least squares over all entries, those of a section weighed so that sections count alike."""
+    rows, sides = [], []
+    for part in parts:
+        weight = 1 / np.sqrt(part.observed.size)
+        linear = np.zeros_like(part.network) if part.linear is None else part.linear
+        rows.append(weight * np.column_stack([part.network.ravel(), linear.ravel()]))
+        sides.append(weight * (part.observed - part.observed.mean(axis=0)).ravel())
+    return lsq_linear(np.concatenate(rows), np.concatenate(sides), bounds=(0, np.inf), tol=1e-14).x
+
+
+@pytest.mark.parametrize(("network", "linear"), [(0.5, 2.0), (3.0, 0.0), (2.0, -1.5), (-1.0, 1.0)])
+def test_weights_are_non_negative_least_squares(network, linear):
+    parts = [held_out(seed, n, network=network, linear=linear) for seed, n in enumerate([20, 45, 80])]
+    found = Weights.of(parts)
+    np.testing.assert_allclose([found.network, found.linear], by_solver(parts), atol=1e-6)
+    assert found.linear == 0 or linear > -1
+
+
+def test_weight_of_the_network_alone():
+    parts = [held_out(seed, with_linear=False) for seed in range(3)]
+    found = Weights.of(parts)
+    assert found.linear == 0
+    np.testing.assert_allclose(found.network, by_solver(parts)[0], rtol=1e-6)
+
+
+def test_sections_count_alike():
+    """A section that is there twice in one piece weighs as much as once."""
+    small, large = held_out(0, network=1.0), held_out(1, network=4.0)
+    twice = HeldOut(
+        *(np.concatenate([values, values]) for values in (large.observed, large.network, large.linear)), 0, 0
+    )
+    once, doubled = Weights.of([small, large]), Weights.of([small, twice])
+    np.testing.assert_allclose([once.network, once.linear], [doubled.network, doubled.linear], rtol=1e-6)
+
+
+def test_nothing_to_say():
+    """Predictions that are constant, or point the wrong way, have no weights."""
+    flat = held_out(0)
+    zeros = np.zeros_like(flat.network)
+    assert Weights.of([HeldOut(flat.observed, zeros, zeros, flat.counts, flat.totals)]) is None
+    assert Weights.of([held_out(1, network=-2.0, linear=-2.0)]) is None
+    assert Weights.of([]) is None
+
+
+def test_mixture():
+    part = held_out(3)
+    weights = Weights(network=0.25, linear=4.0)
+    np.testing.assert_allclose(part.mixed(weights), 0.25 * part.network + 4 * part.linear)

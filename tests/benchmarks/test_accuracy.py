@@ -48,7 +48,7 @@ def test_report_of_a_run_in_which_a_fold_failed(accuracy, result):
     assert "| noise ceiling | 1.125 | 1.050 | 1.087 |" in report
     assert "| default | ridge | 0.250 |" in report  # in pairs, over the one fold that both have
     assert "Failed: default on B, seed 0: out of memory" in report
-    assert "Not run yet: gene_mean, nearest_patches, low_rank_ridge, paper, published" in report
+    assert "Not run yet: gene_mean, nearest_patches, low_rank_ridge, network_alone, paper, published" in report
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ SECTIONS, DOMAINS_ON, FOLDS = ["C2", "C3"], "C2", "folds"
 METHODS = {
     "gene mean": {"method": "gene_mean"},
     "low-rank ridge": {"method": "low_rank_ridge", "config": {"patch_size": 32}},
-    "HGGEP": {"config": {"patch_size": 32, "width": 32, "epochs": 2}},
+    "HGGEP": {"config": {"patch_size": 32, "width": 32, "epochs": 2, "flips": False}},
 }
 """
     run(notebook, tmp_path)

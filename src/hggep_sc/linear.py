@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .baselines import BaselineConfig, LowRankRidge
-from .baselines.features import colour_and_texture, standardise
+from .baselines.features import colour_and_texture, describe_patches, standardise
 from .baselines.selection import Training
 from .features import kept_features
-from .patches import BATCH_SPOTS, read_patches
+from .patches import BATCH_SPOTS
 
 if TYPE_CHECKING:
     from .config import Config
@@ -108,12 +108,7 @@ def _colours(section: "Section", fields: tuple[float, ...], patch_size: int) -> 
     """Statistics of colour and texture of every spot, all fields, (n_spots, 90 * fields)."""
 
     def compute() -> Tensor:
-        batches = []
-        with section.open_image() as image:
-            for start in range(0, len(section.xy), BATCH_SPOTS):
-                patches = read_patches(image, section.xy[start : start + BATCH_SPOTS], fields, patch_size)
-                views = [np.ascontiguousarray(patches[:, i]) for i in range(len(fields))]
-                batches.append(np.hstack([colour_and_texture(view) for view in views]))
-        return torch.from_numpy(np.concatenate(batches))
+        (colours,) = describe_patches(section, fields, patch_size, [colour_and_texture], BATCH_SPOTS)
+        return torch.from_numpy(colours)
 
     return kept_features(section, ("colour", fields, patch_size), compute).numpy()

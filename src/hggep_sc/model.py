@@ -225,8 +225,7 @@ class HGGEP:
         positions = positions.float() if positions.is_floating_point() else positions
         expression = np.empty((n_spots, len(self.genes)), dtype=np.float32)
         latent: np.ndarray | None = None
-        encoded: list[np.ndarray] = []  # features of every spot, the mean over views, as the chunks come
-        order: list[np.ndarray] = []
+        encoded: np.ndarray | None = None  # features of every spot, the mean over views
         with self._features(section, target, spots_per_batch(batch_size), average_flips) as features:
             for spots in spatial_chunks(section.xy, self.config.chunk_spots):
                 seen = features(spots)
@@ -236,17 +235,18 @@ class HGGEP:
                     latent = np.empty((n_spots, of_chunk.shape[1]), dtype=np.float32)
                 latent[spots] = of_chunk
                 if self.confidence is not None:
-                    encoded.append(seen.float().mean(1).cpu().numpy())
-                    order.append(spots)
+                    mean = seen.float().mean(1).cpu().numpy()
+                    if encoded is None:
+                        encoded = np.empty((n_spots, *mean.shape[1:]), dtype=np.float32)
+                    encoded[spots] = mean
         assert latent is not None  # a section has spots
-        if self.confidence is not None:
-            of_spots = np.concatenate(encoded)[np.argsort(np.concatenate(order))]
+        if self.confidence is not None and encoded is not None:
             fields = fields_of_view(self.config, self.mpp, section.mpp)
             looks = not self.embeddings
             stain = optical_density(section, min(fields), self.config.patch_size) if looks else None
-            self.confidence.say_if_unlike(section.name, of_spots.mean(axis=0), stain)
+            self.confidence.say_if_unlike(section.name, encoded.mean(axis=0), stain)
             if self.linear is not None:
-                expression += self.linear.predict(linear_features(section, of_spots, fields, self.config, looks=looks))
+                expression += self.linear.predict(linear_features(section, encoded, fields, self.config, looks=looks))
         return expression, latent
 
     def _require_length(self, section: Section) -> None:

@@ -1,5 +1,6 @@
 """What a ridge sees of a patch: statistics of colour and texture, and the maps of a pretrained trunk, pooled."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -83,14 +84,31 @@ def patch_features(
     fields = fields_of_view(config.shared, mpp, section.mpp)
     say_if_coarse(section, fields, config.patch_size)
     describe = [colour_and_texture] if trunk is None else [colour_and_texture, trunk.to(device).pooled]
+    blocks = describe_patches(section, fields, config.patch_size, describe, batch_size)
+    return np.hstack([standardise(block) for block in blocks])
+
+
+def describe_patches(
+    section: Section,
+    fields: Sequence[float],
+    patch_size: int,
+    describe: Sequence[Callable[[np.ndarray], np.ndarray]],
+    batch_size: int,
+) -> list[np.ndarray]:
+    """Read the patches of every spot, and apply each function to those of every field of view.
+
+    Returns
+    -------
+    Per function its features of all fields side by side, (n_spots, fields * n).
+    """
     batches: list[list[np.ndarray]] = [[] for _ in describe]
     with section.open_image() as image, torch.inference_mode():
         for start in range(0, len(section.xy), batch_size):
-            patches = read_patches(image, section.xy[start : start + batch_size], fields, config.patch_size)
+            patches = read_patches(image, section.xy[start : start + batch_size], fields, patch_size)
             views = [np.ascontiguousarray(patches[:, i]) for i in range(len(fields))]
             for block, features in zip(batches, describe, strict=True):
                 block.append(np.hstack([features(view) for view in views]))
-    return np.hstack([standardise(np.concatenate(block)) for block in batches])
+    return [np.concatenate(block) for block in batches]
 
 
 def standardise(block: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def tasks_of(
     """
     settings = {name: _settings(name, options, shared) for name, options in methods.items()}
     _require_one_scale({name: arguments["config"] for name, arguments in settings.items()})
-    slots = {arguments["encoder"] for arguments in settings.values() if isinstance(arguments.get("encoder"), str)}
+    slots = {arguments["encoder"] for arguments in settings.values() if isinstance(arguments["encoder"], str)}
     slots -= {SHUFFLENET}
     portable = {section.name: section.portable(sorted(slots)) for fold in folds for section in fold.test}
     contents = {name: _content(section) for name, section in portable.items()}
@@ -103,7 +103,7 @@ def _settings(name: str, options: Mapping[str, Any], shared: Mapping[str, Any]) 
             f"methods[{name!r}] has {', '.join(unknown)}; it may have {', '.join(sorted(known))}. Genes, expression "
             "scale and device are the same for all: give them to cross_validate"
         )
-    given = {**shared, **options}
+    given = {"encoder": SHUFFLENET, **shared, **options}
     method = given.pop("method", "hggep")
     how = {key: given.pop(key) for key in ("preset", "config") if key in given}
     config = method_config(method, normalize=given.pop("normalize"), **how)
@@ -114,7 +114,7 @@ def _settings(name: str, options: Mapping[str, Any], shared: Mapping[str, Any]) 
     validation = given["validation"]
     if validation is not None and not (isinstance(validation, int | float) and 0 < validation < 1):
         raise ValueError(f"validation={validation!r} must be a fraction of every section's spots, between 0 and 1")
-    if method == "gene_mean" or given.get("encoder", SHUFFLENET) != SHUFFLENET:  # nothing is to be downloaded for it
+    if method == "gene_mean" or given["encoder"] != SHUFFLENET:  # nothing is to be downloaded for it
         given["weights"] = None
     return {"method": method, "config": config, "progress": False, **given}
 
@@ -146,7 +146,7 @@ def _content(section: Section) -> str:
 
 def _encoder_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
     """Return what a result depends on of the encoder: its name, or a hash where it is a module of the user's."""
-    encoder: str | nn.Module = arguments.get("encoder", SHUFFLENET)
+    encoder: str | nn.Module = arguments["encoder"]
     if encoder == SHUFFLENET:
         return {}
     return {"encoder": encoder if isinstance(encoder, str) else state_hash(encoder)}

@@ -28,6 +28,7 @@ CONSTANT = 1e-6  # relative spread below which a feature says nothing
 UNLIKE = 1.2  # times the largest distance among training sections: a section further off is warned of
 NEAR = 0.5  # standard deviations that a section may always be off
 OTHER_STAIN = 1.5  # times as dense as the densest training section, or as thin as the thinnest
+MOMENT_SPOTS = 512  # whose features are in memory at once
 STAIN_SPOTS = 200  # that a section's stain is measured at
 
 
@@ -292,9 +293,14 @@ def _moments(network: HGGEPNetwork, training: Sequence[SectionData]) -> tuple[np
     network.eval()
     means, variances = [], []
     for data in training:
-        features = data_features(network, data, np.flatnonzero(data.observed)).mean(1).double()
-        means.append(features.mean(0).numpy())
-        variances.append(features.var(0, correction=0).numpy())
+        seen = np.flatnonzero(data.observed)
+        total, squares = np.zeros(()), np.zeros(())  # in double precision: the difference of squares keeps eight digits of the spread
+        for spots in np.array_split(seen, -(-len(seen) // MOMENT_SPOTS)):
+            features = data_features(network, data, spots).mean(1).double()
+            total, squares = total + features.sum(0).numpy(), squares + (features**2).sum(0).numpy()
+        mean = total / len(seen)
+        means.append(mean)
+        variances.append(np.maximum(squares / len(seen) - mean**2, 0))
     return np.stack(means), np.stack(variances)
 
 

@@ -18,25 +18,36 @@ CHECKPOINT = "last.ckpt"
 IDENTITY = "fit.json"
 
 
+def require_resume_is_meant(checkpoint_dir: Path | None, resume: bool) -> None:
+    """Refuse what can be told before anything is read: a folder that is missing, or that holds a checkpoint already.
+
+    Raises
+    ------
+    ValueError
+        If `resume=True` has no folder, or a folder with a checkpoint no `resume=True`.
+    """
+    if checkpoint_dir is None:
+        if resume:
+            raise ValueError("resume=True needs checkpoint_dir=, the folder of the interrupted fit")
+    elif (checkpoint_dir / CHECKPOINT).exists() and not resume:
+        raise ValueError(
+            f"checkpoint_dir={str(checkpoint_dir)!r} holds the checkpoint of an earlier fit: "
+            "pass resume=True to continue it, or another folder"
+        )
+
+
 def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: dict[str, Any]) -> Path | None:
     """Return the checkpoint to go on from, and mark the folder as this fit's own.
 
     Raises
     ------
     ValueError
-        If the folder holds another fit's checkpoint, or one that `resume=True` was not given for.
+        If the folder holds another fit's checkpoint.
     """
     if checkpoint_dir is None:
-        if resume:
-            raise ValueError("resume=True needs checkpoint_dir=, the folder of the interrupted fit")
         return None
     checkpoint, mark = checkpoint_dir / CHECKPOINT, checkpoint_dir / IDENTITY
     if checkpoint.exists():
-        if not resume:
-            raise ValueError(
-                f"checkpoint_dir={str(checkpoint_dir)!r} holds the checkpoint of an earlier fit: "
-                "pass resume=True to continue it, or another folder"
-            )
         earlier = json.loads(mark.read_text()) if mark.exists() else {}
         if changed := sorted(k for k in identity if earlier.get(k) != identity[k]):
             raise ValueError(

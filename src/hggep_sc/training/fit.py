@@ -24,7 +24,7 @@ from ..linear import LinearPath, linear_features
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
 from ..patches import fields_of_view, read_patches, say_if_coarse
 from ..weights import load_weights, locate_weights
-from .checkpoint import CHECKPOINT, checkpoint_to_resume, identity_of
+from .checkpoint import CHECKPOINT, checkpoint_to_resume, identity_of, require_resume_is_meant
 from .cross_fit import Weights, cross_fit
 from .data import SectionData, array_store, section_data, spatial_chunks
 from .lightning_manners import interruptible, quiet
@@ -69,6 +69,7 @@ def train(
     `encoder` is what `make_encoder` made, or None for the released network, which has its own and takes `weights`;
     `held_out` marks per section the spots that are validated on, `mpp` is the scale to train at.
     """
+    require_resume_is_meant(checkpoint_dir, resume)
     network_class = PublishedNetwork if encoder is None else HGGEPNetwork
     with isolate_rng(), quiet():
         torch.manual_seed(seed)
@@ -95,7 +96,8 @@ def train(
             checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity)
             training, validation = _split(data, held_out)
             fit = partial(_fit_network, config=config, n_genes=len(genes), weights=weights, seed=seed, device=device)
-            fresh = encoder if is_frozen(encoder, config) else deepcopy(encoder)  # one that learns is changed by a fit
+            # one that learns is changed by a fit
+            fresh = deepcopy(encoder) if config.cross_fit and not is_frozen(encoder, config) else encoder
             trained = fit(
                 training,
                 validation,
@@ -111,7 +113,7 @@ def train(
 
                 def refit(kept: list[SectionData]) -> tuple[HGGEPNetwork, LinearPath | None]:
                     own = fresh if is_frozen(encoder, config) else deepcopy(fresh)
-                    network = fit(kept, [], encoder=own, epochs=epochs).network
+                    network = fit(kept, [], encoder=own, stop_after=epochs).network
                     assert isinstance(network, HGGEPNetwork)  # as the one that it stands in for
                     path = None if linear is None else LinearPath.fit(kept, seed, linear.alpha)
                     return network.to(device), path
@@ -150,17 +152,18 @@ def _fit_network(
     weights: str | Path | None,
     seed: int,
     device: torch.device,
-    epochs: int | None = None,
+    stop_after: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_dir: Path | None = None,
     checkpoint_every: int = 1,
     progress: bool = False,
 ) -> Trained:
-    """Train a network on sections' data; nothing else has a say."""
+    """Train a network on sections' data; nothing else has a say.
+
+    `stop_after` so many epochs; the schedule is that of `config.epochs` all the same.
+    """
     torch.manual_seed(seed)
     training, config, start = _center(training, config, seed)
-    if epochs is not None:
-        config = config.replace(epochs=epochs)
     network: HGGEPNetwork | PublishedNetwork
     if encoder is None:
         network = PublishedNetwork(n_genes)
@@ -184,6 +187,7 @@ def _fit_network(
         config,
         seed=seed,
         device=device,
+        stop_after=config.epochs if stop_after is None else stop_after,
         checkpoint=checkpoint,
         checkpoint_dir=checkpoint_dir,
         checkpoint_every=checkpoint_every,
@@ -317,6 +321,7 @@ def _run(
     *,
     seed: int,
     device: torch.device,
+    stop_after: int,
     checkpoint: Path | None,
     checkpoint_dir: Path | None,
     checkpoint_every: int,
@@ -345,7 +350,7 @@ def _run(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision="bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true",
-        max_epochs=config.epochs,
+        max_epochs=stop_after,
         gradient_clip_val=config.gradient_clip or None,
         callbacks=callbacks,
         logger=False,

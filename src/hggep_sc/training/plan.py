@@ -43,8 +43,9 @@ class TrainingPlan(L.LightningModule):
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         if config.schedule == "constant":
             return optimizer
+        steps_per_epoch = int(self.trainer.estimated_stepping_batches) // int(self.trainer.max_epochs or 1)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, [g["lr"] for g in groups], total_steps=int(self.trainer.estimated_stepping_batches)
+            optimizer, [g["lr"] for g in groups], epochs=config.epochs, steps_per_epoch=steps_per_epoch
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

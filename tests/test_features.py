@@ -266,3 +266,10 @@ def test_neither_a_name_nor_a_module_is_refused(encoder):
 def test_the_published_network_has_its_own(encoder):
     with pytest.raises(ValueError, match=r"the published network has its own"):
         make_encoder(encoder, Config.from_preset("published"), None)
+
+
+@pytest.mark.parametrize("encoder", ["X_emb", MeanColour()])
+@pytest.mark.parametrize("setting", [{"gem": True}, {"cbam": True}, {"backbone_learning_rate": 1e-5}])
+def test_what_an_encoder_of_ones_own_would_ignore_is_refused(encoder, setting):
+    with pytest.raises(ValueError, match=r"yours is not trained: config=\{'gem': False, 'cbam': False"):
+        make_encoder(encoder, Config().replace(**setting), None)

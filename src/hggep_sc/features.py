@@ -139,6 +139,11 @@ def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path |
             raise ValueError(f'encoder={encoder!r}: the published network has its own; use preset="default"')
         locate_weights(weights)  # refuses what is not there before anything is read
         return None
+    if encoder != SHUFFLENET and config.learns_from_pixels:
+        raise ValueError(
+            "GEM, CBAM and a backbone that learns are parts of the shufflenet encoder; yours is not trained: "
+            "config={'gem': False, 'cbam': False, 'backbone_learning_rate': 0}"
+        )
     if isinstance(encoder, nn.Module):
         return ModuleEncoder(encoder, config.patch_size)
     if encoder != SHUFFLENET:

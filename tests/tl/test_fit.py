@@ -12,6 +12,7 @@ import torch
 import helpers
 import hggep_sc as hggep
 from helpers import CPU, LEARNING
+from hggep_sc.image import SectionImage
 from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.nn.shufflenet import ShuffleNetV2
 from hggep_sc.training.plan import TrainingPlan
@@ -251,6 +252,37 @@ class TestValidation:
         assert len(model.history) == 4
         assert all(torch.equal(t, snapshots[1][n]) for n, t in model.network.state_dict().items())
 
+    def test_fits_without_a_section_stop_at_the_best_epoch_of_the_same_schedule(self, sections, monkeypatch):
+        """Rigged to peak in the second of five epochs: their rates are the first two epochs' of a one-cycle of five."""
+        scores, rates = iter([0.1, 0.9, 0.2, 0.1, 0.0]), []
+        real = TrainingPlan.training_step
+
+        def watched(self, batch, step):
+            if (self.current_epoch, step) == (0, 0):
+                rates.append([])
+            rates[-1].append(self.optimizers().param_groups[0]["lr"])
+            return real(self, batch, step)
+
+        monkeypatch.setattr(TrainingPlan, "training_step", watched)
+        monkeypatch.setattr(
+            TrainingPlan, "on_validation_epoch_end", lambda self: self.log("validation_pcc", next(scores))
+        )
+        config = {**TINY, "epochs": 5, "patience": 2, "cross_fit": True}
+        model = hggep.tl.fit(sections, genes=10, config=config, validation="S2", **CPU)
+        assert len(model.history) == 4
+        _, *refits = rates
+        assert len(refits) == 2
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        steps = len(refits[0]) // 2
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, model.config.learning_rate, total_steps=5 * steps)
+        expected = []
+        for _ in range(2 * steps):
+            expected.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        for found in refits:
+            np.testing.assert_allclose(found, expected)
+
     def test_validation_blocks_teach_nothing(self, training):
         """Other counts and genes in the held-out blocks: the chosen genes and the weights stay the same."""
         from hggep_sc.section import open_sections
@@ -320,6 +352,12 @@ class TestCheckpoints:
         hggep.tl.fit(training, **settings)
         with pytest.raises(ValueError, match="different seed"):
             hggep.tl.fit(training, resume=True, seed=4, **settings)
+
+    def test_a_folder_that_does_not_fit_is_refused_before_images_are_read(self, training, tmp_path, monkeypatch):
+        (tmp_path / "last.ckpt").touch()
+        monkeypatch.setattr(SectionImage, "read_patches", None)
+        with pytest.raises(ValueError, match="pass resume=True to continue it, or another folder"):
+            hggep.tl.fit(training, genes=15, config=TINY, checkpoint_dir=tmp_path, **CPU)
 
     def test_resume_needs_a_folder(self, training):
         with pytest.raises(ValueError, match="checkpoint_dir"):

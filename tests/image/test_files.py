@@ -1,7 +1,11 @@
 """Images read from files: formats, physical scale, and what is damaged or something else."""
 
+import shutil
+import types
+
 import imagecodecs
 import numpy as np
+import psutil
 import pytest
 import tifffile
 from PIL import Image, ImageFile
@@ -149,9 +153,54 @@ def test_tiles_left_out_are_not_black(tmp_path) -> None:
     assert (pixels[:, :64] == 100).all()
 
 
+APERIO = "Aperio Image Library v10.0.50\r\n200x333 [0,0 200x333] (64x64) J2K/YUV16 Q=70|AppMag = 20|MPP = 0.4990"
+
+
+@pytest.mark.parametrize(
+    ("compression", "photometric", "ycbcr"),
+    [
+        (33003, "rgb", True),  # as Aperio writes it
+        (33003, "ycbcr", True),
+        (33005, "rgb", False),
+        (33005, "ycbcr", False),
+        (34712, "rgb", False),
+        (34712, "ycbcr", True),
+    ],
+)
+def test_jpeg_2000(tmp_path, compression: int, photometric: str, ycbcr: bool) -> None:
+    pixels = smooth(200, 333)
+    red, green, blue = np.moveaxis(pixels.astype(float), 2, 0)
+    # the full-range transformation of JFIF
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    chroma = [128 + (blue - luma) / 1.772, 128 + (red - luma) / 1.402]
+    stored = np.stack([luma, *chroma], axis=2).round().astype(np.uint8) if ycbcr else pixels
+    padded = np.pad(stored, ((0, 56), (0, 51), (0, 0)))
+    tiles = [padded[y : y + 64, x : x + 64] for y in range(0, 256, 64) for x in range(0, 384, 64)]
+    encoded = (imagecodecs.jpeg2k_encode(tile, codecformat="j2k", mct=not ycbcr, reversible=True) for tile in tiles)
+    path = tmp_path / "slide.svs"
+    tifffile.imwrite(
+        path,
+        (b"" if number == 8 else tile for number, tile in enumerate(encoded)),
+        shape=pixels.shape,
+        dtype=np.uint8,
+        tile=(64, 64),
+        compression=compression,
+        photometric=photometric,
+        description=APERIO,
+        metadata=None,
+    )
+    expected = pixels.copy()
+    expected[64:128, 128:192] = 255  # the tile left out
+    with SectionImage.from_file(path) as source:
+        assert source.mpp == pytest.approx(0.499)
+        # rounding of the transformation there and back
+        assert np.abs(whole(source).astype(int) - expected).max() <= (3 if ycbcr else 0)
+
+
 @pytest.mark.parametrize(
     ("resolution", "unit", "mpp"),
     [
+        ((45454, 45454), "CENTIMETER", 0.22),  # a Hamamatsu scanner at 40x
         ((20000, 20000), "CENTIMETER", 0.5),
         ((25400, 25400), "INCH", 1.0),
         ((72, 72), "INCH", None),
@@ -164,7 +213,7 @@ def test_mpp_from_resolution_tags(tmp_path, resolution, unit: str, mpp: float | 
     path = tmp_path / "section.tif"
     tifffile.imwrite(path, noise(64, 64), photometric="rgb", resolution=resolution, resolutionunit=unit)
     with SectionImage.from_file(path) as source:
-        assert source.mpp == (None if mpp is None else pytest.approx(mpp))
+        assert source.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-4))
 
 
 @pytest.mark.parametrize(
@@ -183,9 +232,6 @@ def test_mpp_from_ome(tmp_path, size: float | None, unit: str | None, mpp: float
 def test_missing_folder_empty_and_foreign_files(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg.*correct the path"):
         SectionImage.from_file(tmp_path / "nowhere.jpg")
-    (tmp_path / "image.zarr").mkdir()
-    with pytest.raises(ValueError, match=r"image\.zarr.*OME-Zarr.*spatialdata"):
-        SectionImage.from_file(tmp_path / "image.zarr")
     with pytest.raises(ValueError, match="is a folder"):
         SectionImage.from_file(tmp_path)
     empty = tmp_path / "empty.tif"
@@ -196,6 +242,10 @@ def test_missing_folder_empty_and_foreign_files(tmp_path) -> None:
     foreign.write_text("gene,count\n")
     with pytest.raises(ValueError, match=r"table\.png cannot be decoded.*again"):
         SectionImage.from_file(foreign)
+    preview = tmp_path / "slide.mrxs"
+    Image.fromarray(noise(20, 20)).save(preview, format="JPEG")
+    with pytest.raises(ValueError, match=r"slide\.mrxs is a MIRAX slide.*vips tiffsave"):
+        SectionImage.from_file(preview)
     bilevel = tmp_path / "mask.png"
     Image.fromarray(noise(20, 20)[..., 0] > 100).save(bilevel)
     with pytest.raises(ValueError, match=r"mask\.png.*mode '1'.*convert"):
@@ -232,16 +282,17 @@ def test_truncated_files_are_refused(tmp_path, suffix: str, kept: float, monkeyp
 
 def test_damaged_tile_is_named_on_reading(tmp_path) -> None:
     path = tmp_path / "damaged.tif"
-    tifffile.imwrite(path, noise(256, 256), photometric="rgb", tile=(64, 64), compression="zlib")
+    tifffile.imwrite(path, noise(1024, 1024), photometric="rgb", tile=(256, 256), compression="zlib")
     with tifffile.TiffFile(path) as tiff:
         offset, count = tiff.pages[0].dataoffsets[5], tiff.pages[0].databytecounts[5]
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(b"\xff" * count)
     with SectionImage.from_file(path) as source:
-        source.read_patches([[200, 200]], field=20, size=20)
-        with pytest.raises(ValueError, match=r"damaged\.tif.*cannot be read.*again"):
-            source.read_patches([[96, 96]], field=20, size=20)
+        source.read_patches([[800, 800]], field=20, size=20)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"damaged\.tif.*columns 256 to 512, rows 256 to 512 cannot be read"):
+                source.read_patches([[384, 384]], field=20, size=20)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +309,25 @@ def test_tiffs_of_other_things_are_refused(tmp_path, pixels: np.ndarray, options
     tifffile.imwrite(path, pixels, **options)
     with pytest.raises(ValueError, match=rf"other\.tif.*({message})"):
         SectionImage.from_file(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_files_decoded_whole_must_fit_in_free_memory(tmp_path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tiff, "LARGEST_TILE", 3 * 64**2)
+    path = tmp_path / f"large.{suffix}"
+    if suffix == "tif":
+        tifffile.imwrite(path, noise(200, 300), photometric="rgb", compression="zlib", rowsperstrip=200)
+    else:
+        Image.fromarray(noise(200, 300)).save(path)
+    free = 200 * 300 * (3 if suffix == "tif" else 7)
+    for missing in (0, 1):
+        memory = types.SimpleNamespace(available=free - missing)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
+        if missing:
+            with pytest.raises(ValueError, match=rf"large\.{suffix}.*decoded whole.*GiB are free.*tiled TIFF"):
+                SectionImage.from_file(path)
+        else:
+            SectionImage.from_file(path).close()
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -323,6 +393,38 @@ def test_real_slide(shared) -> None:
                 source.read_patches(xy, field=field, size=112), memory.read_patches(xy, field=field, size=112)
             )
         assert max(source.thumbnail(300).shape) == 300
+
+
+@pytest.mark.parametrize("kept", [100, 0.01, 0.5])
+def test_real_slide_cut_short(shared, tmp_path, kept: float) -> None:
+    content = (shared / "data" / "wsi" / "CMU-1-Small-Region.svs").read_bytes()
+    path = tmp_path / "cut.svs"
+    path.write_bytes(content[: int(kept if kept > 1 else kept * len(content))])
+    with pytest.raises(ValueError, match=r"cut\.svs.*(damaged|cut short).*again"):
+        SectionImage.from_file(path)
+
+
+def test_real_slide_without_its_label(shared, tmp_path) -> None:
+    whole_slide = shared / "data" / "wsi" / "CMU-1-Small-Region.svs"
+    path = tmp_path / "cut.svs"
+    path.write_bytes(whole_slide.read_bytes()[:-10_000])
+    with SectionImage.from_file(path) as source, SectionImage.from_file(whole_slide) as expected:
+        assert source.mpp == expected.mpp
+        np.testing.assert_array_equal(source.thumbnail(2967), expected.thumbnail(2967))
+
+
+def test_real_slide_with_a_damaged_tile(shared, tmp_path) -> None:
+    path = tmp_path / "damaged.svs"
+    shutil.copy(shared / "data" / "wsi" / "CMU-1-Small-Region.svs", path)
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[11], tiff.pages[0].databytecounts[11]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(count))
+    with SectionImage.from_file(path) as source:
+        source.read_patches([[100, 100]], field=100, size=100)
+        with pytest.raises(ValueError, match=r"damaged\.svs.*columns 240 to 480, rows 240 to 480 cannot be read"):
+            source.read_patches([[360, 360]], field=100, size=100)
 
 
 def test_real_section(shared) -> None:

@@ -7,6 +7,7 @@ import xarray as xr
 import zarr
 from scipy import ndimage
 
+from hggep_sc import settings
 from hggep_sc.image import SectionImage, _image
 
 
@@ -311,35 +312,6 @@ def test_levels_must_belong_together() -> None:
         SectionImage.from_levels([pixels, half(pixels) / 255], name="a")
 
 
-# --- lazy reading
-
-
-def test_lazy_levels_are_read_in_few_bounded_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_image, "WINDOW", 256)
-    pixels = noise(800, 900)
-    recorder = Recorder(pixels)
-    xy = np.random.default_rng(2).uniform([-10, -10], [910, 810], (600, 2))
-    for field, size in ((24, 24), (40.5, 24)):
-        memory = SectionImage.from_array(pixels, name="a")
-        lazy = SectionImage.from_array(recorder, name="a")
-        np.testing.assert_array_equal(lazy.background, memory.background)
-        recorder.read.clear()
-        patches = lazy.read_patches(xy, field=field, size=size)
-        np.testing.assert_array_equal(patches, memory.read_patches(xy, field=field, size=size))
-        assert len(recorder.read) <= 36
-        assert max(max(shape) for shape in recorder.read) <= 256
-
-
-def test_windows_larger_than_the_bound_are_read_one_square_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_image, "WINDOW", 64)
-    pixels = noise(400, 400)
-    recorder = Recorder(pixels)
-    xy = np.random.default_rng(3).uniform(0, 400, (20, 2))
-    lazy = SectionImage.from_array(recorder, name="a")
-    expected = SectionImage.from_array(pixels, name="a").read_patches(xy, field=100, size=20)
-    np.testing.assert_array_equal(lazy.read_patches(xy, field=100, size=20), expected)
-
-
 # --- thumbnails and background
 
 
@@ -356,7 +328,8 @@ def test_thumbnail_is_registered_and_bounded(max_size: int, monkeypatch: pytest.
     inner = slice(2, -2)
     assert np.abs(whole - expected)[inner, inner].max() < 4
     # reading in stripes changes nothing
-    monkeypatch.setattr(_image, "WINDOW", 64)
+    monkeypatch.setattr(settings, "tile_cache", 0)
+    monkeypatch.setattr(_image, "STRIPE", 64**2)
     recorder = Recorder(pixels)
     np.testing.assert_array_equal(SectionImage.from_array(recorder, name="a").thumbnail(max_size), whole)
     assert max(shape[0] * shape[1] for shape in recorder.read) <= max(64**2, 301 * (301 // (2 * max_size) or 1))

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from ._errors import READING_ERRORS, damaged
+from ._errors import READING_ERRORS, damaged, require_memory
 from ._levels import Whole
+from ._ome_zarr import ome_zarr_image
 from ._tiff import tiff_levels, tiff_mpp
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -34,11 +35,7 @@ def open_file(path: Path) -> OpenFile:
             f"image file {path} does not exist: correct the path, or put the file back where it was"
         )
     if path.is_dir():
-        what = "an OME-Zarr folder" if path.suffix == ".zarr" else "a folder"
-        raise ValueError(
-            f"{path} is {what}, not an image file: give a TIFF, SVS, PNG or JPEG file, or read the folder "
-            "with spatialdata and pass the SpatialData object"
-        )
+        return OpenFile(*ome_zarr_image(path), None)
     with path.open("rb") as file:
         magic = file.read(4)
     if not magic:
@@ -62,6 +59,12 @@ def _open_tiff(path: Path) -> OpenFile:
 
 def _open_picture(path: Path) -> OpenFile:
     """Read the header of a file that pillow decodes whole."""
+    if path.suffix.lower() == ".mrxs":
+        # a JPEG: the preview of a slide whose pixels lie in the folder beside it
+        raise ValueError(
+            f"image file {path} is a MIRAX slide, which is not read: convert it to a tiled TIFF, for instance with "
+            "`vips tiffsave --tile --pyramid --compression jpeg`"
+        )
     try:
         with _pillow(path) as image:
             mode, size = image.mode, image.size
@@ -78,6 +81,8 @@ def _open_picture(path: Path) -> OpenFile:
         raise ValueError(f"image file {path} has pixels of mode {mode!r}: convert it to 8- or 16-bit gray, RGB or RGBA")
     pixel = np.asarray(Image.new(target, (1, 1)))
     shape = (size[1], size[0], *pixel.shape[2:])
+    # pillow's own picture has 4 bytes per px
+    require_memory(path, size[0] * size[1] * (4 + pixel.nbytes))
     return OpenFile([Whole(shape, pixel.dtype, partial(_decode, path, target))], None, None)
 
 

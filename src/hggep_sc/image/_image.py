@@ -1,23 +1,26 @@
 """SectionImage: the pixels of one section's H&E image, and the reader of patches."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
+from threading import Condition
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from cachetools import LRUCache, cachedmethod
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from .._settings import settings
 from ._colour import glass, to_rgb
 from ._errors import READING_ERRORS
 from ._files import open_file
 from ._levels import Level, pyramid
 
-# px along an edge of what is read from a lazy level in one go (48 MB of RGB): bounds memory, not speed
-WINDOW = 4096
+STRIPE = 4096**2  # px of the image that are reduced to a thumbnail in one go
 BACKGROUND_SIZE = 512  # longest side of the thumbnail that the glass is looked for in
 
 
@@ -26,6 +29,9 @@ class SectionImage:
 
     Made by `from_array`, `from_levels` or `from_file`; a context manager, as files are held open. Coordinates
     are in pixels of the finest level, x the column and y the row; pixel i covers [i, i + 1).
+
+    Compressed tiles are decoded when a patch needs them, and the last used ones are kept, up to
+    `settings.tile_cache` bytes for each open image. Threads may read from one image; another process opens its own.
 
     Attributes
     ----------
@@ -45,6 +51,8 @@ class SectionImage:
         self.mpp = mpp
         self._levels = levels
         self._close = close
+        self._decoded = LRUCache[Any, np.ndarray](settings.tile_cache, getsizeof=attrgetter("nbytes"))
+        self._decoding = Condition()
 
     @classmethod
     def from_array(cls, array: Any, *, name: str, mpp: float | None = None) -> Self:
@@ -98,22 +106,22 @@ class SectionImage:
     def from_file(cls, path: str | Path) -> Self:
         """Open an image file; its header is read now, pixels when they are asked for.
 
-        Tiled TIFF (pyramidal, OME, Aperio SVS) is read tile by tile; PNG, JPEG, whatever else pillow reads
-        and TIFF in one piece are decoded whole into memory (3 bytes per px) on the first access. An EXIF
-        orientation is not applied: spot coordinates refer to the pixels as stored.
+        Tiled TIFF (pyramidal, OME, Aperio SVS) and OME-Zarr are read tile by tile; PNG, JPEG, whatever else pillow
+        reads and TIFF in one piece are decoded whole into memory on the first access (3 bytes per px of RGB, 7 while
+        pillow decodes). An EXIF orientation is not applied: spot coordinates refer to the pixels as stored.
 
         Parameters
         ----------
         path
-            The file.
+            The file, or the folder of an OME-Zarr.
 
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is not an image, or holds something other than a gray, RGB or RGBA image. Pixels that
-            are damaged or cut off are found out on reading them.
+            If the file is not an image, holds something other than a gray, RGB or RGBA image, or would not fit in
+            free memory where it is decoded whole. Pixels that are damaged or cut off are found out on reading them.
         """
         path = Path(path)
         levels, mpp, close = open_file(path)
@@ -202,16 +210,12 @@ class SectionImage:
             span = np.ceil(extent).astype(np.int64) + 1 + 2 * margin
 
         patches = np.empty((len(centres), 3, size, size), dtype=np.uint8)
-        for group in _groups(corner, span, level):
-            start = np.clip(corner[group].min(axis=0), 0, level.size)
-            stop = np.clip(corner[group].max(axis=0) + span, start, level.size)
-            block = self._read(level, start, stop)
-            for index in group:
-                window = self._window(block, corner[index] - start, span)
-                if not whole_pixels:
-                    x, y = edge[index] - corner[index]
-                    window = _resample(window, (x, y, x + extent[0], y + extent[1]), (size, size))
-                patches[index] = window.transpose(2, 0, 1)
+        for index in _by_tile(corner, level):
+            window = self._window(level, corner[index], span)
+            if not whole_pixels:
+                x, y = edge[index] - corner[index]
+                window = _resample(window, (x, y, x + extent[0], y + extent[1]), (size, size))
+            patches[index] = window.transpose(2, 0, 1)
         return patches
 
     def thumbnail(self, max_size: int) -> np.ndarray:
@@ -243,7 +247,7 @@ class SectionImage:
 
         # whole-number box averages by stripes first, leaving a factor of at least 2 to the smoother filter
         step = max(1, max(width, height) // (2 * max_size))
-        rows = step * max(1, WINDOW**2 // (width * step))
+        rows = step * max(1, STRIPE // (width * step))
         stripes = []
         for top in range(0, height, rows):
             stripe = self._read(level, np.array([0, top]), np.array([width, min(top + rows, height)]))
@@ -257,6 +261,8 @@ class SectionImage:
     def close(self) -> None:
         """Close the file, if there is one, and let go of the pixels; nothing can be read afterwards."""
         self._levels = []
+        with self._decoding:
+            self._decoded.clear()
         if self._close is not None:
             self._close()
 
@@ -283,9 +289,31 @@ class SectionImage:
         return fine_enough[-1] if fine_enough else levels[0]
 
     def _read(self, level: Level, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """RGB uint8 (height, width, 3) of a window that lies within the level."""
+        """RGB uint8 (height, width, 3) of a window that lies within the level, by whole tiles where it is lazy."""
         if (stop <= start).any():
             return np.empty((0, 0, 3), dtype=np.uint8)
+        if not level.lazy or level.tile_bytes > self._decoded.maxsize:
+            return self._decode(level, start, stop)
+        (left, top), (right, bottom) = level.tiles(np.stack([start, stop - 1]))
+        window = np.empty((stop[1] - start[1], stop[0] - start[0], 3), dtype=np.uint8)
+        for row in range(top, bottom + 1):
+            for column in range(left, right + 1):
+                tile = self._tile(level, column, row)
+                origin = np.array([level.edges[0][column], level.edges[1][row]])
+                low = np.maximum(start, origin)
+                high = np.minimum(stop, origin + tile.shape[1::-1])
+                window[_slices(low - start, high - start)] = tile[_slices(low - origin, high - origin)]
+        return window
+
+    # of several threads that want a tile, one decodes it and the others wait
+    @cachedmethod(attrgetter("_decoded"), condition=attrgetter("_decoding"))
+    def _tile(self, level: Level, column: int, row: int) -> np.ndarray:
+        """RGB uint8 (height, width, 3) of one tile of a lazy level."""
+        x, y = level.edges
+        return self._decode(level, np.array([x[column], y[row]]), np.array([x[column + 1], y[row + 1]]))
+
+    def _decode(self, level: Level, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """RGB uint8 (height, width, 3) of a window, from the array or the file."""
         try:
             stored = level.read(start, stop)
         except READING_ERRORS as error:
@@ -296,37 +324,30 @@ class SectionImage:
             ) from error
         return to_rgb(stored, self._white, self.name)
 
-    def _window(self, block: np.ndarray, start: np.ndarray, span: np.ndarray) -> np.ndarray:
-        """Cut a window of `span` out of the block, with background where the window leaves it."""
-        stop = start + span
-        extent = np.array([block.shape[1], block.shape[0]])
-        low, high = np.clip(start, 0, extent), np.clip(stop, 0, extent)
-        inside = block[low[1] : high[1], low[0] : high[0]]
-        if (low == start).all() and (high == stop).all():
+    def _window(self, level: Level, corner: np.ndarray, span: np.ndarray) -> np.ndarray:
+        """RGB uint8 of a window of `span` px, with background where it leaves the image."""
+        low, high = np.clip(corner, 0, level.size), np.clip(corner + span, 0, level.size)
+        inside = self._read(level, low, high)
+        if (high - low == span).all():
             return inside
         window = np.empty((span[1], span[0], 3), dtype=np.uint8)
         window[:] = self.background
         if inside.size:
-            at = low - start
-            window[at[1] : at[1] + inside.shape[0], at[0] : at[0] + inside.shape[1]] = inside
+            window[_slices(low - corner, high - corner)] = inside
         return window
 
 
-def _groups(corner: np.ndarray, span: np.ndarray, level: Level) -> Iterator[np.ndarray]:
-    """Spots whose windows are read together, as arrays of row numbers.
+def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns from (x, y) `low` up to `high`."""
+    return slice(low[1], high[1]), slice(low[0], high[0])
 
-    From memory every window is its own; from a lazy level one bounding window serves the spots of a square,
-    such that it stays within `WINDOW` px (twice the patch's window, if that is larger).
-    """
-    if not len(corner):
-        return
+
+def _by_tile(corner: np.ndarray, level: Level) -> Iterable[int]:
+    """Order in which windows are read: from a lazy level, those that share tiles follow each other."""
     if not level.lazy:
-        yield from np.arange(len(corner))[:, None]
-        return
-    square = corner // np.maximum(WINDOW - span, span)
-    order = np.lexsort((square[:, 0], square[:, 1]))
-    changes = np.flatnonzero((np.diff(square[order], axis=0) != 0).any(axis=1)) + 1
-    yield from np.split(order, changes)
+        return range(len(corner))
+    column, row = level.tiles(corner).T
+    return [int(index) for index in np.lexsort((column, row))]
 
 
 def _resample(pixels: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+# px along a tile's edge, at least: reading a smaller chunk costs more than decoding it
+TILE = 256
+
 
 @dataclass
 class Whole:
@@ -25,7 +28,7 @@ class Whole:
         return self.pixels[window]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class Level:
     """One resolution of the image; sizes and factors are in (x, y) order."""
 
@@ -39,6 +42,27 @@ class Level:
         """Whether every reading of a window costs."""
         return not isinstance(self.pixels, np.ndarray | Whole)
 
+    @cached_property
+    def edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where tiles begin and the last one ends, along x and along y: those of chunks, small ones several at once."""
+        chunks = getattr(self.pixels, "chunks", None) or (TILE,) * len(self.pixels.shape)
+        rows, columns = (chunk for axis, chunk in enumerate(chunks) if axis != self.channel_axis)
+        return _edges(int(self.size[0]), columns), _edges(int(self.size[1]), rows)
+
+    @cached_property
+    def tile_bytes(self) -> int:
+        """Bytes of the largest tile as RGB uint8."""
+        x, y = self.edges
+        return 3 * int(np.diff(x).max()) * int(np.diff(y).max())
+
+    def tiles(self, points: np.ndarray) -> np.ndarray:
+        """(n, 2) column and row of the tiles that (n, 2) pixels lie in, or that are nearest to them."""
+        columns, rows = (
+            np.clip(np.searchsorted(edges, points[:, axis], side="right") - 1, 0, len(edges) - 2)
+            for axis, edges in enumerate(self.edges)
+        )
+        return np.stack([columns, rows], axis=1)
+
     def read(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Pixels as stored, (height, width, channels), from (x, y) `start` up to `stop`."""
         window: tuple[slice, ...] = (slice(int(start[1]), int(stop[1])), slice(int(start[0]), int(stop[0])))
@@ -47,6 +71,15 @@ class Level:
         if self.channel_axis == 2:
             return np.asarray(self.pixels[(*window, slice(None))])
         return np.moveaxis(np.asarray(self.pixels[(slice(None), *window)]), 0, -1)
+
+
+def _edges(size: int, chunk: int | tuple[int, ...]) -> np.ndarray:
+    """Edges of tiles from the side of regular chunks, or from the sides of all."""
+    if isinstance(chunk, tuple):
+        starts, side = np.cumsum((0, *chunk[:-1])), max(chunk)
+    else:
+        starts, side = np.arange(0, size, chunk), chunk
+    return np.append(starts[:: max(1, TILE // side)], size)
 
 
 def pyramid(arrays: Sequence[Any], name: str) -> list[Level]:

@@ -8,31 +8,43 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
-from ._errors import READING_ERRORS, damaged
+from ._errors import READING_ERRORS, damaged, require_memory
 from ._levels import Whole
+from ._units import UM_PER_UNIT
 
 logger = logging.getLogger(__name__)
 
+CONVERTED = ("OJPEG", "JPEG", "ALT_JPEG", "JPEG_LOSSY")  # compressions whose YCbCr tifffile gives as RGB
+UNCONVERTED = ("APERIO_JP2000_YCBC", "JPEG2000")
 LARGEST_TILE = 3 * 4096**2  # values; what is stored in larger pieces is decoded whole
 SANE_MPP = (0.05, 20.0)
-UM_PER_UNIT = {
-    "m": 1e6,
-    "cm": 1e4,
-    "mm": 1e3,
-    "µm": 1.0,
-    "μm": 1.0,
-    "um": 1.0,
-    "nm": 1e-3,
-    "pm": 1e-6,
-    "Å": 1e-4,
-}
+
+
+class YCbCr:
+    """A lazy array of YCbCr pixels, read as RGB."""
+
+    def __init__(self, stored: Any) -> None:
+        self.stored = stored
+        self.shape, self.dtype, self.chunks = stored.shape, stored.dtype, stored.chunks
+
+    def __getitem__(self, window: tuple[slice, ...]) -> np.ndarray:
+        pixels = np.asarray(self.stored[window])
+        rgb = np.array(Image.fromarray(pixels, "YCbCr").convert("RGB"))
+        rgb[(pixels == 255).all(axis=2)] = 255  # tiles left out
+        return rgb
 
 
 def tiff_levels(tiff: Any, path: Path) -> list[Any]:
     """Levels of a TIFF's largest image: lazy where tiles are small, whole where stored in one piece."""
     import zarr
 
+    if not len(tiff.pages):  # their table is often at the end of the file
+        raise ValueError(
+            f"image file {path} is damaged or cut short: it refers to no page within its {tiff.filehandle.size} bytes; "
+            "copy or download it again"
+        )
     candidates = [series for series in tiff.series if {"Y", "X"} <= set(series.axes)]
     if not candidates:
         raise ValueError(f"image file {path} holds no image with rows and columns: give the H&E image's file")
@@ -45,30 +57,39 @@ def tiff_levels(tiff: Any, path: Path) -> list[Any]:
     arrays: list[Any] = []
     for number, level in enumerate(series.levels):
         page = level.keyframe
-        _check_colours(page, path)
+        ycbcr = _stays_ycbcr(page, path)
         _check_extent(level, tiff.filehandle.size, path)
-        if math.prod(page.chunks) > LARGEST_TILE:
+        if math.prod(page.chunks) > LARGEST_TILE and not ycbcr:
+            require_memory(path, level.nbytes)
             arrays.append(Whole(level.shape, level.dtype, level.asarray))
             continue
         # tiles that a scanner left out are glass, not black
         fill = np.iinfo(level.dtype).max if level.dtype.kind == "u" else None
         try:
             store = series.aszarr(level=number, fillvalue=fill)
-            arrays.append(zarr.open_array(store, mode="r", zarr_format=2))
+            array = zarr.open_array(store, mode="r", zarr_format=2)
         except READING_ERRORS as error:
             raise damaged(path, error) from error
+        arrays.append(YCbCr(array) if ycbcr else array)
     return arrays
 
 
-def _check_colours(page: Any, path: Path) -> None:
+def _stays_ycbcr(page: Any, path: Path) -> bool:
+    """Whether tifffile gives YCbCr pixels; refuse colours that are not read."""
     photometric = page.photometric.name if page.photometric is not None else "none"
-    # tifffile turns YCbCr into RGB for JPEG alone; Aperio's 33003 is YCbCr whatever it says
-    plain = photometric in ("RGB", "MINISBLACK") or (photometric == "YCBCR" and "JPEG" in page.compression.name)
-    if not plain or page.compression == 33003:
-        raise ValueError(
-            f"image file {path} stores colours as {photometric} with {page.compression.name} compression, "
-            "which is not read here: convert it to RGB, for instance with `vips tiffsave --tile --pyramid`"
-        )
+    compression = page.compression.name
+    # Aperio's JPEG 2000 is of the one kind or the other whatever the photometric tag says
+    aperio = {"APERIO_JP2000_YCBC": "YCBCR", "APERIO_JP2000_RGB": "RGB"}
+    colours = aperio.get(compression, photometric)
+    # tifffile converts what is JPEG
+    if colours in ("RGB", "MINISBLACK") or (colours == "YCBCR" and compression in CONVERTED):
+        return False
+    if colours == "YCBCR" and compression in UNCONVERTED and page.dtype == np.uint8 and page.shape[-1] == 3:
+        return True
+    raise ValueError(
+        f"image file {path} stores colours as {photometric} with {compression} compression, "
+        "which is not read here: convert it to RGB, for instance with `vips tiffsave --tile --pyramid`"
+    )
 
 
 def _check_extent(level: Any, file_size: int, path: Path) -> None:

@@ -7,7 +7,7 @@ from ._settings import settings
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import baselines, datasets, get, metrics, pl, tl
+    from . import baselines, datasets, get, metrics, pl, pp, tl
     from .config import Config
     from .cross_validation import CrossValidation
     from .model import HGGEP
@@ -22,6 +22,7 @@ __all__ = [
     "get",
     "metrics",
     "pl",
+    "pp",
     "settings",
     "tl",
 ]

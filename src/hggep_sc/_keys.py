@@ -41,3 +41,4 @@ def metric(key: str, name: str) -> str:
 
 DOMAIN = "hggep_domain"  # obs: domains; uns: how they were found
 UNDETERMINED = "undetermined"  # the label of spots that the expert left open
+SLIDE = "hggep_slide"  # uns: by what `tl.predict_slides` knows a finished slide

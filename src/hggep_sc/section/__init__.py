@@ -3,7 +3,7 @@
 No other module knows what the two containers look like.
 """
 
-from ._containers import copy_of, section_column, table_of
+from ._containers import copy_of, is_spatialdata, section_column, table_of
 from ._counts import CountMatrix, observed_counts
 from ._genes import gene_name_hint
 from ._open import open_sections
@@ -11,6 +11,7 @@ from ._scale import spot_spacing
 from ._section import Section, require_counts
 from ._spots import array_places, under_tissue
 from ._values import listed
+from ._whole_image import image_of
 from ._write import read_prediction, require_no_backed_view, require_writable, write_prediction
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "array_places",
     "copy_of",
     "gene_name_hint",
+    "image_of",
+    "is_spatialdata",
     "listed",
     "observed_counts",
     "open_sections",

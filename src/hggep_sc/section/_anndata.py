@@ -97,9 +97,9 @@ def anndata_section(
     centres = centres[rows]
     require_good_coordinates(centres, name, slot)
 
-    entry = next(value for key, value in adata.uns[_keys.SPATIAL].items() if str(key) == library)
+    entry = _library(adata, library)
     factors = entries(entry, "scalefactors")
-    image = _anndata_image(entry, library, image_key, name)
+    image = find_image(adata, library, image_key, name)
     xy = centres * image.scale
     with image.opener() as opened:
         shape, own_mpp = opened.shape, opened.mpp
@@ -141,14 +141,20 @@ class _Image:
     opener: Callable[[], SectionImage]
 
 
-def _anndata_image(entry: Mapping[str, Any], library: str, image_key: str | None, name: str) -> _Image:
+def _library(adata: AnnData, library: str) -> Mapping[str, Any]:
+    return next(value for key, value in adata.uns[_keys.SPATIAL].items() if str(key) == library)
+
+
+def find_image(adata: AnnData, library: str, image_key: str | None, name: str) -> _Image:
+    """Find the image named by `image_key`, else the finest of the library's."""
+    entry = _library(adata, library)
     images, factors = entries(entry, "images"), entries(entry, "scalefactors")
     slot = f"uns['spatial'][{library!r}]"
     source = text(entries(entry, "metadata").get("source_image_path"))
     path = Path(source).expanduser() if source is not None else None
 
     candidates: dict[str, _Image] = {}
-    if path is not None and path.is_file():
+    if path is not None and path.exists():  # an OME-Zarr is a folder
         candidates[SOURCE] = _Image(str(path), 1.0, partial(SectionImage.from_file, path))
     scales = {key: number(factors.get(f"tissue_{key}_scalef")) for key in images}
     for key, scale in sorted(scales.items(), key=lambda item: -(item[1] or 0)):

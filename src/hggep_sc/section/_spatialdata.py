@@ -98,7 +98,7 @@ def spatialdata_section(
     require_good_coordinates(xy, name, f"shapes {region!r}")
 
     image_name = f"images[{key!r}]"
-    opener = partial(SectionImage.from_levels, _image_levels(sdata.images[key], key), name=image_name)
+    opener = partial(SectionImage.from_levels, image_levels(sdata.images[key], key), name=image_name)
     with opener() as opened:
         shape = opened.shape
     require_inside(
@@ -214,7 +214,7 @@ def _resolution_family(name: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[^A-Za-z0-9]+", name) if word.lower() not in RESOLUTIONS)
 
 
-def _image_levels(element: Any, key: str) -> list[Any]:
+def image_levels(element: Any, key: str) -> list[Any]:
     """(channel, y, x) arrays of an image, finest first, channels in the order red, green, blue, alpha."""
     from xarray import DataTree
 
@@ -246,8 +246,13 @@ def _spatialdata_mpp(
     if full is not None:
         # readers keep shapes in full-resolution px
         return full / _spread(to_pixels)
-    element = sdata.images[key]
-    for system in _coordinate_systems(element):
+    microns = micron_scale(sdata.images[key])
+    return microns if microns is not None else spacing_mpp(entry, xy)
+
+
+def micron_scale(image: Any) -> float | None:
+    """Um per px of the finest level, where a coordinate system of the image is named for micrometres."""
+    for system in _coordinate_systems(image):
         if system.lower() in MICRONS:
-            return _spread(_affine(element, system))
-    return spacing_mpp(entry, xy)
+            return _spread(_affine(image, system))
+    return None

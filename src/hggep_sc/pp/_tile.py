@@ -1,0 +1,267 @@
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from .. import _keys
+from ..section import copy_of, image_of, is_spatialdata
+from ..tissue import LOOK_PX, TissueMask, find_tissue
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from ..methods import Model
+
+logger = logging.getLogger(__name__)
+
+Grid = Literal["square", "hexagonal"]
+
+
+def tile(
+    data: "str | Path | SpatialData | Any",
+    *,
+    spacing_um: float = 100.0,
+    model: "Model | None" = None,
+    grid: Grid = "square",
+    min_tissue: float = 0.5,
+    tissue: TissueMask | None = None,
+    mpp: float | None = None,
+    library_id: str | None = None,
+    image_key: str | None = None,
+    key_added: str = "tiles",
+    copy: bool = False,
+) -> "AnnData | SpatialData | None":
+    """Lay spots over the tissue of an image that was not sequenced, for `hggep_sc.tl.predict`.
+
+    The image is looked at reduced to at most 2,048 px, and not kept.
+
+    Parameters
+    ----------
+    data
+        Image file, array, or a SpatialData with an image.
+    spacing_um
+        Centre to centre, um; a model is at its best near the spacing of the spots that it was trained on.
+    model
+        The model that is to predict: its genes become `var`, without which `tl.predict` has nowhere to write.
+    grid
+        "square", or "hexagonal" as in Visium.
+    min_tissue
+        Share of the square around a spot, `spacing_um` wide, that must be tissue.
+    tissue
+        Where there is tissue; None for `hggep_sc.pp.tissue_mask`.
+    mpp
+        um per px of the image's finest level; None for what the image says of itself.
+    library_id
+        Name of the section in `uns["spatial"]`; None for the file's name without its suffix, or "slide". Not for
+        SpatialData.
+    image_key
+        SpatialData: the image, where there are several.
+    key_added
+        SpatialData: name of the shapes; the table that annotates them is `f"table_{key_added}"`.
+    copy
+        SpatialData: return a new object, which shares the image, instead of writing into `data`.
+
+    Returns
+    -------
+    Of a file or an array an AnnData, one row per spot; of a SpatialData None, or the new object with `copy=True`,
+    into which shapes (squares, or circles of a hexagonal grid) and a table were written. The AnnData, and without
+    its `obsm` and image also the table, holds
+
+    - `X`: no counts, CSR of zeros, float32, n_obs x the model's genes
+    - `obs["array_row"]`, `["array_col"]`: position on the grid, columns in steps of two if hexagonal; `obs_names`
+      are "<column>x<row>"
+    - `obsm["spatial"]`: n_obs x 2, centres, column and row in px of the image's finest level
+    - `uns["spatial"][library_id]`: scale factors, `images["hires"]` of at most 2,048 px, and of a file its path
+      in `metadata["source_image_path"]`, of an array the array in `images["full"]`
+
+    Raises
+    ------
+    ValueError
+        If the scale is unknown, the spacing is below a px, there is no tissue, an argument is out of range, or
+        the SpatialData has `key_added` already.
+    TypeError
+        If `data` is no image, or `model` no model.
+    KeyError, FileNotFoundError
+        If the image is not there.
+    """
+    from anndata import AnnData
+
+    if isinstance(data, AnnData):
+        raise TypeError(
+            "an AnnData has spots already: give the image itself, such as the path in "
+            "uns['spatial'][library_id]['metadata']['source_image_path']"
+        )
+    in_place = is_spatialdata(data)
+    if copy and not in_place:
+        raise ValueError("`copy` is for SpatialData objects: of an image a new object is returned anyway")
+    if library_id is not None and in_place:
+        raise ValueError("`library_id` is for images: name the shapes of a SpatialData by `key_added=`")
+    if grid not in get_args(Grid):
+        raise ValueError(f"grid={grid!r} is not known; there are {', '.join(map(repr, get_args(Grid)))}")
+    if not (isinstance(spacing_um, int | float | np.number) and 0 < spacing_um < math.inf):
+        raise ValueError(f"spacing_um={spacing_um!r} must be a positive number of um")
+    if not 0 < min_tissue <= 1:
+        raise ValueError(f"min_tissue={min_tissue!r} must be a share above 0, up to 1")
+    if in_place:
+        _require_free(data, key_added)
+    if model is not None:
+        _check_model(model)
+
+    source = image_of(data, image_key=image_key, mpp=mpp)
+    with source.opener() as image:
+        scale = _scale(source.mpp if source.mpp is not None else image.mpp, spacing_um, source.name)
+        spacing = spacing_um / scale
+        thumbnail = image.thumbnail(LOOK_PX)
+        if tissue is None:
+            tissue = find_tissue(thumbnail, image.shape, mpp=scale)
+        shape = image.shape
+    places, xy = _on_tissue(tissue, shape, spacing, grid, min_tissue)
+    if not len(xy):
+        raise ValueError(
+            f"no tissue on {source.name}: none of the squares of {spacing_um:g} um has {min_tissue:.0%} of it. Look "
+            "at `pp.tissue_mask`; give your own mask by `tissue=`, or a smaller `min_tissue=`"
+        )
+    spots = _table(places, model)
+    factors = {"microns_per_pixel": scale, "spot_diameter_fullres": spacing}
+    if grid == "square":
+        factors["bin_size_um"] = float(spacing_um)  # drawn as squares, without gaps
+    if in_place:
+        target = copy_of(data) if copy else data
+        _add_to_spatialdata(target, source.name, key_added, spots, xy, factors, squares=grid == "square")
+        return target if copy else None
+    spots.obsm[_keys.SPATIAL] = xy
+    name = library_id or (Path(data).stem if isinstance(data, str | Path) else "slide")
+    spots.uns[_keys.SPATIAL] = {name: _library(data, thumbnail, shape, factors)}
+    return spots
+
+
+def _require_free(sdata: "SpatialData", key: str) -> None:
+    for name, kind in ((key, "shapes"), (_table_key(key), "tables")):
+        if name in sdata:
+            raise ValueError(
+                f"the SpatialData has an element {name!r} already: give another `key_added=`, or remove it first "
+                f"(`del sdata.{kind}[{name!r}]`)"
+            )
+
+
+def _table_key(key: str) -> str:
+    return f"table_{key}"
+
+
+def _check_model(model: Any) -> None:
+    from ..methods import Model
+
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be what tl.fit or HGGEP.load returned, not {type(model).__name__}")
+    if model.mpp is None:
+        logger.warning(
+            "the physical scale that the model was trained at is unknown: it will look at as many px of this image as "
+            "of those, whatever um they are"
+        )
+
+
+def _scale(mpp: float | None, spacing_um: float, name: str) -> float:
+    """Check that a spacing in um means something on the image, and return um per px."""
+    if mpp is None:
+        raise ValueError(
+            f"spacing_um={spacing_um:g} needs the scale of {name}, which does not say it: give `mpp=` (um per px)"
+        )
+    if spacing_um < mpp:
+        raise ValueError(
+            f"spacing_um={spacing_um:g} is less than a px of {name}, which is {mpp:.3g} um wide. Is the scale right? "
+            "`mpp=` corrects it"
+        )
+    return mpp
+
+
+def _on_tissue(
+    tissue: TissueMask, shape: tuple[int, int], spacing: float, grid: Grid, min_tissue: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions on the grid (n, 2) (column, row) and centres (n, 2) (x, y) of spots with enough tissue."""
+    found = []
+    for places, xy in _rows(shape, spacing, grid):  # a row at a time: candidates may be many more than spots
+        kept = tissue.share(xy, spacing) >= min_tissue
+        found.append((places[kept], xy[kept]))
+    places, xy = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return places, xy
+
+
+def _rows(shape: tuple[int, int], spacing: float, grid: Grid) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of a grid that is centred on the image: positions and centres, (n, 2) each."""
+    height, width = shape
+    hexagonal = grid == "hexagonal"
+    step = spacing * math.sqrt(3) / 2 if hexagonal else spacing
+    n_rows, n_columns = max(1, round(height / step)), max(1, round(width / spacing))
+    top, left = (height - (n_rows - 1) * step) / 2, (width - (n_columns - 1) * spacing) / 2
+    for row in range(n_rows):
+        odd = hexagonal * (row % 2)
+        columns = np.arange(n_columns - odd)  # half a step to the right, between those of the row above
+        x = left + (columns + odd / 2) * spacing
+        places = np.column_stack([columns * (1 + hexagonal) + odd, np.full(len(columns), row)])
+        yield places, np.column_stack([x, np.full(len(columns), top + row * step)])
+
+
+def _table(places: np.ndarray, model: "Model | None") -> "AnnData":
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix
+
+    columns, rows = places.T
+    names = pd.Index([f"{column}x{row}" for column, row in places.tolist()])
+    genes = [] if model is None else model.genes
+    return AnnData(
+        csr_matrix((len(places), len(genes)), dtype=np.float32),
+        obs=pd.DataFrame({_keys.ARRAY_ROW: rows, _keys.ARRAY_COL: columns}, index=names),
+        var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
+    )
+
+
+def _library(data: Any, thumbnail: np.ndarray, shape: tuple[int, int], factors: dict[str, float]) -> dict[str, Any]:
+    """`uns["spatial"][library_id]` in Space Ranger's layout."""
+    factors = factors | {"tissue_hires_scalef": thumbnail.shape[1] / shape[1]}
+    if isinstance(data, str | Path):
+        path = Path(data).expanduser().absolute()
+        return {"images": {"hires": thumbnail}, "scalefactors": factors, "metadata": {"source_image_path": str(path)}}
+    return {
+        "images": {"full": data, "hires": thumbnail},
+        "scalefactors": factors | {"tissue_full_scalef": 1.0},
+        "metadata": {},
+    }
+
+
+def _add_to_spatialdata(
+    sdata: "SpatialData",
+    image_key: str,
+    key: str,
+    spots: "AnnData",
+    xy: np.ndarray,
+    factors: dict[str, float],
+    *,
+    squares: bool,
+) -> None:
+    """Write spots as shapes in the image's px, and the table that annotates them."""
+    import shapely
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import get_transformation
+
+    half = factors["spot_diameter_fullres"] / 2
+    outlines = shapely.box(*(xy - half).T, *(xy + half).T) if squares else shapely.points(xy)
+    kind, coordinates, offsets = shapely.to_ragged_array(outlines)
+    shapes = ShapesModel.parse(
+        coordinates,
+        geometry=int(kind),
+        offsets=offsets,
+        radius=half,  # of circles
+        index=spots.obs_names,
+        transformations=get_transformation(sdata.images[image_key], get_all=True),
+    )
+    spots.obs["region"] = pd.Categorical([key] * spots.n_obs)
+    spots.obs["instance_id"] = spots.obs_names.to_numpy()
+    spots.uns[_keys.SPATIAL] = {key: {"scalefactors": factors}}
+    table = TableModel.parse(spots, region=key, region_key="region", instance_key="instance_id")
+    sdata.shapes[key] = shapes
+    sdata.tables[_table_key(key)] = table

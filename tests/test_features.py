@@ -1,5 +1,8 @@
 import gc
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from threading import Event
+from threading import enumerate as enumerate_threads
+from time import sleep
 
 import numpy as np
 import pytest
@@ -7,8 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+import hggep_sc.features as features_module
 from helpers import MeanColour
 from hggep_sc import settings
+from hggep_sc.colours import colour_and_texture
 from hggep_sc.config import Config
 from hggep_sc.features import (
     DIHEDRAL,
@@ -18,12 +23,18 @@ from hggep_sc.features import (
     encode_spots,
     feature_shape,
     is_frozen,
+    kept_colours,
     make_encoder,
     open_features,
+    read_ahead,
+    turned,
     views_of,
 )
+from hggep_sc.linear import linear_features
 from hggep_sc.nn import ModuleEncoder, ShuffleNetEncoder
+from hggep_sc.patches import read_patches
 from hggep_sc.section import open_sections
+from hggep_sc.training.augmentation import dihedral
 
 CPU = torch.device("cpu")
 CONFIG = Config(patch_size=16, fields_um=(16.0, 32.0), fields_px=(16.0, 32.0))
@@ -144,6 +155,137 @@ def test_batches_change_nothing(section, size):
     )
 
 
+def test_views_turn_after_mirroring():
+    patches = torch.randint(0, 256, (5, 2, 3, 6, 6), dtype=torch.uint8)
+    for (turns, flip), found in zip(DIHEDRAL, turned(patches, DIHEDRAL), strict=True):
+        expected = dihedral(patches, torch.full((5,), turns), torch.full((5,), flip))
+        assert torch.equal(found, expected)
+        assert found.is_contiguous()
+
+
+def test_own_encoder_gives_what_its_plain_forward_pass_gives(sections, section):
+    """Whatever is done to be fast."""
+    torch.manual_seed(0)
+    encoder = ShuffleNetEncoder().eval()
+    with section.open_image() as image:
+        patches = torch.from_numpy(read_patches(image, section.xy[:6], FIELDS, 16))
+    with torch.no_grad():
+        expected = torch.stack([encoder(view.flatten(0, 1)) for view in turned(patches, DIHEDRAL)], dim=1)
+    found = features_of(section, encoder, spots=ALL[:6])
+    torch.testing.assert_close(found.transpose(1, 2).flatten(0, 1), expected, rtol=1e-4, atol=1e-6)
+
+
+# --- reading ahead
+
+
+def ahead(image, xy, batch_size):
+    return read_ahead(image, xy, FIELDS, 16, batch_size=batch_size, device=CPU)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 39, 40, 64])
+def test_what_is_read_ahead_is_what_is_there(section, batch_size):
+    with section.open_image() as image:
+        batches = list(ahead(image, section.xy, batch_size))
+        assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+        np.testing.assert_array_equal(torch.cat(batches).numpy(), read_patches(image, section.xy, FIELDS, 16))
+
+
+def test_next_batch_is_read_while_one_is_worked_on(section, monkeypatch):
+    started = [Event() for _ in range(3)]
+    xy = section.xy[:3]
+
+    def noted(image, xy, *args):
+        started[next(spot for spot in range(3) if np.array_equal(xy[0], section.xy[spot]))].set()
+        return read_patches(image, xy, *args)
+
+    monkeypatch.setattr(features_module, "read_patches", noted)
+    with section.open_image() as image, closing(ahead(image, xy, 1)) as batches:
+        next(batches)
+        assert started[1].wait(timeout=30)
+        assert not started[2].is_set()  # memory is bounded
+
+
+def test_an_error_in_reading_is_raised_and_no_thread_is_left(section, monkeypatch):
+    def broken(image, xy, *args):
+        if np.array_equal(xy[0], section.xy[20]):
+            raise ValueError("the pixels cannot be read")
+        return read_patches(image, xy, *args)
+
+    monkeypatch.setattr(features_module, "read_patches", broken)
+    with pytest.raises(ValueError, match="the pixels cannot be read"):
+        features_of(section, ModuleEncoder(MeanColour(), 16), batch_size=10)
+    assert not [thread for thread in enumerate_threads() if thread.name.startswith("patches")]
+    assert not any(_memory._kept[section].keys() - {("colour", FIELDS, 16)})
+
+
+def test_an_error_in_the_encoder_ends_reading_before_the_image_is_closed(section, monkeypatch):
+    closed, opener = [], section.opener
+
+    def opened_and_noted():
+        image = opener()
+        close = image.close
+        image.close = lambda: (closed.append(len(reading)), close())
+        return image
+
+    reading = []
+
+    def slow(image, xy, *args):
+        reading.append(1)
+        sleep(0.05)
+        patches = read_patches(image, xy, *args)
+        reading.pop()
+        return patches
+
+    class Broken(nn.Module):
+        def forward(self, pixels):
+            if len(pixels) > 2:  # not when it is tried
+                raise RuntimeError("encoder")
+            return pixels.mean((2, 3))
+
+    section.opener = opened_and_noted
+    monkeypatch.setattr(features_module, "read_patches", slow)
+    with pytest.raises(RuntimeError, match="encoder"):
+        features_of(section, ModuleEncoder(Broken(), 16), batch_size=10)
+    assert closed == [0]
+
+
+# --- colours beside
+
+
+def test_colours_come_with_the_features(section, reads):
+    """One pass over the image; the linear path finds them."""
+    encoder = ModuleEncoder(MeanColour(), 16)
+    features_of(section, encoder, spots=ALL[:15])
+    known = kept_colours(section, FIELDS, 16)
+    assert np.isfinite(known[:15]).all()
+    assert np.isnan(known[15:]).all()
+    features_of(section, encoder, spots=ALL[15:])
+    with section.open_image() as image:
+        patches = torch.from_numpy(read_patches(image, section.xy, FIELDS, 16))
+    expected = torch.stack([colour_and_texture(patches[:, i]) for i in range(2)], dim=1).numpy()
+    np.testing.assert_allclose(kept_colours(section, FIELDS, 16), expected, atol=1e-6)
+    reads.clear()
+    linear_features(section, np.zeros((40, 2, 3)), FIELDS, CONFIG, looks=True)
+    assert not reads
+
+
+def test_colours_are_left_out_where_nothing_asks_for_them(section):
+    features_of(section, ModuleEncoder(MeanColour(), 16), CONFIG.replace(linear=False))
+    assert np.isnan(kept_colours(section, FIELDS, 16)).all()
+
+
+@pytest.mark.parametrize("known", [0, 15])
+def test_colours_that_are_not_known_are_read(section, known):
+    encoder = ModuleEncoder(MeanColour(), 16)
+    features_of(section, encoder)
+    expected = linear_features(section, np.zeros((40, 2, 3)), FIELDS, CONFIG, looks=True)
+    _memory._kept.clear()
+    with torch.inference_mode():  # as in prediction
+        features_of(section, encoder, spots=ALL[:known]) if known else None
+    found = linear_features(section, np.zeros((40, 2, 3)), FIELDS, CONFIG, looks=True)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 # --- memory
 
 
@@ -193,7 +335,7 @@ def test_memory_is_bounded(section, reads, monkeypatch):
     _memory._kept.clear()
     reads.clear()
     monkeypatch.setattr(settings, "feature_memory", 2 * one)
-    configs = [CONFIG.replace(patch_size=size) for size in (16, 17, 18)]
+    configs = [CONFIG.replace(patch_size=size, linear=False) for size in (16, 17, 18)]
     for config in configs:  # the third puts out the first
         features_of(section, encoder, config)
     assert sum(tensor.nbytes for kept in _memory._kept.values() for _, tensor in kept.values()) == 2 * one

@@ -1,7 +1,10 @@
 """Features of spots: patches read and encoded a batch at a time, or embeddings that the table holds."""
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -14,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ._settings import settings
+from .colours import N_STATISTICS, colour_and_texture
 from .config import Config
 from .nn import Encoder, ModuleEncoder, shufflenet_encoder
 from .patches import BATCH_SPOTS, read_patches, say_if_coarse
-from .training.augmentation import dihedral
 from .weights import load_pretrained, locate_weights
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
     from .section import Section
 
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
-CPU_PATCHES = 16  # encoded at once: the maps of more do not fit a core's cache, and take twice the time
+CPU_PATCHES = 16  # looked at once: the maps of more do not fit a core's cache, and take twice the time
+GPU_READERS = 8  # threads that read for a GPU; a CPU has one, for encoding takes longer than reading
 
 View = tuple[int, bool]  # quarter turns, and whether mirrored first
 PLAIN: tuple[View, ...] = ((0, False),)
@@ -69,18 +73,55 @@ def kept_features(section: "Section", key: Hashable, compute: Callable[[], Tenso
     return _memory.get(section, key, compute)
 
 
-def encode_spots(
+def kept_colours(section: "Section", fields: tuple[float, ...], patch_size: int) -> np.ndarray:
+    """Return the statistics of colour and texture of a section's spots, (n, fields, 90); NaN where not yet known.
+
+    What is found out later goes into it.
+    """
+    shape = len(section.xy), len(fields), N_STATISTICS
+    return kept_features(section, ("colour", fields, patch_size), lambda: torch.full(shape, torch.nan)).numpy()
+
+
+def read_ahead(
     image: "SectionImage",
     xy: np.ndarray,
-    fields: tuple[float, ...],
+    fields: Sequence[float],
     patch_size: int,
-    encode: Callable[[Tensor], Tensor],
     *,
-    views: tuple[View, ...],
     batch_size: int,
     device: torch.device,
-) -> Tensor:
-    """Read and encode the patches around spots, a batch of spots in memory at a time.
+) -> Generator[Tensor, None, None]:
+    """Yield the patches around spots, uint8 (batch_size, fields, 3, S, S) on the device, while the next are read.
+
+    Close it before the image: it reads from that until then. For the parameters see `describe_spots`.
+    """
+    readers = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
+
+    def read(start: int) -> Tensor:
+        patches = torch.from_numpy(read_patches(image, xy[start : start + batch_size], fields, patch_size))
+        return patches.pin_memory() if device.type == "cuda" else patches
+
+    with ThreadPoolExecutor(readers, "patches") as pool:
+        ahead: deque[Future[Tensor]] = deque()
+        for start in range(0, len(xy), batch_size):
+            ahead.append(pool.submit(read, start))
+            if len(ahead) > readers:
+                yield ahead.popleft().result().to(device, non_blocking=True)
+        while ahead:
+            yield ahead.popleft().result().to(device, non_blocking=True)
+
+
+def describe_spots(
+    image: "SectionImage",
+    xy: np.ndarray,
+    fields: Sequence[float],
+    patch_size: int,
+    describe: Sequence[Callable[[Tensor], Tensor]],
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> list[Tensor]:
+    """Read the patches around spots once, and apply each function to them, a batch of spots at a time.
 
     Parameters
     ----------
@@ -92,27 +133,61 @@ def encode_spots(
         Sides of the fields of view, px of the image's finest level.
     patch_size
         Side of the patches, px.
-    encode
-        Takes (n, fields, 3, S, S) uint8.
-    views
-        Turns and mirrorings of every patch.
+    describe
+        Take (n, fields, 3, S, S) uint8.
+    batch_size
+        Spots whose patches are given to the functions at once.
+    device
+        Where the functions find the patches.
 
     Returns
     -------
-    (n, views, ...), on the device.
+    What each function makes of all spots, (n, ...).
     """
-    batches = []
-    for start in range(0, len(xy), batch_size):
-        patches = torch.from_numpy(read_patches(image, xy[start : start + batch_size], fields, patch_size)).to(device)
-        batches.append(torch.stack([encode(view) for view in turned(patches, views)], dim=1))
-    return torch.cat(batches)
+    described: list[list[Tensor]] = [[] for _ in describe]
+    with closing(read_ahead(image, xy, fields, patch_size, batch_size=batch_size, device=device)) as batches:
+        for patches in batches:
+            for parts, function in zip(described, describe, strict=True):
+                parts.append(function(patches))
+    return [torch.cat(parts) for parts in described]
+
+
+def encode_spots(
+    image: "SectionImage",
+    xy: np.ndarray,
+    fields: tuple[float, ...],
+    patch_size: int,
+    encode: Callable[[Tensor], Tensor],
+    *,
+    views: tuple[View, ...],
+    batch_size: int,
+    device: torch.device,
+) -> Tensor:
+    """Read and encode the patches around spots, in all `views`: (n, views, ...). See `describe_spots`."""
+    in_views = [of_views(encode, views)]
+    return describe_spots(image, xy, fields, patch_size, in_views, batch_size=batch_size, device=device)[0]
+
+
+def of_views(encode: Callable[[Tensor], Tensor], views: tuple[View, ...]) -> Callable[[Tensor], Tensor]:
+    """Return a function that applies one to all patches in one view after the other, (n, ...) to (n, views, ...)."""
+    return lambda patches: torch.stack([encode(view) for view in turned(patches, views)], dim=1)
+
+
+def of_patches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a function of (n, fields, 3, S, S) that applies one of (N, 3, S, S) to every patch, (n, fields, ...)."""
+
+    def apply(patches: Tensor) -> Tensor:
+        flat = patches.flatten(0, 1)
+        parts = flat.split(CPU_PATCHES) if flat.device.type == "cpu" else [flat]
+        return torch.cat([function(part) for part in parts]).unflatten(0, patches.shape[:2])
+
+    return apply
 
 
 def turned(patches: Tensor, views: tuple[View, ...]) -> Iterator[Tensor]:
     """Yield all patches in one view after the other."""
-    n, device = len(patches), patches.device
     for turns, flip in views:
-        yield dihedral(patches, torch.full((n,), turns, device=device), torch.full((n,), flip, device=device))
+        yield torch.rot90(patches.flip(-1) if flip else patches, turns, (-2, -1)).contiguous()
 
 
 def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path | None) -> Encoder | str | None:
@@ -212,10 +287,10 @@ def open_features(
     # a user's module has more to it than its hash tells: its features are its own
     name = encoder.id, ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
 
-    def encode(patches: Tensor) -> Tensor:
-        flat = patches.flatten(0, 1)
-        parts = flat.split(CPU_PATCHES) if device.type == "cpu" else [flat]
-        return torch.cat([encoder(part) for part in parts]).unflatten(0, patches.shape[:2])
+    describe = [of_views(of_patches(encoder.for_inference()), views)]
+    colours = config.linear and config.cross_fit  # the linear path will ask for them
+    if colours:
+        describe.append(of_patches(colour_and_texture))
 
     with ExitStack() as stack:
         image = cache(lambda: stack.enter_context(section.open_image()))  # not opened for what is kept
@@ -223,19 +298,20 @@ def open_features(
         def features(spots: np.ndarray) -> Tensor:
             def compute() -> Tensor:
                 with torch.no_grad():
-                    found = encode_spots(
+                    found, *seen = describe_spots(
                         image(),
                         section.xy[spots],
                         fields,
                         config.patch_size,
-                        encode,
-                        views=views,
+                        describe,
                         batch_size=batch_size,
                         device=device,
-                    ).cpu()
+                    )
                 if not found.isfinite().all():
                     raise ValueError(f"section {section.name!r}: the encoder gives features that are NaN or infinite")
-                return found
+                for of_spots in seen:
+                    kept_colours(section, fields, config.patch_size)[spots] = of_spots.cpu().numpy()
+                return found.cpu()
 
             return kept_features(section, (name, fields, config.patch_size, views, spots.tobytes()), compute).to(device)
 

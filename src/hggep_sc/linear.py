@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .baselines import BaselineConfig, LowRankRidge
-from .baselines.features import colour_and_texture, describe_patches, standardise
+from .baselines.features import standardise
 from .baselines.selection import Training
-from .features import kept_features
+from .colours import colour_and_texture
+from .features import describe_spots, kept_colours, of_patches
 from .patches import BATCH_SPOTS
 
 if TYPE_CHECKING:
@@ -106,9 +107,18 @@ def linear_features(
 
 def _colours(section: "Section", fields: tuple[float, ...], patch_size: int) -> np.ndarray:
     """Statistics of colour and texture of every spot, all fields, (n_spots, 90 * fields)."""
-
-    def compute() -> Tensor:
-        (colours,) = describe_patches(section, fields, patch_size, [colour_and_texture], BATCH_SPOTS)
-        return torch.from_numpy(colours)
-
-    return kept_features(section, ("colour", fields, patch_size), compute).numpy()
+    colours = kept_colours(section, fields, patch_size)
+    missing = np.flatnonzero(np.isnan(colours).any(axis=(1, 2)))
+    if len(missing):
+        with section.open_image() as image, torch.no_grad():
+            (found,) = describe_spots(
+                image,
+                section.xy[missing],
+                fields,
+                patch_size,
+                [of_patches(colour_and_texture)],
+                batch_size=BATCH_SPOTS,
+                device=torch.device("cpu"),
+            )
+        colours[missing] = found.numpy()
+    return colours.reshape(len(colours), -1)

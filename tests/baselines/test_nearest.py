@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from hggep_sc.baselines import NearestPatches
 from hggep_sc.baselines.features import patch_features
@@ -31,7 +32,7 @@ def test_prediction_and_choice_on_sections(opened, config):
     X, Y, means = [], [], []
     for section in opened[:2]:
         seen = section.library() > 0
-        X.append(model._features(section, config, model.mpp, None, None, 64)[seen])
+        X.append(model._features(section, config, model.mpp, None, torch.device("cpu"), 64)[seen])
         expression = np.log1p(1e4 * section.counts(model.genes).toarray()[seen] / section.library()[seen, None])
         means.append(expression.mean(0))
         Y.append(expression - means[-1])
@@ -41,7 +42,7 @@ def test_prediction_and_choice_on_sections(opened, config):
         for k in candidates
     ]
     assert model.n_neighbors == candidates[int(np.argmax(scores))]
-    new = patch_features(opened[2], config, mpp=model.mpp, trunk=None, device=None, batch_size=64)
+    new = patch_features(opened[2], config, mpp=model.mpp, trunk=None, device=torch.device("cpu"), batch_size=64)
     expected = slow_mean_of_nearest(np.concatenate(X), np.concatenate(Y), new, model.n_neighbors)
     found, latent = model.predict(opened[2])
     assert latent is None

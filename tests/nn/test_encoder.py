@@ -8,6 +8,7 @@ from torch import nn
 from helpers import MeanColour
 from hggep_sc.config import Config
 from hggep_sc.nn import STAGES, ModuleEncoder, ShuffleNetEncoder, shufflenet_encoder, state_hash
+from hggep_sc.weights import load_pretrained
 
 DEFAULT = ("stage2", "stage3", "stage4")
 
@@ -220,6 +221,43 @@ def test_a_module_that_gives_several_tensors_is_refused():
 
     with pytest.raises(ValueError, match="gave tuple instead"):
         ModuleEncoder(Both(), 32)
+
+
+# --- inference
+
+
+@pytest.mark.parametrize("settings", [{}, {"gem": True, "cbam": True}, {"frozen": False}])
+@pytest.mark.parametrize("n", [1, 10])
+@pytest.mark.parametrize("size", [16, 32, 45])
+def test_for_inference_gives_the_same(settings, n, size):
+    encoder = encoder_of(**settings)
+    before = copy.deepcopy(encoder.state_dict())
+    fast = encoder.for_inference()
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fast.backbone.modules())
+    with torch.no_grad():
+        expected = encoder(patches_of(n, size))
+        torch.testing.assert_close(fast(patches_of(n, size)), expected, rtol=0, atol=1e-4 * expected.abs().max())
+        turned = patches_of(n, size).permute(0, 1, 3, 2)
+        torch.testing.assert_close(fast(turned), encoder(turned), rtol=0, atol=1e-4 * expected.abs().max())
+    assert encoder.memory_format == torch.contiguous_format
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.stride() == before[name].stride()
+
+
+def test_for_inference_with_pretrained_weights(shared):
+    """To rounding; random ones' batch statistics are small, and amplify it."""
+    encoder = ShuffleNetEncoder()
+    load_pretrained(encoder, shared / "weights" / "shufflenetv2_x0_5_trunk.pth")
+    encoder.eval()
+    with torch.no_grad():
+        expected, found = encoder(patches_of(4, 112)), encoder.for_inference()(patches_of(4, 112))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max())
+
+
+def test_a_module_is_its_own_for_inference():
+    encoder = ModuleEncoder(MeanColour(), 32)
+    assert encoder.for_inference() is encoder
 
 
 # --- names

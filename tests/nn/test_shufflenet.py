@@ -40,4 +40,14 @@ def test_sizes_of_maps(stem_pool, size, sides):
 
 def test_shuffle_interleaves_the_halves():
     x = torch.arange(6.0).view(1, 6, 1, 1)
-    assert shuffle(x).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert shuffle(*x.chunk(2, dim=1)).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+
+
+def test_shuffle_of_channels_last_is_the_same():
+    first, second = torch.rand(2, 3, 4, 2, 5).unbind()
+    expected = torch.cat([first, second], dim=1)[:, [0, 4, 1, 5, 2, 6, 3, 7]]
+    last = [x.contiguous(memory_format=torch.channels_last) for x in (first, second)]
+    found = shuffle(*last)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(shuffle(first, second), expected)

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-from itertools import chain
+from copy import deepcopy
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .cbam import CBAM
 from .gem import GEM
@@ -45,6 +47,10 @@ class Encoder(nn.Module):
         """(N, 3, S, S), 0..255, to (N, sum(groups))."""
         raise NotImplementedError
 
+    def for_inference(self) -> "Encoder":
+        """Return what gives the same features in eval mode, faster where that can be."""
+        return self
+
 
 class ShuffleNetEncoder(Encoder):
     """GEM, ShuffleNetV2 x0.5 without the stem's max-pool, CBAM: stages, each averaged over its map.
@@ -64,6 +70,7 @@ class ShuffleNetEncoder(Encoder):
 
     pixel_mean: Tensor  # (3, 1, 1), of pixels in 0..1
     pixel_std: Tensor
+    memory_format = torch.contiguous_format  # of what the convolutions are given
 
     def __init__(
         self,
@@ -109,15 +116,28 @@ class ShuffleNetEncoder(Encoder):
         return pixels if self.residual else F.avg_pool2d(pixels, 2)
 
     def forward(self, patches: Tensor) -> Tensor:
-        pixels = (patches.float() / 255 - self.pixel_mean) / self.pixel_std
-        # channels-last strides crash torch 2.13's convolutions on the CPU
-        found = self.backbone(self.enhance(pixels.contiguous()))
+        # in training, strides other than these crash torch 2.13's convolutions on the CPU
+        pixels = patches.contiguous(memory_format=self.memory_format).float()
+        found = self.backbone(self.enhance((pixels / 255 - self.pixel_mean) / self.pixel_std))
         maps = [getattr(found, stage) for stage in self.stages]
         plain = torch.cat([stage.mean((2, 3)) for stage in maps], dim=1)
         if self.cbam is None:
             return plain
         weighed = torch.cat([cbam(stage).mean((2, 3)) for cbam, stage in zip(self.cbam, maps, strict=True)], dim=1)
         return weighed if self.cbam_scale is None else plain + self.cbam_scale * weighed
+
+    def for_inference(self) -> "ShuffleNetEncoder":
+        """Return a copy whose convolutions do what the batch normalisation after them did, channels last on a CPU."""
+        fast = deepcopy(self).eval().requires_grad_(False)
+        for block in list(fast.backbone.modules()):
+            if isinstance(block, nn.Sequential):
+                for i, (conv, norm) in enumerate(pairwise(block)):
+                    if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                        block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+        if self.pixel_mean.device.type == "cpu":
+            fast.memory_format = torch.channels_last
+            fast.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+        return fast
 
     @torch.no_grad()
     def normalise_pixels(self, mean: Sequence[float], std: Sequence[float]) -> None:

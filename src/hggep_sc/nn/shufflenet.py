@@ -34,10 +34,13 @@ def depthwise(channels: int, stride: int) -> list[nn.Module]:
     ]
 
 
-def shuffle(x: Tensor) -> Tensor:
-    """Interleave the two halves of the channels, so that the next unit's branches see both."""
-    n, channels, height, width = x.shape
-    return x.view(n, 2, channels // 2, height, width).transpose(1, 2).reshape(x.shape)
+def shuffle(first: Tensor, second: Tensor) -> Tensor:
+    """Interleave the channels of two (N, C, H, W), so that the next unit's branches see both: (N, 2 C, H, W)."""
+    if second.is_contiguous():
+        return torch.stack([first, second], dim=2).flatten(1, 2)
+    # channels last: as real and imaginary part, for single channels are slow to copy
+    pairs = torch.complex(first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1))
+    return torch.view_as_real(pairs).flatten(3).permute(0, 3, 1, 2)
 
 
 class Unit(nn.Module):
@@ -51,7 +54,7 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same shape."""
         kept, worked = x.chunk(2, dim=1)
-        return shuffle(torch.cat([kept, self.branch2(worked)], dim=1))
+        return shuffle(kept, self.branch2(worked))
 
 
 class DownUnit(nn.Module):
@@ -65,7 +68,7 @@ class DownUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H/2, W/2)."""
-        return shuffle(torch.cat([self.branch1(x), self.branch2(x)], dim=1))
+        return shuffle(self.branch1(x), self.branch2(x))
 
 
 def stem() -> nn.Sequential:

@@ -294,7 +294,8 @@ def _moments(network: HGGEPNetwork, training: Sequence[SectionData]) -> tuple[np
     means, variances = [], []
     for data in training:
         seen = np.flatnonzero(data.observed)
-        total, squares = np.zeros(()), np.zeros(())  # in double precision: the difference of squares keeps eight digits of the spread
+        # in double precision the difference of squares keeps eight digits of the spread
+        total, squares = np.zeros(()), np.zeros(())
         for spots in np.array_split(seen, -(-len(seen) // MOMENT_SPOTS)):
             features = data_features(network, data, spots).mean(1).double()
             total, squares = total + features.sum(0).numpy(), squares + (features**2).sum(0).numpy()

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from scipy import ndimage
 
-from .image._colour import glass
+from .image import glass
 
 PIXEL_UM = 8.0  # side of a pixel of the mask: nuclei still make it rough, a spot is a dozen across
 LOOK_PX = 2048  # longest side of what is looked at

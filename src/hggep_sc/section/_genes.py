@@ -57,6 +57,10 @@ def predicted_columns(var_names: pd.Index, genes: Sequence[str]) -> np.ndarray:
     require_unique(var_names, "var_names", "Use `adata.var_names_make_unique()` first")
     require_unique(predicted, "the predicted genes", "Name each once")
     columns = predicted.get_indexer(var_names)
+    if not len(var_names):
+        raise ValueError(
+            "the table has no genes to write to: `hggep_sc.pp.tile(..., model=model)` gives it those of the model"
+        )
     if not (columns >= 0).any():
         raise ValueError(
             f"no gene in common: the model predicts {listed(predicted, 3)}, var_names hold "

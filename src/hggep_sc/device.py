@@ -31,3 +31,9 @@ def resolve_device(device: str) -> torch.device:
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device='mps' is not there: this machine has no Apple GPU; use device='cpu'")
     return resolved
+
+
+def is_first_process() -> bool:
+    """Whether this process is to write what all processes of a fit hold; True where there is one."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not there or torch.distributed.get_rank() == 0

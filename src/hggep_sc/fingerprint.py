@@ -1,5 +1,6 @@
-"""What a model remembers of the spots it was trained on, so that a training section is known when seen again."""
+"""What sections are known by when seen again: a model's training spots, and the content of a whole section."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,13 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
+from . import _keys
 from .section import Section
 
 logger = logging.getLogger(__name__)
 
 SHARE = 0.5  # of a section's spots that have to be known
+THUMBNAIL = 256  # px, of the image by which a section is known again
 
 
 @dataclass
@@ -87,3 +90,20 @@ def _hash_coordinates(section: Section) -> np.ndarray:
     """Hash every spot's centre, to the nearest px; the odd offset keeps rounding away from halves."""
     cells = np.floor(section.xy + 0.137).astype(np.int64).astype(np.uint64)
     return cells[:, 0] << np.uint64(32) ^ cells[:, 1]
+
+
+def content_hash(section: Section) -> str:
+    """Hash what a portable section is: counts, where there are any, places, scale and the look of its image."""
+    digest = hashlib.sha256("\n".join(map(str, section.var_names)).encode())
+    embeddings = [section.table.obsm[key] for key in sorted(section.table.obsm)]
+    matrix = []
+    if section.table.X is not None:
+        counts = section.table.X.sorted_indices()
+        matrix = [counts.indptr, counts.indices, counts.data.astype(np.float64)]
+    for array in (*matrix, section.xy, *embeddings):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    places = section.table.obs.reindex(columns=[_keys.ARRAY_COL, _keys.ARRAY_ROW])
+    with section.open_image() as image:
+        digest.update(repr((places.to_numpy().tolist(), section.mpp, image.shape)).encode())
+        digest.update(image.thumbnail(THUMBNAIL).tobytes())
+    return digest.hexdigest()

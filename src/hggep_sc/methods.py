@@ -8,6 +8,7 @@ from .baselines import BASELINES, Baseline, BaselineConfig
 from .config import Config, Normalize
 from .features import SHUFFLENET
 from .model import HGGEP
+from .training.devices import Strategy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,6 +64,9 @@ def fit_method(
     validation: str | float | None = None,
     seed: int = 0,
     device: str = "auto",
+    devices: int = 1,
+    strategy: Strategy = "auto",
+    num_nodes: int = 1,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int = 1,
     resume: bool = False,
@@ -79,6 +83,9 @@ def fit_method(
             validation=validation,
             seed=seed,
             device=device,
+            devices=devices,
+            strategy=strategy,
+            num_nodes=num_nodes,
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
             resume=resume,
@@ -87,6 +94,9 @@ def fit_method(
     for keyword, given in {
         "encoder": encoder != SHUFFLENET,
         "validation": validation is not None,
+        "devices": devices != 1,
+        "strategy": strategy != "auto",
+        "num_nodes": num_nodes != 1,
         "checkpoint_dir": checkpoint_dir is not None,
         "resume": resume,
     }.items():

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ._settings import settings
+from .chunks import predict_in_chunks
 from .confidence import Confidence, optical_density
 from .config import Config
 from .device import resolve_device
@@ -23,11 +24,11 @@ from .features import DIHEDRAL, PLAIN, SHUFFLENET, Features, encode_spots, is_fr
 from .fingerprint import Fingerprint
 from .genes import training_genes
 from .linear import LinearPath, linear_features
-from .nn import Encoder, HGGEPNetwork, ModuleEncoder, PublishedNetwork, average_views, shufflenet_encoder
+from .nn import Encoder, HGGEPNetwork, ModuleEncoder, PublishedNetwork, shufflenet_encoder
 from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_differs, spots_per_batch
 from .section import Section, require_counts
 from .storage import IncompleteError, load_model, save_model
-from .training.data import spatial_chunks
+from .training.devices import Devices, Strategy
 from .training.fit import train
 from .training.split import held_out_spots
 from .weights import read_state_dict
@@ -137,13 +138,16 @@ class HGGEP:
         validation: str | float | None = None,
         seed: int = 0,
         device: str = "auto",
+        devices: int = 1,
+        strategy: Strategy = "auto",
+        num_nodes: int = 1,
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int = 1,
         resume: bool = False,
         progress: bool | None = None,
     ) -> Self:
         """Train on sections; see `hggep_sc.tl.fit` for the parameters."""
-        target, seed = resolve_device(device), int(seed)
+        targets, seed = Devices.of(device, devices, strategy, num_nodes), int(seed)
         require_counts(sections)
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
@@ -169,7 +173,7 @@ class HGGEP:
             weights=weights,
             held_out=held_out,
             seed=seed,
-            device=target,
+            devices=targets,
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             checkpoint_every=checkpoint_every,
             resume=resume,
@@ -197,6 +201,7 @@ class HGGEP:
         device: str = "auto",
         batch_size: int | None = None,
         average_flips: bool | None = None,
+        chunk_spots: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Predict one section.
 
@@ -211,35 +216,49 @@ class HGGEP:
         average_flips
             Average over the eight flips and rotations of every patch; None does so where the network learnt on all
             of them (`config.flips`).
+        chunk_spots
+            Spots that attention and hypergraph see at once; None for `config.chunk_spots`, or as many as fit into
+            free memory where that is None.
 
         Returns
         -------
         Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
+
+        Raises
+        ------
+        ValueError
+            If `batch_size` or `chunk_spots` is below 1.
         """
+        if chunk_spots is not None and chunk_spots < 1:
+            raise ValueError(f"chunk_spots={chunk_spots} must be at least 1")
         if not self.embeddings:
             say_if_scale_differs(section, self.mpp)
         target, network = resolve_device(device), self.network
         network.to(target)
-        n_spots = len(section.xy)
         positions = torch.as_tensor(network.positions(section))
         positions = positions.float() if positions.is_floating_point() else positions
-        expression = np.empty((n_spots, len(self.genes)), dtype=np.float32)
-        latent: np.ndarray | None = None
         encoded: np.ndarray | None = None  # features of every spot, the mean over views
         with self._features(section, target, spots_per_batch(batch_size), average_flips) as features:
-            for spots in spatial_chunks(section.xy, self.config.chunk_spots):
+
+            def noted(spots: np.ndarray) -> torch.Tensor:
+                nonlocal encoded
                 seen = features(spots)
-                out = average_views(network, seen, positions[spots].to(target))
-                expression[spots], of_chunk = (values.float().cpu().numpy() for values in out)
-                if latent is None:
-                    latent = np.empty((n_spots, of_chunk.shape[1]), dtype=np.float32)
-                latent[spots] = of_chunk
                 if self.confidence is not None:
                     mean = seen.float().mean(1).cpu().numpy()
                     if encoded is None:
-                        encoded = np.empty((n_spots, *mean.shape[1:]), dtype=np.float32)
+                        encoded = np.empty((len(section.xy), *mean.shape[1:]), dtype=np.float32)
                     encoded[spots] = mean
-        assert latent is not None  # a section has spots
+                return seen
+
+            expression, latent = predict_in_chunks(
+                network,
+                noted,
+                section.xy,
+                positions.to(target),
+                self.config,
+                name=section.name,
+                chunk_spots=chunk_spots,
+            )
         if self.confidence is not None and encoded is not None:
             fields = fields_of_view(self.config, self.mpp, section.mpp)
             looks = not self.embeddings

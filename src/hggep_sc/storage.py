@@ -14,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ._version import __version__
+from .device import is_first_process
 
 FORMAT = 2  # of the folder
 MANIFEST = "model.json"
@@ -50,7 +51,8 @@ def save_model(
 ) -> None:
     """Write a model to a folder: tensors as safetensors, everything else as JSON.
 
-    The manifest is replaced last and in one step, so that an interruption leaves the earlier model whole.
+    The manifest is replaced last and in one step, so that an interruption leaves the earlier model whole. Of the
+    processes of a fit by several devices, the first alone writes.
 
     Parameters
     ----------
@@ -70,6 +72,8 @@ def save_model(
     FileExistsError
         If something is there already, unless `overwrite`; always, if it is not a model.
     """
+    if not is_first_process():
+        return
     path = Path(path)
     manifest = path / MANIFEST
     if path.exists():

@@ -1,3 +1,6 @@
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -91,11 +94,42 @@ def test_equation_16(section):
     np.testing.assert_allclose(ham(features, positions).detach().numpy(), x, atol=1e-5)
 
 
-@pytest.mark.parametrize("block_rows", [1, 7, 59, 60, 61])
-def test_blocks_equal_the_whole(section, monkeypatch, block_rows):
+@pytest.mark.parametrize("rows", [0.5, 1, 7, 59, 60, 61])
+def test_blocks_equal_the_whole(section, monkeypatch, rows):
     whole = nearest_hyperedges(*section, 3)
-    monkeypatch.setattr(hypergraph, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(hypergraph, "BLOCK", int(60 * rows))
     assert torch.equal(nearest_hyperedges(*section, 3), whole)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    path = Path(__file__).parents[2] / "benchmarks" / "plain_hypergraph.py"
+    spec = importlib.util.spec_from_file_location("plain_hypergraph", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("n", [180, 1000])
+def test_blocks_equal_a_loop_over_spots(plain, monkeypatch, n):
+    generator = torch.Generator().manual_seed(n)
+    features, positions = torch.randn(n, 128, generator=generator), 4000 * torch.rand(n, 2, generator=generator)
+    monkeypatch.setattr(hypergraph, "BLOCK", 50 * n)
+    found = members(nearest_hyperedges(features, positions, 6), n)
+    assert found == plain.nearest_hyperedges(features.numpy(), positions.numpy(), 6)
+
+
+def test_ties(plain, monkeypatch):
+    """On an array several spots are equally near: which are taken does not depend on the blocks."""
+    positions = torch.cartesian_prod(torch.arange(20.0), torch.arange(15.0))
+    features = torch.ones(300, 16)
+    whole = nearest_hyperedges(features, positions, 6)
+    monkeypatch.setattr(hypergraph, "BLOCK", 300 * 7)
+    assert torch.equal(nearest_hyperedges(features, positions, 6), whole)
+    for spot, found in enumerate(members(whole, 300)):
+        incidence = plain.incidence_row(spot, features.numpy(), positions.numpy())
+        nearest = incidence[plain.hyperedge(spot, features.numpy(), positions.numpy(), 6)]
+        np.testing.assert_allclose(np.sort(incidence[list(found)]), np.sort(nearest), atol=1e-12)
 
 
 def check(features, positions, k=3):

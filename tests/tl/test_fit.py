@@ -1,6 +1,9 @@
 import os
 import random
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -328,6 +331,17 @@ class TestCheckpoints:
         resumed = hggep.tl.fit(training, checkpoint_dir=tmp_path / "run", resume=True, **settings)
         assert_same_model(whole, resumed)
 
+    def test_checkpoints_of_cross_fitting_are_of_this_fit(self, training, tmp_path):
+        """Those of an earlier fit, whose own was removed, are not gone on from."""
+        how = {"genes": 10, "config": {**helpers.TINY, "epochs": 1}, "checkpoint_dir": tmp_path / "run", **CPU}
+        earlier = hggep.tl.fit(training, **how)
+        assert len(list(how["checkpoint_dir"].glob("cross_fit_*/last.ckpt"))) == 2
+        (how["checkpoint_dir"] / "last.ckpt").unlink()
+        fresh = hggep.tl.fit(training, seed=1, **how)
+        how["checkpoint_dir"] = None
+        assert_same_model(fresh, hggep.tl.fit(training, seed=1, **how))
+        assert fresh.id != earlier.id
+
     def test_stopped_early_stays_stopped(self, training, tmp_path, monkeypatch):
         scores = iter([0.5, 0.4, 0.3, 0.9, 0.9])
         monkeypatch.setattr(
@@ -372,9 +386,88 @@ class TestCheckpoints:
 
         real = TrainingPlan.training_step
         monkeypatch.setattr(TrainingPlan, "training_step", press)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="with checkpoint_dir= it could be resumed"):
             hggep.tl.fit(training, genes=15, config=TINY, **CPU)
         assert signal.getsignal(signal.SIGINT) is handler
+
+    def test_ctrl_c_leaves_the_last_checkpoint(self, training, tmp_path, monkeypatch):
+        whole = hggep.tl.fit(training, genes=15, config=TINY, **CPU)
+        real = TrainingPlan.training_step
+
+        def press(self, batch, step):
+            if self.current_epoch == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return real(self, batch, step)
+
+        monkeypatch.setattr(TrainingPlan, "training_step", press)
+        how = {"genes": 15, "config": TINY, "checkpoint_dir": tmp_path / "run", **CPU}
+        with pytest.raises(KeyboardInterrupt, match=rf"checkpoint_dir='{how['checkpoint_dir']}', resume=True goes on"):
+            hggep.tl.fit(training, **how)
+        trained_anew = []
+        monkeypatch.setattr(
+            TrainingPlan,
+            "training_step",
+            lambda self, batch, step: trained_anew.append(self.current_epoch) or real(self, batch, step),
+        )
+        assert_same_model(whole, hggep.tl.fit(training, resume=True, **how))
+        assert set(trained_anew) == {2}
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number", [0, 2], ids=["of the whole", "of a fit without a section"])
+    def test_a_kill_loses_an_epoch_at_most(self, training, tmp_path, monkeypatch, number):
+        """SIGKILL in the third epoch of the first fit, or of one of those for cross-fitting."""
+        config = helpers.TINY
+        for name, section in training.items():
+            section.write_h5ad(tmp_path / f"{name}.h5ad")
+        script = f"""
+import os, signal, sys
+import anndata as ad
+import hggep_sc as hggep
+from hggep_sc.training.plan import TrainingPlan
+real, fits = TrainingPlan.training_step, []
+def killed(self, batch, step):
+    if self not in fits:
+        fits.append(self)
+    if len(fits) == {number + 1} and self.current_epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, batch, step)
+TrainingPlan.training_step = killed
+sections = {{name: ad.read_h5ad(f"{tmp_path}/{{name}}.h5ad") for name in {list(training)}}}
+hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path / "run")!r}, **{CPU})
+"""
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        epochs, real = [], TrainingPlan.training_step
+
+        def counted(self, batch, step):
+            epochs.append(self.current_epoch)
+            return real(self, batch, step)
+
+        monkeypatch.setattr(TrainingPlan, "training_step", counted)
+        resumed = hggep.tl.fit(training, genes=15, config=config, checkpoint_dir=tmp_path / "run", resume=True, **CPU)
+        # two steps an epoch with two sections; one in the two fits without one of them, which come after
+        assert epochs == ([2, 2, 0, 1, 2, 0, 1, 2] if number == 0 else [2])
+        assert_same_model(hggep.tl.fit(training, genes=15, config=config, **CPU), resumed)
+
+    def test_what_interrupts_the_writing_of_a_checkpoint_leaves_the_last(self, training, tmp_path, monkeypatch):
+        how = {"genes": 15, "config": TINY, "checkpoint_dir": tmp_path / "run", **CPU}
+        real, written = Path.write_bytes, []
+
+        def half(self, content):
+            if self.name == "last.ckpt.part":
+                written.append(self)
+                if len(written) == 3:
+                    real(self, content[: len(content) // 2])
+                    raise OSError("no space left on device")
+            return real(self, content)
+
+        monkeypatch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OSError, match=r"last\.ckpt could not be written.*no space left"):
+            hggep.tl.fit(training, **how)
+        monkeypatch.undo()
+        assert sorted(file.name for file in how["checkpoint_dir"].iterdir()) == ["fit.json", "last.ckpt"]
+        resumed = hggep.tl.fit(training, resume=True, **how)
+        assert_same_model(hggep.tl.fit(training, genes=15, config=TINY, **CPU), resumed)
 
 
 class TestBadInput:

@@ -6,6 +6,7 @@ from PIL import Image
 
 import hggep_sc as hggep
 from helpers import CPU, TINY, as_spatialdata, assert_same
+from hggep_sc.chunks import chunks_with_halo
 
 
 @pytest.fixture
@@ -215,18 +216,29 @@ class TestKindsOfInput:
         assert np.abs(values[0] - values[1]).mean() < 0.5 * np.abs(values[0] - values[2]).mean()
 
     def test_chunks(self, sections, trained):
-        """More spots than a chunk holds: the network predicts every chunk as if it were the section."""
+        """More spots than a chunk holds: the network predicts the core of a chunk as if the chunk were the section."""
         whole, model = (
             hggep.HGGEP(trained.network, config, trained.genes, mpp=1.0, fingerprint=trained.fingerprint)
             for config in (trained.config, trained.config.replace(chunk_spots=20))
         )
         (section,) = _open(sections["S3"])
-        chunks = hggep.model.spatial_chunks(section.xy, 20)
-        assert [len(c) for c in chunks] == [20, 20]
+        chunks = chunks_with_halo(section.xy, np.ones(40, dtype=bool), 20)
+        assert [(len(spots), core.sum()) for spots, core in chunks] == 4 * [(20, 10)]
         expression, _ = model.predict(section, device="cpu")
-        part = sections["S3"][chunks[0]].copy()
-        alone, _ = whole.predict(_open(part)[0], device="cpu")
-        assert np.allclose(expression[chunks[0]], alone, atol=1e-5)
+        for spots, core in chunks[:2]:
+            alone, _ = whole.predict(_open(sections["S3"][spots].copy())[0], device="cpu")
+            assert np.allclose(expression[spots[core]], alone[core], atol=1e-5)
+        predict(sections["S3"], whole, chunk_spots=20)
+        assert np.array_equal(sections["S3"][:, trained.genes].layers["hggep"], expression)
+
+    def test_chunks_of_no_spots(self, test_section, trained):
+        with pytest.raises(ValueError, match="chunk_spots=0 must be at least 1"):
+            predict(test_section, trained, chunk_spots=0)
+
+    def test_baselines_have_no_chunks(self, sections):
+        mean = hggep.tl.fit(sections["S1"], method="gene_mean", genes=20, progress=False)
+        with pytest.raises(ValueError, match=r"chunk_spots=20 is for HGGEP: method='gene_mean'"):
+            predict(sections["S3"], mean, chunk_spots=20)
 
     def test_batch_size_changes_nothing(self, test_section, trained):
         (section,) = _open(test_section)

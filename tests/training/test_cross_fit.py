@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import lsq_linear
 
-from hggep_sc.training.cross_fit import HeldOut, Weights
+from hggep_sc import Config
+from hggep_sc.chunks import chunks_with_halo
+from hggep_sc.nn import HGGEPNetwork, average_views
+from hggep_sc.training.cross_fit import HeldOut, Weights, predict_data
+from hggep_sc.training.data import SectionData
 
 
 def held_out(seed, n=30, n_genes=6, network=0.5, linear=2.0, with_linear=True):
@@ -63,3 +68,23 @@ def test_mixture():
     part = held_out(3)
     weights = Weights(network=0.25, linear=4.0)
     np.testing.assert_allclose(part.mixed(weights), 0.25 * part.network + 4 * part.linear)
+
+
+@pytest.mark.parametrize("chunk_spots", [20, 60])
+def test_a_section_left_out_is_predicted_as_any_other(chunk_spots):
+    """The chunks are those of `tl.predict`, halo and all; here from features that are held."""
+    torch.manual_seed(0)
+    config = Config(width=16, vit_heads=2, chunk_spots=chunk_spots)
+    network = HGGEPNetwork(config, 5, encoder=None, groups=(6,), n_fields=1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    xy, seen = np.random.default_rng(0).random((60, 2)), torch.randn(60, 2, 1, 6)
+    empty = np.zeros((60, 5), dtype=np.float32)
+    data = SectionData(
+        "A", xy, seen.numpy(), xy.astype(np.float32), empty, empty, empty[:, 0], empty[:, 0], xy[:, 0] > 0
+    )
+    found = predict_data(network, data)
+    for spots, core in chunks_with_halo(xy, np.ones(60, dtype=bool), chunk_spots):
+        with torch.inference_mode():
+            expected, _ = average_views(network, seen[spots], torch.from_numpy(xy[spots]).float())
+        np.testing.assert_allclose(found[spots[core]], expected.numpy()[core], atol=1e-5)

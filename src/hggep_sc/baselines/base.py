@@ -151,6 +151,7 @@ class Baseline(ABC):
         device: str = "auto",
         batch_size: int | None = None,
         average_flips: bool | None = None,
+        chunk_spots: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Predict one section.
 
@@ -163,7 +164,7 @@ class Baseline(ABC):
             "auto", "cpu", "cuda", "cuda:1", "mps".
         batch_size
             Spots whose patches are held at once; None for 64.
-        average_flips
+        average_flips, chunk_spots
             For networks alone.
 
         Returns
@@ -174,10 +175,12 @@ class Baseline(ABC):
         Raises
         ------
         ValueError
-            If `average_flips` is set, or `batch_size` is below 1.
+            If `average_flips` or `chunk_spots` is set, or `batch_size` is below 1.
         """
         if average_flips:
             raise ValueError(f"average_flips=True is for HGGEP: method={self.method!r} has no use for it")
+        if chunk_spots is not None:
+            raise ValueError(f"chunk_spots={chunk_spots} is for HGGEP: method={self.method!r} has no use for it")
         batch_size = spots_per_batch(batch_size)
         say_if_scale_differs(section, self.mpp)
         features = self._features(section, self.config, self.mpp, self.trunk, resolve_device(device), batch_size)

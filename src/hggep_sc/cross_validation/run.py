@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
@@ -15,24 +15,22 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from .. import _keys
+from .._executor import outcomes
 from .._settings import settings as package_settings
 from .._version import __version__
 from ..device import resolve_device
 from ..evaluation import section_scores, tidy
 from ..features import SHUFFLENET
+from ..fingerprint import content_hash
 from ..methods import fit_method, method_config
 from ..model import HGGEP
 from ..nn import state_hash
 from ..record import confidence_of, prediction_record
-from ..section import Section
 from ..weights import locate_weights
 from .folds import Fold, FoldResult, Task
 from .store import FoldStore
 
 logger = logging.getLogger(__name__)
-
-THUMBNAIL = 256  # px, of the image by which a section is known again
 
 _training = Lock()  # a fit draws from the process's random state, which threads share
 
@@ -68,7 +66,7 @@ def tasks_of(
     slots = {arguments["encoder"] for arguments in settings.values() if isinstance(arguments["encoder"], str)}
     slots -= {SHUFFLENET}
     portable = {section.name: section.portable(sorted(slots)) for fold in folds for section in fold.test}
-    contents = {name: _content(section) for name, section in portable.items()}
+    contents = {name: content_hash(section) for name, section in portable.items()}
     encoders = {name: _encoder_entry(arguments) for name, arguments in settings.items()}
     weights = {name: _file_hash(arguments["weights"]) for name, arguments in settings.items()}
     tasks = []
@@ -128,20 +126,6 @@ def _require_one_scale(configs: Mapping[str, Any]) -> None:
             f"the methods are on different expression scales ({found}), so that their figures cannot be compared: "
             "give normalize= to cross_validate, and one target_sum"
         )
-
-
-def _content(section: Section) -> str:
-    """Hash of what a portable section is: counts, places, scale and the look of its image."""
-    counts = section.table.X.sorted_indices()
-    digest = hashlib.sha256("\n".join(map(str, section.var_names)).encode())
-    embeddings = [section.table.obsm[key] for key in sorted(section.table.obsm)]
-    for array in (counts.indptr, counts.indices, counts.data.astype(np.float64), section.xy, *embeddings):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    places = section.table.obs.reindex(columns=[_keys.ARRAY_COL, _keys.ARRAY_ROW])
-    with section.open_image() as image:
-        digest.update(repr((places.to_numpy().tolist(), section.mpp, image.shape)).encode())
-        digest.update(image.thumbnail(THUMBNAIL).tobytes())
-    return digest.hexdigest()
 
 
 def _encoder_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -232,7 +216,7 @@ def run_tasks(
         else:
             results[task] = stored
             on_result()
-    for task, outcome in _outcomes(todo, executor):
+    for task, outcome in outcomes(run_task, todo, executor):
         try:
             results[task] = outcome()
         except Exception as error:  # noqa: BLE001 - one fold's failure is reported by name, the others go on
@@ -252,18 +236,3 @@ def _keep(store: FoldStore | None, task: Task, result: FoldResult) -> None:
         store.write(task, result)
     except OSError as error:
         logger.warning("%s could not be stored in %s, and will have to be run again: %s", task.name, store.path, error)
-
-
-def _outcomes(tasks: Sequence[Task], executor: Executor | None) -> Iterator[tuple[Task, Callable[[], FoldResult]]]:
-    """Tasks as they end, with what gives the result or raises the error."""
-    if executor is None:
-        for task in tasks:
-            yield task, lambda task=task: run_task(task)  # type: ignore[misc]
-        return
-    futures: dict[Future[FoldResult], Task] = {executor.submit(run_task, task): task for task in tasks}
-    try:
-        for future in as_completed(futures):
-            yield futures[future], future.result
-    finally:
-        for future in futures:
-            future.cancel()

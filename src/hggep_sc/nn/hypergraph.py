@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import HypergraphConv
 
-BLOCK_ROWS = 1024  # rows of the distance matrix held at once: memory grows with N, not with its square
+BLOCK = 2**22  # distances held at once, whole rows of them: memory does not grow with the N x N that there are
 
 
 @torch.no_grad()
@@ -30,14 +30,15 @@ def nearest_hyperedges(features: Tensor, positions: Tensor, n_neighbors: int) ->
     n = len(features)
     k = min(n_neighbors + 1, n)
     features, positions = features.float(), positions.float()
-    nearest = []
-    for start in range(0, n, BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        inc = _row_normalised(features[rows], features) + _row_normalised(positions[rows], positions)
+    spots = torch.empty((n, k), dtype=torch.long, device=features.device)
+    n_rows = max(BLOCK // n, 1)
+    for start in range(0, n, n_rows):
+        rows = slice(start, start + n_rows)
+        inc = _row_normalised(features[rows], features)
+        inc += _row_normalised(positions[rows], positions)
         own = torch.arange(start, start + len(inc), device=inc.device)
         inc[own - start, own] = -1.0  # a spot comes first in its own hyperedge, duplicates or not
-        nearest.append(inc.topk(k, largest=False).indices)
-    spots = torch.cat(nearest)
+        spots[rows] = inc.topk(k, largest=False).indices
     edges = torch.arange(n, device=spots.device).repeat_interleave(k)
     return torch.stack([spots.flatten(), edges])
 
@@ -46,7 +47,8 @@ def _row_normalised(rows: Tensor, points: Tensor) -> Tensor:
     # the matrix-product shortcut loses short distances between large coordinates
     mode = "use_mm_for_euclid_dist_if_necessary" if points.shape[1] > 2 else "donot_use_mm_for_euclid_dist"
     distance = torch.cdist(rows, points, compute_mode=mode)
-    return distance / distance.mean(1, keepdim=True).clamp_min(torch.finfo(distance.dtype).tiny)
+    distance /= distance.mean(1, keepdim=True).clamp_min(torch.finfo(distance.dtype).tiny)
+    return distance
 
 
 class HAM(nn.Module):

@@ -38,6 +38,9 @@ def fit(
     coordinate_system: str | None = None,
     seed: int = 0,
     device: str = "auto",
+    devices: int = 1,
+    strategy: Literal["auto", "ddp"] = "auto",
+    num_nodes: int = 1,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int = 1,
     resume: bool = False,
@@ -94,8 +97,11 @@ def fit(
         so, as sums are taken there in no fixed order.
     device
         "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+    devices, strategy, num_nodes
+        Devices of a machine, how they share the work, and machines: HGGEP can be trained by one process for each
+        device ("ddp"; "auto" takes it where there are several), from a script. See `docs/scaling.md`.
     checkpoint_dir, checkpoint_every
-        Folder for a checkpoint, written every so many epochs.
+        Folder for checkpoints, written every so many epochs.
     resume
         Continue the interrupted fit in `checkpoint_dir`; the result is that of an uninterrupted one.
     progress
@@ -135,6 +141,9 @@ def fit(
         validation=validation,
         seed=seed,
         device=device,
+        devices=devices,
+        strategy=strategy,
+        num_nodes=num_nodes,
         checkpoint_dir=checkpoint_dir,
         checkpoint_every=checkpoint_every,
         resume=resume,

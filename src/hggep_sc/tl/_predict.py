@@ -31,6 +31,7 @@ def predict(
     device: str = "auto",
     batch_size: int | None = None,
     average_flips: bool | None = None,
+    chunk_spots: int | None = None,
     progress: bool | None = None,
     copy: bool = False,
 ) -> "Data | None":
@@ -58,6 +59,10 @@ def predict(
     average_flips
         Average over the eight flips and rotations of every patch: eight times the work. None: as the network learnt,
         which for `preset="default"` is on all eight; False is faster, and a little less accurate.
+    chunk_spots
+        Spots that attention and hypergraph see at once, for HGGEP alone; None for the model's `config.chunk_spots`, or
+        as many as fit into free memory where that is None. A section with more spots is predicted in chunks of so many:
+        half are predicted at most, and the others surround them. Where the GPU runs out of memory, chunks are halved.
     progress
         Show a progress bar over sections; None for `hggep_sc.settings.progress`.
     copy
@@ -101,7 +106,15 @@ def predict(
     require_writable(data, model.genes, key=key_added, table_key=table_key)
     predictions = []
     for section in over_sections(sections, "predict", progress if len(sections) > 1 else False):
-        predictions.append(model.predict(section, device=device, batch_size=batch_size, average_flips=average_flips))
+        predictions.append(
+            model.predict(
+                section,
+                device=device,
+                batch_size=batch_size,
+                average_flips=average_flips,
+                chunk_spots=chunk_spots,
+            )
+        )
     target = copy_of(data) if copy else data
     write_prediction(
         target,

@@ -4,17 +4,22 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from .._replace import replacing
 from ..config import Config
 from .data import SectionData
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
+CROSS_FIT = "cross_fit"  # start of the name of the folder of a fit without some sections
 IDENTITY = "fit.json"
 
 
@@ -36,6 +41,25 @@ def require_resume_is_meant(checkpoint_dir: Path | None, resume: bool) -> None:
         )
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Puts a checkpoint in the place of the last in one step.
+
+    Lightning writes to the temporary folder and moves it; from another disk that is a copy, which a kill cuts short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        content = BytesIO()
+        torch.save(checkpoint, content)  # in memory first: to a full disk it raises no OSError
+        with replacing(Path(path)) as part:
+            part.write_bytes(content.getbuffer())
+
+
+def last_checkpoint(checkpoint_dir: Path | None) -> Path | None:
+    """Return the checkpoint in a folder; None where there is none yet."""
+    return None if checkpoint_dir is None or not (file := checkpoint_dir / CHECKPOINT).exists() else file
+
+
 def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: dict[str, Any]) -> Path | None:
     """Return the checkpoint to go on from, and mark the folder as this fit's own.
 
@@ -46,8 +70,8 @@ def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: di
     """
     if checkpoint_dir is None:
         return None
-    checkpoint, mark = checkpoint_dir / CHECKPOINT, checkpoint_dir / IDENTITY
-    if checkpoint.exists():
+    mark = checkpoint_dir / IDENTITY
+    if (checkpoint := last_checkpoint(checkpoint_dir)) is not None:
         earlier = json.loads(mark.read_text()) if mark.exists() else {}
         if changed := sorted(k for k in identity if earlier.get(k) != identity[k]):
             raise ValueError(
@@ -58,12 +82,19 @@ def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: di
     if resume:
         logger.warning("checkpoint_dir=%r holds no checkpoint yet: training starts from the beginning", checkpoint_dir)
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    for stale in checkpoint_dir.glob(f"{CROSS_FIT}_*/{CHECKPOINT}"):  # of a fit whose own checkpoint was removed
+        stale.unlink(missing_ok=True)
     mark.write_text(json.dumps(identity, indent=1))
     return None
 
 
 def identity_of(
-    data: list[SectionData], genes: Sequence[str], config: Config, held_out: Sequence[np.ndarray] | None, seed: int
+    data: list[SectionData],
+    genes: Sequence[str],
+    config: Config,
+    held_out: Sequence[np.ndarray] | None,
+    seed: int,
+    n_devices: int,
 ) -> dict[str, Any]:
     """Return what has to agree for a fit to be continued."""
     digest = hashlib.sha256()
@@ -78,4 +109,5 @@ def identity_of(
         "config": settings,
         "validation": None if held_out is None else [int(mask.sum()) for mask in held_out],
         "seed": seed,
+        "number of devices": n_devices,
     }

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..chunks import predict_in_chunks
 from ..expression import ExpressionScale
 from ..features import DIHEDRAL, PLAIN, turned
 from ..linear import LinearPath
-from ..nn import HGGEPNetwork, average_views
+from ..nn import HGGEPNetwork
 from ..patches import BATCH_SPOTS
-from .data import SectionData, spatial_chunks
+from .data import SectionData
 from .split import leave_out
 
 GROUPS = 5  # of training sections, each left out once
@@ -129,15 +130,18 @@ def cross_fit(
     return held_out
 
 
-@torch.inference_mode()
 def predict_data(network: HGGEPNetwork, data: SectionData) -> np.ndarray:
     """Predict a section that is held for training, (n_spots, n_genes)."""
     network.eval()
     device = network.gene_mean.device
-    expression = np.empty(data.expression.shape, dtype=np.float32)
-    for spots in spatial_chunks(data.xy, network.config.chunk_spots):
-        features, positions = data_features(network, data, spots), torch.from_numpy(data.positions[spots])
-        expression[spots] = average_views(network, features.to(device), positions.to(device))[0].float().cpu().numpy()
+    expression, _ = predict_in_chunks(
+        network,
+        lambda spots: data_features(network, data, spots).to(device),
+        data.xy,
+        torch.from_numpy(data.positions).to(device),
+        network.config,
+        name=data.name,
+    )
     return expression
 
 

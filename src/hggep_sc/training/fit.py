@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .._progress import over_sections
 from ..confidence import Confidence, feature_statistics, optical_density
 from ..config import Config
 from ..expression import ExpressionScale
@@ -24,11 +26,20 @@ from ..linear import LinearPath, linear_features
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
 from ..patches import fields_of_view, read_patches, say_if_coarse
 from ..weights import load_weights, locate_weights
-from .checkpoint import CHECKPOINT, checkpoint_to_resume, identity_of, require_resume_is_meant
+from .checkpoint import (
+    CHECKPOINT,
+    CROSS_FIT,
+    WholeCheckpoints,
+    checkpoint_to_resume,
+    identity_of,
+    last_checkpoint,
+    require_resume_is_meant,
+)
 from .cross_fit import Weights, cross_fit
 from .data import SectionData, array_store, section_data, spatial_chunks
+from .devices import Devices
 from .lightning_manners import interruptible, quiet
-from .plan import EpochProgress, History, KeepBest, StopEarly, TrainingPlan
+from .plan import EpochProgress, History, KeepBest, StopEarly, TrainingPlan, without_frozen_encoder
 
 if TYPE_CHECKING:
     from ..section import Section
@@ -58,7 +69,7 @@ def train(
     weights: str | Path | None,
     held_out: Sequence[np.ndarray] | None,
     seed: int,
-    device: torch.device,
+    devices: Devices,
     checkpoint_dir: Path | None,
     checkpoint_every: int,
     resume: bool,
@@ -70,6 +81,7 @@ def train(
     `held_out` marks per section the spots that are validated on, `mpp` is the scale to train at.
     """
     require_resume_is_meant(checkpoint_dir, resume)
+    device, progress = devices.own, progress and devices.rank == 0
     network_class = PublishedNetwork if encoder is None else HGGEPNetwork
     with isolate_rng(), quiet():
         torch.manual_seed(seed)
@@ -80,7 +92,7 @@ def train(
             section_data(section, genes, scale, unseen, network_class.positions(section), mask)
             for section, mask in zip(sections, masks, strict=True)
         ]
-        with _seen(sections, fields, encoder, config, network_class, device) as stores:
+        with _seen(sections, fields, encoder, config, network_class, device, progress) as stores:
             data = [replace(part, seen=seen) for part, seen in zip(data, stores, strict=True)]
             if config.linear and config.cross_fit and is_frozen(encoder, config):
                 data = [
@@ -92,10 +104,18 @@ def train(
                     )
                     for part, section, views in zip(data, sections, fields, strict=True)
                 ]
-            identity = identity_of(data, genes, config, held_out, seed)
+            identity = identity_of(data, genes, config, held_out, seed, devices.number)
             checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity)
             training, validation = _split(data, held_out)
-            fit = partial(_fit_network, config=config, n_genes=len(genes), weights=weights, seed=seed, device=device)
+            fit = partial(
+                _fit_network,
+                config=config,
+                n_genes=len(genes),
+                weights=weights,
+                seed=seed,
+                devices=devices,
+                checkpoint_every=checkpoint_every,
+            )
             # one that learns is changed by a fit
             fresh = deepcopy(encoder) if config.cross_fit and not is_frozen(encoder, config) else encoder
             trained = fit(
@@ -104,22 +124,26 @@ def train(
                 encoder=encoder,
                 checkpoint=checkpoint,
                 checkpoint_dir=checkpoint_dir,
-                checkpoint_every=checkpoint_every,
                 progress=progress,
             )
             if config.cross_fit and isinstance(trained.network, HGGEPNetwork):
                 epochs = _best_epoch(trained.history) if validation else config.epochs
                 linear = LinearPath.fit(training, seed) if training[0].linear is not None else None
+                turns = count(1)
 
                 def refit(kept: list[SectionData]) -> tuple[HGGEPNetwork, LinearPath | None]:
                     own = fresh if is_frozen(encoder, config) else deepcopy(fresh)
-                    network = fit(kept, [], encoder=own, stop_after=epochs).network
+                    folder = None if checkpoint_dir is None else checkpoint_dir / f"{CROSS_FIT}_{next(turns)}"
+                    checkpoint = last_checkpoint(folder)  # of this fit, as the folder around it
+                    network = fit(
+                        kept, [], encoder=own, stop_after=epochs, checkpoint=checkpoint, checkpoint_dir=folder
+                    ).network
                     assert isinstance(network, HGGEPNetwork)  # as the one that it stands in for
                     path = None if linear is None else LinearPath.fit(kept, seed, linear.alpha)
                     return network.to(device), path
 
                 held = cross_fit(training, refit, scale, seed=seed, progress=progress)
-                weights_of_paths = Weights.of(held)
+                weights_of_paths, linear = devices.agreed((Weights.of(held), linear))
                 if weights_of_paths is None:
                     logger.warning(
                         "nothing was learnt that holds in training sections which were left out (in turn): the "
@@ -131,13 +155,15 @@ def train(
                 learnt = {part.name for part in training}
                 looked_at = [] if isinstance(encoder, str) else zip(sections, fields, strict=True)
                 densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
-                trained.confidence = Confidence.of(
-                    trained.network.to(device),
-                    training,
-                    held,
-                    weights_of_paths,
-                    scale=scale,
-                    stain=np.array(densities).reshape(-1, 3),
+                trained.confidence = devices.agreed(
+                    Confidence.of(
+                        trained.network.to(device),
+                        training,
+                        held,
+                        weights_of_paths,
+                        scale=scale,
+                        stain=np.array(densities).reshape(-1, 3),
+                    )
                 )
     return trained
 
@@ -151,11 +177,11 @@ def _fit_network(
     encoder: Encoder | str | None,
     weights: str | Path | None,
     seed: int,
-    device: torch.device,
+    devices: Devices,
+    checkpoint_every: int,
     stop_after: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_dir: Path | None = None,
-    checkpoint_every: int = 1,
     progress: bool = False,
 ) -> Trained:
     """Train a network on sections' data; nothing else has a say.
@@ -179,20 +205,23 @@ def _fit_network(
         )
         network.start_from(*start)
         if config.standardize:
-            network.standardise_features(*feature_statistics(network.to(device), training))
+            network.standardise_features(*feature_statistics(network.to(devices.own), training))
     history = _run(
         network,
         training,
         validation,
         config,
         seed=seed,
-        device=device,
+        devices=devices,
         stop_after=config.epochs if stop_after is None else stop_after,
         checkpoint=checkpoint,
         checkpoint_dir=checkpoint_dir,
         checkpoint_every=checkpoint_every,
         progress=progress,
     )
+    # of processes that hold other chunks, statistics of a backbone's batches differ
+    learnt, history = devices.agreed((without_frozen_encoder(network, network.state_dict()), history))
+    network.load_state_dict(learnt, strict=False)
     return Trained(network.eval(), config, history)
 
 
@@ -209,13 +238,15 @@ def _seen(
     config: Config,
     network_class: type[HGGEPNetwork] | type[PublishedNetwork],
     device: torch.device,
+    progress: bool,
 ) -> Iterator[list[np.ndarray]]:
     """Give what is learnt from, per section: patches; features where the encoder is frozen."""
     size = config.patch_size
+    watched = over_sections(sections, "images", progress)
     if not is_frozen(encoder, config):
         shapes = [(len(s.xy), len(f), 3, size, size) for s, f in zip(sections, fields, strict=True)]
         with array_store(shapes, np.uint8) as stores:
-            for section, views, store in zip(sections, fields, stores, strict=True):
+            for section, views, store in zip(watched, fields, stores, strict=True):
                 say_if_coarse(section, views, size)
                 with section.open_image() as image:
                     read_patches(image, network_class.centres(section.xy), views, size, out=store)
@@ -227,7 +258,7 @@ def _seen(
         lengths = ", ".join(f"{s.name!r}: {shape[-1]}" for s, shape in zip(sections, held, strict=True))
         raise ValueError(f"obsm[{encoder!r}] has embeddings of different lengths: {lengths}")
     with array_store(held, np.float32) as stores:
-        for section, views, store in zip(sections, fields, stores, strict=True):
+        for section, views, store in zip(watched, fields, stores, strict=True):
             with open_features(section, encoder, views, config, device=device) as features:
                 for spots in spatial_chunks(section.xy, config.chunk_spots):
                     store[spots] = features(spots).cpu().numpy()
@@ -298,19 +329,24 @@ class _Chunks(Dataset[Batch]):
 
 
 class _EpochOrder(Sampler[int]):
-    """An order of the chunks that depends on (seed, epoch) alone; Lightning calls `set_epoch`."""
+    """A process's share of the chunks, in an order that depends on (seed, epoch) alone; Lightning calls `set_epoch`.
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
+    The processes take turns; where they do not come out even, the last take chunks of the epoch's start once more.
+    """
+
+    def __init__(self, n: int, seed: int, devices: Devices) -> None:
+        self.n, self.seed, self.devices, self.epoch = n, seed, devices, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n
+        return -(-self.n // self.devices.number)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.n).tolist())
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
+        even = np.resize(order, len(self) * self.devices.number)
+        return iter(even[self.devices.rank :: self.devices.number].tolist())
 
 
 def _run(
@@ -320,7 +356,7 @@ def _run(
     config: Config,
     *,
     seed: int,
-    device: torch.device,
+    devices: Devices,
     stop_after: int,
     checkpoint: Path | None,
     checkpoint_dir: Path | None,
@@ -328,7 +364,7 @@ def _run(
     progress: bool,
 ) -> list[dict[str, float]]:
     chunks = _Chunks(training, config.chunk_spots)
-    loader = DataLoader(chunks, batch_size=None, sampler=_EpochOrder(len(chunks), seed))
+    loader = DataLoader(chunks, batch_size=None, sampler=_EpochOrder(len(chunks), seed, devices))
     scored = DataLoader(_Chunks(validation, config.chunk_spots), batch_size=None) if validation else None
     history = History()
     callbacks: list[L.Callback] = [history]
@@ -346,21 +382,16 @@ def _run(
                 enable_version_counter=False,
             )
         )
-    trainer = L.Trainer(
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision="bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true",
+    trainer = devices.trainer(
         max_epochs=stop_after,
         gradient_clip_val=config.gradient_clip or None,
         callbacks=callbacks,
-        logger=False,
+        plugins=[WholeCheckpoints()],
         enable_checkpointing=checkpoint_dir is not None,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
     plan = TrainingPlan(network.train(), config, seed)  # Lightning keeps the mode that it finds
-    with interruptible():
+    with interruptible(checkpoint_dir):
         trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
     return history.records

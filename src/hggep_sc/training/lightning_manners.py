@@ -5,6 +5,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -24,13 +25,22 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn Ctrl-C back into KeyboardInterrupt: Lightning answers it by ignoring the signal and leaving Python."""
+def interruptible(checkpoint_dir: Path | None) -> Iterator[None]:
+    """Turn Ctrl-C back into KeyboardInterrupt: Lightning answers it by ignoring the signal and leaving Python.
+
+    Its message says how to go on from the checkpoint in `checkpoint_dir`.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as exit_:
         if isinstance(exit_.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt("training was interrupted; with checkpoint_dir= it can be resumed") from None
+            remedy = (
+                "with checkpoint_dir= it could be resumed"
+                if checkpoint_dir is None
+                else f"the same call with checkpoint_dir={str(checkpoint_dir)!r}, resume=True goes on from the last "
+                "checkpoint"
+            )
+            raise KeyboardInterrupt(f"training was interrupted: {remedy}") from None
         raise

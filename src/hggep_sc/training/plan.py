@@ -1,6 +1,6 @@
 """How a network is trained: one Lightning module for every network."""
 
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -18,7 +18,8 @@ class TrainingPlan(L.LightningModule):
     """Optimiser, schedule, augmentation and the record of every epoch.
 
     All randomness derives from (seed, epoch, step): a run resumed at an epoch's end continues as if it had not
-    been interrupted.
+    been interrupted. Steps are counted over all processes, so that n of them, a chunk each, are n accumulated steps
+    of one.
     """
 
     network: HGGEPNetwork | PublishedNetwork
@@ -50,7 +51,8 @@ class TrainingPlan(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        seed = _derive_seed(self.seed, self.current_epoch, step)
+        chunk = step * self.trainer.world_size + self.trainer.global_rank
+        seed = _derive_seed(self.seed, self.current_epoch, chunk)
         torch.manual_seed(seed)  # for dropout; `train` restores the caller's state
         generator = torch.Generator(self.device).manual_seed(seed)
         if batch.patches is not None:
@@ -66,7 +68,13 @@ class TrainingPlan(L.LightningModule):
         return self.network.loss(batch, generator)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = _without_frozen_encoder(self.network, checkpoint["state_dict"])
+        checkpoint["state_dict"] = without_frozen_encoder(self.network, checkpoint["state_dict"])
+
+    def on_validation_start(self) -> None:
+        # statistics of a backbone's batches are those of a process's own chunks: the first one's are judged, and kept
+        if self.trainer.world_size > 1:
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, step: int) -> None:
         if batch.features is not None:
@@ -86,7 +94,8 @@ class TrainingPlan(L.LightningModule):
             predicted, observed = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
             if np.isfinite(r := pearson(predicted, observed)).any():
                 scores.append(np.nanmean(r))
-        self.log("validation_pcc", float(np.mean(scores)) if scores else -1.0)
+        # every process scores all of it; one figure for all, so that they stop together
+        self.log("validation_pcc", float(np.mean(scores)) if scores else -1.0, sync_dist=True)
         self._validation.clear()
 
 
@@ -108,7 +117,8 @@ class History(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         record: dict[str, float] = {"epoch": trainer.current_epoch}
         for name in self._terms[0]:
-            record[name] = torch.stack([terms[name] for terms in self._terms]).mean().item()
+            mean = torch.stack([terms[name] for terms in self._terms]).mean()
+            record[name] = cast(Tensor, trainer.strategy.reduce(mean, reduce_op="mean")).item()
         if "validation_pcc" in trainer.callback_metrics:
             record["validation_pcc"] = trainer.callback_metrics["validation_pcc"].item()
         self.records.append(record)
@@ -140,7 +150,7 @@ class KeepBest(L.Callback):
         score = trainer.callback_metrics["validation_pcc"].item()
         if score > self.best_score:
             self.best_score, self.best_epoch = score, trainer.current_epoch
-            learnt = _without_frozen_encoder(self.network, self.network.state_dict())
+            learnt = without_frozen_encoder(self.network, self.network.state_dict())
             self.best_weights = {k: v.detach().cpu().clone() for k, v in learnt.items()}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -179,7 +189,8 @@ class EpochProgress(L.Callback):
             self.bar.close()
 
 
-def _without_frozen_encoder(network: HGGEPNetwork | PublishedNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_frozen_encoder(network: HGGEPNetwork | PublishedNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out of a state what no training changes, which may be large."""
     encoder = network.encoder if isinstance(network, HGGEPNetwork) else None
     if encoder is None or any(parameter.requires_grad for parameter in encoder.parameters()):
         return state

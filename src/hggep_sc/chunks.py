@@ -1,0 +1,195 @@
+"""A section predicted in compact chunks: each spot once, among the spots around it."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from math import isqrt
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .nn import average_views
+from .training.data import spatial_chunks
+
+if TYPE_CHECKING:
+    from scipy.spatial import KDTree
+
+    from .config import Config
+    from .nn.interface import Network
+
+logger = logging.getLogger(__name__)
+
+CORE = 0.5  # share of a chunk's spots that are predicted, at most; the rest is their surroundings
+
+
+class Chunk(NamedTuple):
+    """Spots that the network sees together, and which of them it predicts."""
+
+    spots: np.ndarray  # sorted indices
+    core: np.ndarray  # bool, one per spot; the others are the halo
+
+
+def chunks_with_halo(xy: np.ndarray, core: np.ndarray, max_spots: int) -> list[Chunk]:
+    """Cut spots into compact cores, and surround each by the spots nearest to it.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) spot centres.
+    core
+        (n,) bool: the spots to be predicted.
+    max_spots
+        Spots of a chunk, the halo with them.
+
+    Returns
+    -------
+    Chunks of `max_spots` spots each, whose cores hold at most half of these and are a partition of `core`; one
+    chunk where there are no more than `max_spots` spots. They come in order along the section's longer side.
+    """
+    from scipy.spatial import KDTree
+
+    if len(xy) <= max_spots:
+        return [Chunk(np.arange(len(xy)), core)]
+    tree, predicted = KDTree(xy), np.flatnonzero(core)
+    cores = [predicted[own] for own in spatial_chunks(xy[predicted], max(int(CORE * max_spots), 1))]
+    along = np.ptp(xy, axis=0).argsort(kind="stable")[::-1]
+    cores.sort(key=lambda own: tuple(xy[own].mean(0)[along]))  # end to end: neighbours follow each other
+    return [_surrounded(own, xy, tree, max_spots) for own in cores]
+
+
+def _surrounded(own: np.ndarray, xy: np.ndarray, tree: "KDTree", size: int) -> Chunk:
+    """Fill a core up to `size` spots with those nearest to its bounding box, by the larger of both axes' distances."""
+    low, high = xy[own].min(0), xy[own].max(0)
+    centre = (low + high) / 2
+    # half the side of a square with `size` spots: none of the halo lies farther from the box than that
+    reach = tree.query(centre, k=[size], p=np.inf)[0][0]
+    near = np.array(tree.query_ball_point(centre, (reach + (high - low).max() / 2) * (1 + 1e-9), p=np.inf))
+    near = np.setdiff1d(near, own)
+    gap = np.maximum(low - xy[near], xy[near] - high).max(1)
+    order = np.lexsort((*xy[near].T, np.hypot(*(xy[near] - centre).T), gap))  # whatever the order of the spots
+    spots = np.sort(np.concatenate([own, near[order[: size - len(own)]]]))
+    return Chunk(spots, np.isin(spots, own))
+
+
+@torch.inference_mode()
+def predict_in_chunks(
+    network: "Network",
+    features: Callable[[np.ndarray], Tensor],
+    xy: np.ndarray,
+    positions: Tensor,
+    config: "Config",
+    *,
+    name: str,
+    chunk_spots: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict all spots of a section from their features, which are computed once.
+
+    Where the GPU runs out of memory, chunks are halved from there on, with a warning.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    features
+        Takes indices of spots and gives their features (n, views, ...), on the network's device.
+    xy
+        (n_spots, 2) spot centres, by which the section is cut.
+    positions
+        (n_spots, 2) what the network takes for them, on its device.
+    config
+        `chunk_spots` of the model; where it is None, a section is cut only if free memory does not hold it.
+    name
+        The section's, for warnings.
+    chunk_spots
+        Spots of a chunk instead of these.
+
+    Returns
+    -------
+    Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
+    """
+    n = len(xy)
+    limit = chunk_spots or config.chunk_spots or _spots_in_memory(n, config, positions.device, name)
+    chunks = chunks_with_halo(xy, np.ones(n, dtype=bool), limit)
+    predicted: list[np.ndarray] | None = None
+    for chunk, seen in zip(chunks, _features_of(chunks, features, spatial_chunks(xy, limit)), strict=True):
+        todo = [Chunk(np.arange(len(chunk.spots)), chunk.core)]
+        while todo:
+            part = todo.pop()
+            spots = chunk.spots[part.spots]
+            if len(spots) > limit:
+                parts = chunks_with_halo(xy[spots], part.core, limit)
+                todo += [Chunk(part.spots[smaller.spots], smaller.core) for smaller in parts]
+                continue
+            try:
+                out = average_views(network, seen[part.spots], positions[spots])
+            except torch.OutOfMemoryError:
+                if len(spots) == 1:
+                    raise
+                limit = len(spots) // 2
+                todo.append(part)
+                logger.warning(
+                    "section %r: the GPU ran out of memory with %d spots at once; going on with chunks of %d "
+                    "(chunk_spots=%d in tl.predict starts with these)",
+                    name,
+                    len(spots),
+                    limit,
+                    limit,
+                )
+                continue
+            values = [value.float().cpu().numpy()[part.core] for value in out]
+            if predicted is None:
+                predicted = [np.empty((n, value.shape[1]), dtype=np.float32) for value in values]
+            for whole, value in zip(predicted, values, strict=True):
+                whole[spots[part.core]] = value
+    assert predicted is not None  # a section has spots
+    expression, latent = predicted
+    return expression, latent
+
+
+def _features_of(
+    chunks: Sequence[Chunk], features: Callable[[np.ndarray], Tensor], parts: Sequence[np.ndarray]
+) -> Iterator[Tensor]:
+    """Give the features of each chunk in turn.
+
+    They are computed by `parts`, a partition of the spots, and held until no later chunk needs them: in memory are
+    the parts along the border between what is predicted and what is not, not the section.
+    """
+    n = sum(map(len, parts))
+    part_of, row_of = np.empty(n, dtype=int), np.empty(n, dtype=int)
+    for i, spots in enumerate(parts):
+        part_of[spots], row_of[spots] = i, np.arange(len(spots))
+    last_use = {part: i for i, chunk in enumerate(chunks) for part in np.unique(part_of[chunk.spots])}
+    held: dict[int, Tensor] = {}
+    for i, (spots, _) in enumerate(chunks):
+        needed = np.unique(part_of[spots])
+        held |= {part: features(parts[part]) for part in needed if part not in held}
+        some = held[needed[0]]
+        seen = some.new_empty((len(spots), *some.shape[1:]))
+        for part in needed:
+            here = part_of[spots] == part
+            seen[here] = held[part][row_of[spots[here]]]
+        held = {part: values for part, values in held.items() if last_use[part] > i}
+        yield seen
+
+
+def _spots_in_memory(n: int, config: "Config", device: torch.device, name: str) -> int:
+    """Return n, or where attention that is not fused (scores and weights, heads x n x n) does not fit, what does."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
+    limit = max(isqrt(free // (2 * 4 * config.vit_heads)), 1)
+    if n > limit:
+        logger.warning(
+            "section %r: preset %r takes sections whole, but %d spots may not fit into the %.1f GiB that are free; "
+            "it is predicted in chunks of %d (chunk_spots= in tl.predict sets another number)",
+            name,
+            config.preset,
+            n,
+            free / 2**30,
+            limit,
+        )
+    return min(n, limit)

@@ -1,0 +1,287 @@
+import hashlib
+import json
+import logging
+import pickle
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from .. import _keys
+from .._executor import outcomes
+from .._replace import replacing
+from .._settings import settings
+from .._version import __version__
+from ..fingerprint import content_hash
+from ..methods import Model
+from ..model import HGGEP
+from ..section import Section, copy_of, is_spatialdata, listed, open_sections, table_of
+from ._predict import predict
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    Data: TypeAlias = AnnData | SpatialData
+
+logger = logging.getLogger(__name__)
+
+
+def predict_slides(
+    slides: "Mapping[str, Data | str | Path]",
+    model: Model,
+    path: str | Path,
+    *,
+    executor: Executor | None = None,
+    key_added: str = _keys.KEY,
+    library_key: str | None = None,
+    library_id: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    image_key: str | Mapping[str, str] | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    coordinate_system: str | None = None,
+    layer: str | None = None,
+    mpp: float | Mapping[str, float] | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    average_flips: bool | None = None,
+    chunk_spots: int | None = None,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """Predict many slides, each written to a file as it ends; a rerun does what is not done yet.
+
+    A finished slide is known by the model, the settings, the version of the package and the slide: a file by its size
+    and time of change, an object by its spots, counts, scale and the look of its image. Where one of them has changed,
+    the slide is predicted again.
+
+    Parameters
+    ----------
+    slides
+        By name, each an AnnData, a SpatialData, or the path of one (`.h5ad`, `.zarr`), which is read where the slide is
+        predicted. Objects are not changed.
+    model
+        What `hggep_sc.tl.fit` or `load` of the model's class gave.
+    path
+        Folder for the results: `<name>.h5ad`, for a SpatialData `<name>.zarr`.
+    executor
+        Where slides are predicted: any `concurrent.futures.Executor`, as in `hggep_sc.tl.cross_validate`. None: one
+        after another, here.
+    image_key, mpp
+        As in `hggep_sc.tl.fit`; a dict gives them by the slide's name.
+    key_added, library_key, library_id, spatial_key, shapes_key, table_key, coordinate_system, layer, device, batch_size
+        As in `hggep_sc.tl.predict`, for every slide.
+    average_flips, chunk_spots
+        As in `hggep_sc.tl.predict`.
+    progress
+        Show a progress bar over slides; None for `hggep_sc.settings.progress`.
+
+    Returns
+    -------
+    A row per slide: `slide`, `file`, `spots` that were predicted, `seconds` that it took when it was, `error` ("" for
+    none). A slide that fails is warned of, leaves the others alone, and has no file unless it had one before.
+
+    Raises
+    ------
+    TypeError, ValueError, KeyError
+        If a slide is of another kind, its name is none for a file, its result would replace it, or a dict names a slide
+        that is not there.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be what tl.fit or HGGEP.load returned, not {type(model).__name__}")
+    if not isinstance(slides, Mapping):
+        raise TypeError(f"slides must be a dict of slides by name, not {type(slides).__name__}")
+    for keyword, value in {"image_key": image_key, "mpp": mpp}.items():
+        if isinstance(value, Mapping) and (unknown := [name for name in value if name not in slides]):
+            raise KeyError(f"`{keyword}` names {listed(unknown)}, but the slides are {listed(slides)}")
+    folder = Path(path).resolve()  # a worker may run elsewhere
+    given = {str(name): Path(data).resolve() if isinstance(data, str | Path) else data for name, data in slides.items()}
+    files = {name: _file(folder, name, data) for name, data in given.items()}
+    common = {
+        "key_added": key_added,
+        "library_key": library_key,
+        "library_id": library_id,
+        "spatial_key": spatial_key,
+        "shapes_key": shapes_key,
+        "table_key": table_key,
+        "coordinate_system": coordinate_system,
+        "layer": layer,
+        "average_flips": average_flips,
+        "chunk_spots": chunk_spots,
+    }
+    machine = {"device": device, "batch_size": batch_size}  # on which a result does not depend
+    rows: dict[str, dict[str, Any]] = {}
+    todo = []
+    sent = model if executor is None else _packed(model)
+    for name, data in given.items():
+        own = {"image_key": image_key, "mpp": mpp}
+        own = {keyword: value.get(name) if isinstance(value, Mapping) else value for keyword, value in own.items()}
+        options = {**common, **own}
+        try:
+            earlier = _read_record(files[name])
+            task = _identity(data, model, options)
+        except Exception as error:  # noqa: BLE001 - one slide's failure is reported by name, the others go on
+            rows[name] = _failed(name, error)
+            continue
+        if earlier is not None and earlier["task"] == task:
+            rows[name] = {"spots": int(earlier["spots"]), "seconds": float(earlier["seconds"]), "error": ""}
+            continue
+        if earlier is not None:
+            logger.warning(
+                "slide %r is predicted again: %s is of another model, other settings or another slide",
+                name,
+                files[name],
+            )
+        todo.append(_Slide(name, data, files[name], task, sent, {**options, **machine}, asdict(settings)))
+
+    from tqdm.auto import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    show = settings.progress if progress is None else progress
+    with tqdm(total=len(given), initial=len(rows), desc="slides", unit="slide", disable=not show) as bar:
+        for slide, outcome in outcomes(_predict_slide, todo, executor):
+            try:
+                spots, seconds = outcome()
+                rows[slide.name] = {"spots": spots, "seconds": seconds, "error": ""}
+            except Exception as error:  # noqa: BLE001 - as above
+                rows[slide.name] = _failed(slide.name, error)
+            bar.update()
+    table = [{"slide": name, "file": str(files[name]), **rows[name]} for name in given]
+    return pd.DataFrame(table, columns=["slide", "file", "spots", "seconds", "error"])
+
+
+@dataclass(frozen=True, eq=False)
+class _Slide:
+    """One slide: all that another process needs; `task` is a hash of what the result depends on."""
+
+    name: str
+    data: "Data | Path"
+    file: Path
+    task: str
+    model: Model | bytes
+    options: dict[str, Any]
+    package_settings: dict[str, Any]
+
+
+def _predict_slide(slide: _Slide) -> tuple[int, float]:
+    """Predict a slide and write it; return the number of spots that were predicted, and seconds."""
+    for name, value in slide.package_settings.items():
+        setattr(settings, name, value)
+    started = time.perf_counter()
+    model: Model = pickle.loads(slide.model) if isinstance(slide.model, bytes) else slide.model
+    data = _read(slide.data) if isinstance(slide.data, Path) else copy_of(slide.data)
+    predict(data, model, progress=False, **slide.options)
+    key, table = slide.options["key_added"], table_of(data, slide.options["table_key"])
+    known = np.flatnonzero(table.var[_keys.predicted(key)])[0]
+    spots, seconds = int(np.isfinite(table.layers[key][:, known]).sum()), time.perf_counter() - started
+    table.uns[_keys.SLIDE] = {"task": slide.task, "spots": spots, "seconds": seconds}
+    with replacing(slide.file) as part:
+        if isinstance(data, AnnData):
+            data.write_h5ad(part)
+        else:
+            data.write(part)
+    return spots, seconds
+
+
+def _packed(model: Model) -> bytes:
+    """Pickle a model once for all slides; the worker need not have the device that it is on."""
+    module = model.network if isinstance(model, HGGEP) else model.trunk
+    if module is not None:
+        module.cpu()
+    return pickle.dumps(model)
+
+
+def _file(folder: Path, name: str, data: "Data | Path") -> Path:
+    """Return the file of a slide's result, refusing what can be told before the work."""
+    if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|\0'):
+        raise ValueError(f"slides: {name!r} is to be the name of a file, without '/' and the like: rename it")
+    if isinstance(data, Path):
+        if data.suffix not in (".h5ad", ".zarr"):
+            raise ValueError(f"slides[{name!r}]: {data} must be an .h5ad file (AnnData) or a .zarr store (SpatialData)")
+        whole = data.suffix == ".zarr"
+    elif isinstance(data, AnnData) or is_spatialdata(data):
+        whole = not isinstance(data, AnnData)
+    else:
+        raise TypeError(f"slides[{name!r}] must be an AnnData, a SpatialData or a path, not {type(data).__name__}")
+    file = folder / f"{name}{'.zarr' if whole else '.h5ad'}"
+    source = data if isinstance(data, Path) else getattr(data, "path", None) or getattr(data, "filename", None)
+    if source is not None and file.resolve() == Path(source).resolve():
+        raise ValueError(f"slides[{name!r}]: the result would replace the slide {file}: choose another folder as path=")
+    return file
+
+
+def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> str:
+    """Hash of everything that a slide's result depends on."""
+    if isinstance(data, Path):
+        if not data.exists():
+            raise FileNotFoundError(f"there is no {data}")
+        parts = sorted(data.rglob("*")) if data.is_dir() else [data]
+        stats = [(str(part.relative_to(data)), part.stat()) for part in parts if part.is_file()]
+        content: Any = [(part, stat.st_size, stat.st_mtime_ns) for part, stat in stats]
+    else:
+        names = ("library_key", "library_id", "spatial_key", "image_key", "shapes_key", "table_key", "mpp", "layer")
+        opened = open_sections(
+            data, coordinate_system=options["coordinate_system"], **{name: options[name] for name in names}
+        )
+        slots = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
+        content = [(section.name, content_hash(_light(section, slots))) for section in opened]
+    described = {"hggep_sc": __version__, "model": model.id, "options": dict(options), "slide": content}
+    return hashlib.sha256(json.dumps(described, default=float).encode()).hexdigest()
+
+
+def _light(section: Section, slots: list[str]) -> Section:
+    """Return a portable section, also where it has no counts."""
+    if section.has_counts:
+        return section.portable(slots)
+    embeddings = {key: section.embeddings(key) for key in slots}
+    obs = section.table.obs.iloc[section.obs_rows]
+    bare = AnnData(obs=obs.copy(), var=pd.DataFrame(index=section.var_names), obsm=embeddings)
+    return replace(section, table=bare, obs_rows=np.arange(len(obs)), layer=None)
+
+
+def _read(path: Path) -> "Data":
+    if path.suffix == ".h5ad":
+        from anndata import read_h5ad
+
+        return read_h5ad(path)
+    from spatialdata import read_zarr
+
+    return read_zarr(path)
+
+
+def _read_record(file: Path) -> dict[str, Any] | None:
+    """Return by what a finished slide is known; None where there is no file.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a file or folder that `predict_slides` did not write, or that is damaged.
+    """
+    import h5py
+    import zarr
+    from anndata.io import read_elem
+
+    if not file.exists():
+        return None
+    slot = f"uns/{_keys.SLIDE}"
+    try:
+        if file.suffix == ".h5ad":
+            with h5py.File(file) as store:
+                return read_elem(store[slot])
+        tables = [table for _, table in zarr.open_group(file / "tables", mode="r").groups()]
+        return next(read_elem(table[slot]) for table in tables if slot in table)
+    except (OSError, KeyError, ValueError, StopIteration) as error:
+        raise FileExistsError(
+            f"{file} is there, and no whole result of predict_slides: remove it, or choose another folder as path="
+        ) from error
+
+
+def _failed(name: str, error: Exception) -> dict[str, Any]:
+    """Warn of a slide that failed, and return its row."""
+    logger.warning("slide %r failed: %s: %s", name, type(error).__name__, error)
+    return {"spots": 0, "seconds": np.nan, "error": f"{type(error).__name__}: {error}"}

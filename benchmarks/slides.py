@@ -46,11 +46,11 @@ def tiles(side: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
         yield texture[top : top + TILE, left : left + TILE]
 
 
-def write_slide(path: Path) -> None:
+def write_slide(path: Path, finest: int = SIDE) -> None:
     rng = np.random.default_rng(0)
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
         for factor in FACTORS:
-            side = SIDE // factor
+            side = finest // factor
             writer.write(
                 tiles(side, rng),
                 shape=(side, side, 3),

@@ -422,8 +422,10 @@ class TestCheckpoints:
         script = f"""
 import os, signal, sys
 import anndata as ad
+import torch
 import hggep_sc as hggep
 from hggep_sc.training.plan import TrainingPlan
+torch.set_num_threads({torch.get_num_threads()})
 real, fits = TrainingPlan.training_step, []
 def killed(self, batch, step):
     if self not in fits:

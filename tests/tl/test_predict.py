@@ -322,6 +322,7 @@ class TestBadInput:
     def test_layer_too_large(self, test_section, trained, monkeypatch):
         import psutil
 
+        monkeypatch.setattr("hggep_sc.image._files.require_memory", lambda *_: None)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"available": 100})())
         with pytest.raises(ValueError, match=r"GiB are free.*model\.genes"):
             predict(test_section, trained)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from ._settings import settings
 
 if TYPE_CHECKING:
+    from tqdm.auto import tqdm
+
     from .section import Section
 
 
@@ -15,3 +17,11 @@ def over_sections(sections: "Sequence[Section]", what: str, progress: bool | Non
 
     show = settings.progress if progress is None else progress
     return tqdm(sections, desc=what, unit="section", disable=not show)
+
+
+def of_spots(sections: "Sequence[Section]", what: str, progress: bool | None) -> "tqdm[object]":
+    """Make a bar over all spots of sections; `progress` None is `settings.progress`."""
+    from tqdm.auto import tqdm
+
+    show = settings.progress if progress is None else progress
+    return tqdm(total=sum(len(section.xy) for section in sections), desc=what, unit="spot", disable=not show)

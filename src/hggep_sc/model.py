@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -202,6 +202,7 @@ class HGGEP:
         batch_size: int | None = None,
         average_flips: bool | None = None,
         chunk_spots: int | None = None,
+        advance: Callable[[int], object] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Predict one section.
 
@@ -219,6 +220,8 @@ class HGGEP:
         chunk_spots
             Spots that attention and hypergraph see at once; None for `config.chunk_spots`, or as many as fit into
             free memory where that is None.
+        advance
+            Told how many more spots were read and encoded, which is nearly all of the work.
 
         Returns
         -------
@@ -248,6 +251,8 @@ class HGGEP:
                     if encoded is None:
                         encoded = np.empty((len(section.xy), *mean.shape[1:]), dtype=np.float32)
                     encoded[spots] = mean
+                if advance is not None:
+                    advance(len(spots))
                 return seen
 
             expression, latent = predict_in_chunks(

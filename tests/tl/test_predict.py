@@ -94,6 +94,11 @@ class TestWrites:
             predict(again, trained)
             assert np.array_equal(again.layers["hggep"], test_section.layers["hggep"], equal_nan=True)
 
+    def test_progress_counts_every_spot_once(self, sections, trained, capsys):
+        for section in sections.values():
+            hggep.tl.predict(section, trained, chunk_spots=16, progress=True, device="cpu")
+            assert f"{section.n_obs}/{section.n_obs}" in capsys.readouterr().err
+
 
 def _open(data):
     from hggep_sc.section import open_sections

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -152,6 +152,7 @@ class Baseline(ABC):
         batch_size: int | None = None,
         average_flips: bool | None = None,
         chunk_spots: int | None = None,
+        advance: Callable[[int], object] | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Predict one section.
 
@@ -166,6 +167,8 @@ class Baseline(ABC):
             Spots whose patches are held at once; None for 64.
         average_flips, chunk_spots
             For networks alone.
+        advance
+            Told how many spots are done.
 
         Returns
         -------
@@ -186,6 +189,8 @@ class Baseline(ABC):
         features = self._features(section, self.config, self.mpp, self.trunk, resolve_device(device), batch_size)
         centred, latent = self._respond(features)
         expression = (self.arrays["gene_mean"] + centred).astype(np.float32)
+        if advance is not None:
+            advance(len(expression))
         return expression, None if latent is None else latent.astype(np.float32)
 
     @classmethod

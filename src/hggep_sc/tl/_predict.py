@@ -2,7 +2,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from .. import _keys
-from .._progress import over_sections
+from .._progress import of_spots
 from ..methods import Model
 from ..record import confidence_of, prediction_record
 from ..section import copy_of, open_sections, require_writable, write_prediction
@@ -64,7 +64,7 @@ def predict(
         as many as fit into free memory where that is None. A section with more spots is predicted in chunks of so many:
         half are predicted at most, and the others surround them. Where the GPU runs out of memory, chunks are halved.
     progress
-        Show a progress bar over sections; None for `hggep_sc.settings.progress`.
+        Show a progress bar over spots; None for `hggep_sc.settings.progress`.
     copy
         Return a new object instead of writing into `data`.
 
@@ -105,16 +105,18 @@ def predict(
     )
     require_writable(data, model.genes, key=key_added, table_key=table_key)
     predictions = []
-    for section in over_sections(sections, "predict", progress if len(sections) > 1 else False):
-        predictions.append(
-            model.predict(
-                section,
-                device=device,
-                batch_size=batch_size,
-                average_flips=average_flips,
-                chunk_spots=chunk_spots,
+    with of_spots(sections, "predict", progress) as bar:
+        for section in sections:
+            predictions.append(
+                model.predict(
+                    section,
+                    device=device,
+                    batch_size=batch_size,
+                    average_flips=average_flips,
+                    chunk_spots=chunk_spots,
+                    advance=bar.update,
+                )
             )
-        )
     target = copy_of(data) if copy else data
     write_prediction(
         target,

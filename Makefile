@@ -1,4 +1,3 @@
-# Tests run in as many processes as there are cores, of one thread each: threads of several would wait for one another.
 # Every target makes its own environment, .venv, once: it is renewed when pyproject.toml or constraints.txt change.
 #   make demo                synthetic sections, offline, minutes
 #   make demo DATA=her2st    the same on real sections (HGGEP_DATASETDIR, else downloaded)
@@ -27,6 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python demo.py --data $(DATA) --out $(OUT)
 
+# in as many processes as there are cores, of one thread each: threads of several would wait for one another.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 

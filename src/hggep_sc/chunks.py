@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .nn import average_views
-from .training.data import spatial_chunks
 
 if TYPE_CHECKING:
     from scipy.spatial import KDTree
@@ -28,6 +27,26 @@ class Chunk(NamedTuple):
 
     spots: np.ndarray  # sorted indices
     core: np.ndarray  # bool, one per spot; the others are the halo
+
+
+def spatial_chunks(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
+    """Split spots into compact chunks by halving along the longer side; the order of the spots does not matter.
+
+    Returns
+    -------
+    Sorted indices of each chunk; one chunk where `max_spots` is None or not exceeded.
+    """
+    todo, chunks = [np.arange(len(xy))], []
+    while todo:
+        spots = todo.pop()
+        if max_spots is None or len(spots) <= max_spots:
+            chunks.append(np.sort(spots))
+            continue
+        points = xy[spots]
+        axis = int(np.ptp(points[:, 1]) > np.ptp(points[:, 0]))
+        order = spots[np.lexsort((points[:, 1 - axis], points[:, axis]))]
+        todo += [order[len(order) // 2 :], order[: len(order) // 2]]
+    return chunks
 
 
 def chunks_with_halo(xy: np.ndarray, core: np.ndarray, max_spots: int) -> list[Chunk]:

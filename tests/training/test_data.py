@@ -8,48 +8,7 @@ import torch
 
 from hggep_sc import settings
 from hggep_sc.expression import ExpressionScale
-from hggep_sc.training.data import array_store, section_data, spatial_chunks
-
-# --- chunks
-
-
-def cloud(n, seed=0, scale=(1.0, 1.0)):
-    return np.random.default_rng(seed).random((n, 2)) * scale
-
-
-@pytest.mark.parametrize("max_spots", [1, 7, 50, 299])
-def test_chunks_are_a_partition_of_bounded_size(max_spots):
-    chunks = spatial_chunks(cloud(300), max_spots)
-    assert max(map(len, chunks)) <= max_spots
-    assert min(map(len, chunks)) >= max(max_spots // 2, 1)  # and no crumbs
-    np.testing.assert_array_equal(np.sort(np.concatenate(chunks)), np.arange(300))
-    for chunk in chunks:
-        np.testing.assert_array_equal(chunk, np.sort(chunk))
-
-
-@pytest.mark.parametrize("max_spots", [None, 300, 1000])
-def test_one_chunk(max_spots):
-    (chunk,) = spatial_chunks(cloud(300), max_spots)
-    np.testing.assert_array_equal(chunk, np.arange(300))
-
-
-@pytest.mark.parametrize("xy", [cloud(189), np.argwhere(np.ones((21, 9))).astype(float)], ids=["cloud", "grid"])
-def test_chunks_do_not_depend_on_the_order_of_spots(xy):
-    def coordinates(points):
-        return {frozenset(map(tuple, points[chunk])) for chunk in spatial_chunks(points, 30)}
-
-    expected = coordinates(xy)
-    for seed in range(3):
-        assert coordinates(xy[np.random.default_rng(seed).permutation(189)]) == expected
-
-
-@pytest.mark.parametrize("scale", [(1, 1), (5, 1), (1, 5)])
-def test_chunks_are_compact(scale):
-    xy = cloud(2000, scale=scale)
-    chunks = spatial_chunks(xy, 125)
-    sides = np.array([np.ptp(xy[chunk], axis=0) for chunk in chunks])
-    assert sides.prod(1).sum() <= scale[0] * scale[1]  # boxes that do not overlap
-    assert (sides.max(1) / sides.min(1)).max() < 3
+from hggep_sc.training.data import array_store, section_data
 
 
 class FakeSection:
@@ -59,7 +18,7 @@ class FakeSection:
 
     def __init__(self, counts, xy=None, mpp=None, name="A"):
         self.table = np.asarray(counts, dtype=np.float32)
-        self.xy = cloud(len(self.table)) if xy is None else np.asarray(xy, float)
+        self.xy = np.random.default_rng(0).random((len(self.table), 2)) if xy is None else np.asarray(xy, float)
         self.mpp, self.name = mpp, name
 
     def counts(self, genes):

@@ -109,23 +109,3 @@ def section_data(
         size_factors=(totals / typical).astype(np.float32),
         observed=observed,
     )
-
-
-def spatial_chunks(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
-    """Split spots into compact chunks by halving along the longer side; the order of the spots does not matter.
-
-    Returns
-    -------
-    Sorted indices of each chunk; one chunk where `max_spots` is None or not exceeded.
-    """
-    todo, chunks = [np.arange(len(xy))], []
-    while todo:
-        spots = todo.pop()
-        if max_spots is None or len(spots) <= max_spots:
-            chunks.append(np.sort(spots))
-            continue
-        points = xy[spots]
-        axis = int(np.ptp(points[:, 1]) > np.ptp(points[:, 0]))
-        order = spots[np.lexsort((points[:, 1 - axis], points[:, axis]))]
-        todo += [order[len(order) // 2 :], order[: len(order) // 2]]
-    return chunks

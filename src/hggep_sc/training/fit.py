@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .._progress import over_sections
+from ..chunks import spatial_chunks
 from ..confidence import Confidence, feature_statistics, optical_density
 from ..config import Config
 from ..expression import ExpressionScale
@@ -36,7 +37,7 @@ from .checkpoint import (
     require_resume_is_meant,
 )
 from .cross_fit import Weights, cross_fit
-from .data import SectionData, array_store, section_data, spatial_chunks
+from .data import SectionData, array_store, section_data
 from .devices import Devices
 from .lightning_manners import interruptible, quiet
 from .plan import EpochProgress, History, KeepBest, StopEarly, TrainingPlan, without_frozen_encoder

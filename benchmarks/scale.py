@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from accuracy import RESULTS, table
@@ -45,9 +46,11 @@ def one(n_spots: int, spacing: int, views: int, device: str) -> dict[str, object
     fitted = model()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slide.tif"
-        write_slide(path, round(n_spots**0.5 * spacing))
+        side = round(n_spots**0.5 * spacing)
+        write_slide(path, side)
+        everywhere = hggep.pp.TissueMask(np.ones((1, 1), dtype=bool), np.array([side, side]), MPP)
         started = time.perf_counter()
-        slide = hggep.pp.tile(path, spacing_um=spacing * MPP, mpp=MPP, model=fitted, min_tissue=0.0)
+        slide = hggep.pp.tile(path, spacing_um=spacing * MPP, mpp=MPP, model=fitted, tissue=everywhere)
         tiled = time.perf_counter()
         hggep.tl.predict(slide, fitted, device=device, average_flips=views == 8, progress=False)
         done = time.perf_counter()

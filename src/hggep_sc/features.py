@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .section import Section
 
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
-CPU_PATCHES = 16  # looked at once: the maps of more do not fit a core's cache, and take twice the time
+CPU_PATCHES = 16  # looked at once by each thread: the maps of more do not fit a core's cache, and take twice the time
 GPU_READERS = 8  # threads that read for a GPU; a CPU has one, for encoding takes longer than reading
 
 View = tuple[int, bool]  # quarter turns, and whether mirrored first
@@ -178,7 +178,7 @@ def of_patches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
 
     def apply(patches: Tensor) -> Tensor:
         flat = patches.flatten(0, 1)
-        parts = flat.split(CPU_PATCHES) if flat.device.type == "cpu" else [flat]
+        parts = flat.split(CPU_PATCHES * torch.get_num_threads()) if flat.device.type == "cpu" else [flat]
         return torch.cat([function(part) for part in parts]).unflatten(0, patches.shape[:2])
 
     return apply

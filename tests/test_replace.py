@@ -68,3 +68,14 @@ with replacing(Path({str(path)!r})) as part:
         write(part, kind, "second")
     assert read(path) == "second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@kinds
+def test_what_cannot_be_put_in_its_place_leaves_what_was_there(tmp_path, kind):
+    path = tmp_path / "result"
+    with replacing(path) as part:
+        write(part, kind, "first")
+    with pytest.raises(OSError, match="is as it was before"), replacing(path):
+        pass  # nothing is written
+    assert read(path) == "first"
+    assert list(tmp_path.iterdir()) == [path]

@@ -24,7 +24,12 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         if path.is_dir():  # a folder is not replaced in one step
             path.rename(old)
-        part.replace(path)
+        try:
+            part.replace(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     except OSError as error:
         raise OSError(f"{path} could not be written, and is as it was before: {error}") from error
     finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .._replace import replacing
 from .folds import FoldResult, Task
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,5 @@ class FoldStore:
             table.var["reliability"] = result.reliability
         if result.uncertainties is not None:
             table.obs["uncertainty"] = np.concatenate([result.uncertainties[name] for name in names])
-        file = self.file(task)
-        part = file.with_name(file.name + ".part")
-        table.write_h5ad(part, compression="gzip")
-        part.replace(file)
+        with replacing(self.file(task)) as part:
+            table.write_h5ad(part, compression="gzip")

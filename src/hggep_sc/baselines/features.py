@@ -16,6 +16,7 @@ from ..weights import load_pretrained, locate_weights
 from .config import BaselineConfig
 
 CONSTANT = 1e-6  # relative spread below which a feature says nothing
+ROWS = 4096  # of features that are standardised at once
 
 
 class Trunk(ShuffleNetEncoder):
@@ -87,7 +88,11 @@ def patch_features(
 
 def standardise(block: np.ndarray) -> np.ndarray:
     """Bring each column to mean 0 and variance 1 / n_columns; constant ones to 0."""
-    block = block.astype(np.float64)
-    spread = block.std(axis=0)
-    spread[spread <= CONSTANT * np.abs(block).max(axis=0)] = np.inf
-    return ((block - block.mean(axis=0)) / spread / np.sqrt(block.shape[1])).astype(np.float32)
+    parts = np.array_split(block, -(-len(block) // ROWS))  # in double precision, a part at a time
+    mean = block.mean(axis=0, dtype=np.float64)
+    spread = np.sqrt(sum(((part - mean) ** 2).sum(axis=0) for part in parts) / len(block))
+    spread[spread <= CONSTANT * np.maximum(block.max(axis=0), -block.min(axis=0))] = np.inf
+    scaled = np.empty(block.shape, dtype=np.float32)
+    for part, into in zip(parts, np.array_split(scaled, len(parts)), strict=True):
+        into[:] = (part - mean) / spread / np.sqrt(block.shape[1])
+    return scaled

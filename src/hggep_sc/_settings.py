@@ -1,8 +1,10 @@
 """Defaults a user may change, in one object: `hggep_sc.settings`."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 def _cache_dir() -> Path:
@@ -47,6 +49,11 @@ class Settings:
     patch_memory: int = 4 * 2**30
     feature_memory: int = 2**30
     tile_cache: int = 2**29
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Set what another process has set, as `dataclasses.asdict` gives it."""
+        for name, value in values.items():
+            setattr(self, name, value)
 
 
 settings = Settings()

@@ -20,6 +20,12 @@ METHODS: tuple[str, ...] = get_args(Method)
 Model: TypeAlias = HGGEP | Baseline
 
 
+def require_model(model: Any) -> None:
+    """Refuse what is no model."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be what tl.fit or HGGEP.load returned, not {type(model).__name__}")
+
+
 def method_config(
     method: str,
     *,

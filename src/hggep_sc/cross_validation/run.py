@@ -147,8 +147,7 @@ def run_task(task: Task) -> FoldResult:
 
     import torch
 
-    for name, value in task.package_settings.items():
-        setattr(package_settings, name, value)
+    package_settings.take(task.package_settings)
     device = resolve_device(task.settings["device"])
     started = time.perf_counter()
     with _training:

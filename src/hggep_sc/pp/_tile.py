@@ -154,10 +154,9 @@ def _table_key(key: str) -> str:
 
 
 def _check_model(model: Any) -> None:
-    from ..methods import Model
+    from ..methods import require_model
 
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be what tl.fit or HGGEP.load returned, not {type(model).__name__}")
+    require_model(model)
     if model.mpp is None:
         logger.warning(
             "the physical scale that the model was trained at is unknown: it will look at as many px of this image as "

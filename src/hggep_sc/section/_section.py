@@ -66,11 +66,11 @@ class Section:
     def portable(self, obsm: Sequence[str] = ()) -> "Section":
         """Return the section with a table of its own spots, counts, array positions and some slots of `obsm` alone.
 
-        It is what training, prediction and evaluation read, for another process.
+        It is what training, prediction and evaluation read, for another process. Without counts it has no `X`.
         """
         obs = self.table.obs.iloc[self.obs_rows]
         light = AnnData(
-            self._matrix.values(self.obs_rows),
+            self._matrix.values(self.obs_rows) if self.has_counts else None,
             obs=obs[[name for name in (_keys.ARRAY_COL, _keys.ARRAY_ROW) if name in obs]].copy(),
             var=pd.DataFrame(index=self.var_names),
             obsm={key: self.embeddings(key) for key in obsm},

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .. import _keys
 from .._progress import of_spots
-from ..methods import Model
+from ..methods import Model, require_model
 from ..record import confidence_of, prediction_record
 from ..section import copy_of, open_sections, require_writable, write_prediction
 
@@ -89,8 +89,7 @@ def predict(
     ValueError, KeyError, TypeError, FileNotFoundError
         For input that cannot be used; the message names the slot and the remedy, and `data` is unchanged.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be what tl.fit or HGGEP.load returned, not {type(model).__name__}")
+    require_model(model)
     sections = open_sections(
         data,
         library_key=library_key,

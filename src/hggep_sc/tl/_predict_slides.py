@@ -5,7 +5,7 @@ import pickle
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,9 +19,9 @@ from .._replace import replacing
 from .._settings import settings
 from .._version import __version__
 from ..fingerprint import content_hash
-from ..methods import Model
+from ..methods import Model, require_model
 from ..model import HGGEP
-from ..section import Section, copy_of, is_spatialdata, listed, open_sections, table_of
+from ..section import copy_of, is_spatialdata, listed, open_sections, table_of
 from ._predict import predict
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def predict_slides(
         If a slide is of another kind, its name is none for a file, its result would replace it, or a dict names a slide
         that is not there.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be what tl.fit or HGGEP.load returned, not {type(model).__name__}")
+    require_model(model)
     if not isinstance(slides, Mapping):
         raise TypeError(f"slides must be a dict of slides by name, not {type(slides).__name__}")
     for keyword, value in {"image_key": image_key, "mpp": mpp}.items():
@@ -170,8 +169,7 @@ class _Slide:
 
 def _predict_slide(slide: _Slide) -> tuple[int, float]:
     """Predict a slide and write it; return the number of spots that were predicted, and seconds."""
-    for name, value in slide.package_settings.items():
-        setattr(settings, name, value)
+    settings.take(slide.package_settings)
     started = time.perf_counter()
     model: Model = pickle.loads(slide.model) if isinstance(slide.model, bytes) else slide.model
     data = _read(slide.data) if isinstance(slide.data, Path) else copy_of(slide.data)
@@ -229,19 +227,9 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
             data, coordinate_system=options["coordinate_system"], **{name: options[name] for name in names}
         )
         slots = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
-        content = [(section.name, content_hash(_light(section, slots))) for section in opened]
+        content = [(section.name, content_hash(section.portable(slots))) for section in opened]
     described = {"hggep_sc": __version__, "model": model.id, "options": dict(options), "slide": content}
     return hashlib.sha256(json.dumps(described, default=float).encode()).hexdigest()
-
-
-def _light(section: Section, slots: list[str]) -> Section:
-    """Return a portable section, also where it has no counts."""
-    if section.has_counts:
-        return section.portable(slots)
-    embeddings = {key: section.embeddings(key) for key in slots}
-    obs = section.table.obs.iloc[section.obs_rows]
-    bare = AnnData(obs=obs.copy(), var=pd.DataFrame(index=section.var_names), obsm=embeddings)
-    return replace(section, table=bare, obs_rows=np.arange(len(obs)), layer=None)
 
 
 def _read(path: Path) -> "Data":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..chunks import predict_in_chunks
 from ..expression import ExpressionScale
-from ..features import DIHEDRAL, PLAIN, turned
+from ..features import DIHEDRAL, PLAIN, of_views
 from ..linear import LinearPath
 from ..nn import HGGEPNetwork
 from ..patches import BATCH_SPOTS
@@ -154,6 +154,5 @@ def data_features(network: HGGEPNetwork, data: SectionData, spots: np.ndarray) -
     assert batch.patches is not None  # a batch holds one or the other
     device = network.gene_mean.device
     views = DIHEDRAL if network.config.flips else PLAIN  # as in prediction
-    parts = (part.to(device) for part in batch.patches.split(BATCH_SPOTS))
-    encoded = [torch.stack([network.encode(view) for view in turned(part, views)], dim=1) for part in parts]
-    return torch.cat(encoded).cpu()
+    encode = of_views(network.encode, views)
+    return torch.cat([encode(part.to(device)) for part in batch.patches.split(BATCH_SPOTS)]).cpu()

@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py                        # all that this machine can do in its time
     python benchmarks/accuracy.py her2st --methods default low_rank_ridge --seeds 0 1 2
+    python benchmarks/accuracy.py her2st --methods paper --folds B4
 
 `low_rank_ridge` is the linear path alone, `network_alone` the network without it, `default` their weighed sum.
 
@@ -129,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="*", help=f"{', '.join(DATA)}; all where none is named")
     parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--folds", nargs="+", help="sections to leave out; all where none is named")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, help="of the networks, instead of the preset's")
     parser.add_argument("--device", default="auto")
@@ -160,6 +162,7 @@ def main() -> None:
             result = hggep.tl.cross_validate(
                 sections,
                 methods={name: method},
+                only=options.folds,
                 seeds=seeds,
                 weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
                 path=options.store,

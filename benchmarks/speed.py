@@ -42,7 +42,7 @@ def section_batch(n_fields: int, generator: torch.Generator) -> Batch:
         expression=counts.log1p(),
         counts=counts,
         size_factors=torch.ones(SPOTS),
-        observed=torch.ones(SPOTS, dtype=torch.bool),
+        observed=torch.arange(SPOTS),
         section="section",
     )
 
@@ -107,7 +107,9 @@ def rows_of(device: torch.device) -> pd.DataFrame:
         return once
 
     published = PublishedNetwork(GENES).to(device).train()
-    seen = moved(section_batch(1, generator), device)
+    section = section_batch(1, generator)
+    seen = moved(section, device)
+    seen.positions = section.positions  # on the host, as in training
     rows = {("training step", "published"): measured(step(published, seen, 1e-5), device, 20 if on_gpu else 1)}
     published.eval()
 

@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 import math
 from types import SimpleNamespace
@@ -5,8 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from helpers import CPU
+from hggep_sc import HGGEP, tl
+from hggep_sc.config import Config
+from hggep_sc.fingerprint import Fingerprint
+from hggep_sc.nn.losses import zinb_nll
 from hggep_sc.nn.published import (
     CrossDifference,
     PublishedNetwork,
@@ -181,12 +188,6 @@ def test_no_nan_from_few_isolated_or_duplicate_spots(fresh, positions):
         assert tensor.isfinite().all()
 
 
-@pytest.mark.parametrize("bad", [-1, 64, 127])
-def test_array_coordinates_beyond_the_embedding(fresh, bad):
-    with pytest.raises(ValueError, match=rf"array_col.*array_row.*{bad}.*0 to 63"):
-        fresh.decode(torch.rand(2, 3, 1024), torch.tensor([[5, bad], [6, 6]]))
-
-
 def test_dropout_is_off_at_inference_and_on_in_training(fresh):
     encoded, positions = torch.rand(5, 3, 1024), torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1], [2, 1]])
     with torch.no_grad():
@@ -207,6 +208,13 @@ def test_positions_are_array_coordinates():
     assert PublishedNetwork.positions(section).tolist() == [[3, 4]]
 
 
+@pytest.mark.parametrize("bad", [-1, 64, 127])
+def test_array_coordinates_beyond_the_embedding(bad):
+    section = SimpleNamespace(array_xy=lambda: np.array([[5, bad], [6, 6]]))
+    with pytest.raises(ValueError, match=rf"array_col.*array_row.*{bad}.*0 to 63"):
+        PublishedNetwork.positions(section)
+
+
 def test_backbone_is_the_networks_own(fresh):
     names = {"conv1.0.weight", "stage2.0.branch1.0.weight", "stage4.3.branch2.6.bias", "conv5.1.running_var"}
     assert names <= fresh.backbone.state_dict().keys()
@@ -214,27 +222,41 @@ def test_backbone_is_the_networks_own(fresh):
     assert not any(name.startswith("backbone") for name in fresh.state_dict())
 
 
+def test_a_visium_array_is_refused(fresh, sections):
+    """By fit and by prediction, before either looks at an image."""
+    section = sections["S1"]
+    section.obs["array_col"] += 70
+    model = HGGEP(
+        fresh, Config.from_preset("published"), section.var_names[:7], mpp=None, fingerprint=Fingerprint.empty()
+    )
+    with pytest.raises(ValueError, match=r"array_col.*larger arrays \(Visium: 128 x 78\)"):
+        tl.predict(section, model, device="cpu", progress=False)
+    with pytest.raises(ValueError, match=r"array_col.*larger arrays \(Visium: 128 x 78\)"):
+        tl.fit(section, genes=7, preset="published", **CPU)
+
+
 # ---- training ---------------------------------------------------------------------------------------------
 
 
-def draws(seed):
-    """What one view takes from its generator."""
-    grey, turn, flip = torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
-    return grey < 0.1, (turn - 0.5) * 180, flip < 0.2
+def draws(views):
+    """What each view takes from the generator."""
+    drawn = torch.rand(views, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    return [(grey < 0.1, (turn - 0.5) * 180, flip < 0.2) for grey, turn, flip in drawn]
 
 
-def view(pixels, seed):
-    return augment(pixels, torch.Generator().manual_seed(seed))
+def views_of(pixels, views):
+    return augment(pixels, views, torch.Generator().manual_seed(0))
 
 
 def test_views_turn_and_flip_as_pillow_does():
     rng = np.random.default_rng(0)
     coarse = rng.integers(1, 256, (2, 3, 14, 14), dtype=np.uint8).repeat(8, -1).repeat(8, -2)
     kinds = set()
-    for seed in range(40):
-        grey, angle, flip = draws(seed)
+    views = views_of(torch.from_numpy(coarse).float(), 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(views_of(torch.from_numpy(coarse).float(), 40), views)
+    for (grey, angle, flip), found in zip(draws(40), views.numpy(), strict=True):
         kinds.add((grey, flip))
-        found = view(torch.from_numpy(coarse).float(), seed).numpy()
         for spot in range(2):
             image = Image.fromarray(coarse[spot].transpose(1, 2, 0))
             turned = np.asarray(image.rotate(angle, Image.Resampling.NEAREST)).astype(float)
@@ -242,16 +264,16 @@ def test_views_turn_and_flip_as_pillow_does():
             if grey:
                 expected = (expected @ [0.2989, 0.587, 0.114])[..., None].repeat(3, -1)
             same = np.isclose(found[spot].transpose(1, 2, 0), expected, atol=0.01).all(-1)
-            assert same.mean() > 0.95, (seed, angle)  # rounding at the edges of the 8 px squares
+            assert same.mean() > 0.95, angle  # rounding at the edges of the 8 px squares
     assert kinds >= {(False, False), (False, True), (True, False)}
 
 
 def test_views_are_as_frequent_as_published():
     pixels = torch.rand(1, 3, 4, 4) + 1
     n = 1000
-    greys = sum(bool((view(pixels, seed).std(1) < 1e-5).all()) for seed in range(n))
+    greys = int((views_of(pixels, n).std(2) < 1e-5).flatten(1).all(1).sum())
     assert abs(greys - 0.1 * n) < 4 * math.sqrt(n * 0.1 * 0.9)
-    angles, flips = zip(*(draws(seed)[1:] for seed in range(n)), strict=True)
+    _, angles, flips = zip(*draws(n), strict=True)
     assert -90 <= min(angles) < -85
     assert 85 < max(angles) <= 90
     assert abs(sum(flips) - 0.2 * n) < 4 * math.sqrt(n * 0.2 * 0.8)
@@ -263,7 +285,6 @@ def batch():
     n, genes = 6, 7
     counts = torch.from_numpy(rng.poisson(1.0, (n, genes)).astype(np.float32))
     expression = torch.from_numpy(rng.normal(size=(n, genes)).astype(np.float32))
-    observed = torch.tensor([True] * (n - 1) + [False])
     expression[-1] = torch.nan
     return SimpleNamespace(
         patches=torch.from_numpy(rng.integers(0, 256, (n, 1, 3, 112, 112), dtype=np.uint8)),
@@ -271,7 +292,7 @@ def batch():
         expression=expression,
         counts=counts,
         size_factors=torch.tensor([1.0, 0.5, 2.0, 1.0, 1.0, 0.0]),
-        observed=observed,
+        observed=torch.arange(n - 1),
     )
 
 
@@ -303,9 +324,8 @@ def test_loss_terms_by_the_published_recipe(fresh, batch, monkeypatch):
     """Five known predictions in place of the network's: what the loss makes of them."""
     rng = np.random.default_rng(1)
     latents = torch.from_numpy(rng.normal(size=(6, 6, 1024)).astype(np.float32))
-    turn = iter(latents)
-    monkeypatch.setattr(fresh, "features", lambda pixels: None)
-    monkeypatch.setattr(fresh, "latent", lambda encoded, positions: next(turn))
+    monkeypatch.setattr(fresh, "features", lambda pixels: pixels)
+    monkeypatch.setattr(fresh, "latent", lambda encoded, positions: latents[: len(encoded)])
     with torch.no_grad():
         terms = fresh.loss(batch, torch.Generator().manual_seed(0))
         predictions = fresh.gene_head(latents).numpy()
@@ -315,7 +335,58 @@ def test_loss_terms_by_the_published_recipe(fresh, batch, monkeypatch):
     assert terms["distillation"].item() == pytest.approx(np.square(consensus - predictions[0]).mean(), rel=1e-4)
     mse = np.square(predictions[0] - batch.expression.numpy())[:5].mean()
     assert terms["mse"].item() == pytest.approx(mse, rel=1e-5)
-    assert next(turn, None) is None  # one prediction and five views
+
+
+def one_after_the_other(network, batch, views):
+    """The loss as the released code comes to it: each view goes through the network as a section of its own."""
+    predictions, scores, latents = [], [], []
+    for pixels in (network.pixels(batch.patches), *views):
+        latents.append(network.latent(network.features(pixels[None])[0], batch.positions))
+        predictions.append(network.gene_head(latents[-1]))
+        scores.append(network.coef(latents[-1]))
+    seen = batch.observed
+    mean, dispersion, dropout = (parameter[seen] for parameter in network.count_parameters(latents[0]))
+    mse = F.mse_loss(predictions[0][seen], batch.expression[seen])
+    zinb = zinb_nll(batch.counts[seen], mean, dispersion, dropout, batch.size_factors[seen])
+    consensus = (torch.stack(scores[1:]).softmax(0) * torch.stack(predictions[1:])).sum(0)
+    return mse + 0.25 * zinb + 0.5 * F.mse_loss(consensus, predictions[0])
+
+
+def test_views_in_one_batch_are_views_one_after_the_other(fresh, batch, monkeypatch):
+    monkeypatch.setattr("hggep_sc.nn.published.VIEWS", 2)
+    fresh.zero_grad()
+    together = copy.deepcopy(fresh).train()
+    for module in together.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    apart = copy.deepcopy(together)
+    for name, module in list(apart.named_modules()):
+        if isinstance(module, torch.nn.BatchNorm2d):
+            plain = torch.nn.BatchNorm2d(module.num_features)
+            plain.load_state_dict(module.state_dict())
+            apart.set_submodule(name, plain)
+    views = augment(fresh.pixels(batch.patches), 2, torch.Generator().manual_seed(3))
+    expected = one_after_the_other(apart, batch, views)
+    expected.backward()
+    found = together.loss(batch, torch.Generator().manual_seed(3))["loss"]
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = dict(together.named_parameters())
+    for name, parameter in apart.named_parameters():
+        error = (gradients[name].grad - parameter.grad).abs().max()
+        assert error < 1e-3 * parameter.grad.abs().max() + 5e-6, name  # that of a bias before a norm is rounding alone
+    for name, buffer in apart.named_buffers():
+        torch.testing.assert_close(dict(together.named_buffers())[name], buffer, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_hyperedges_stay_within_a_view(fresh, batch):
+    features = torch.randn(3, 6, 1024, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = fresh.eval().mix(features, batch.positions)
+        apart = torch.stack([fresh.mix(view, batch.positions) for view in features])
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    weights = [hyperedges(view, torch.from_numpy(adjacency(batch.positions.numpy())))[1][:6] for view in features]
+    assert not torch.allclose(weights[0], weights[1], rtol=1e-3)  # a view's own are read
 
 
 def test_loss_is_reproducible(fresh, batch, monkeypatch):

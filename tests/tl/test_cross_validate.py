@@ -70,6 +70,19 @@ def test_it_is_what_fit_predict_and_evaluate_give_by_hand(sections, one_run):
     assert one_run.folds.query("fold == 'S2' and method == 'ridge'")["model"].item() == model.id
 
 
+def test_folds_may_be_run_apart(sections, one_run, tmp_path):
+    """One fold, learnt from the other two sections all the same; then the rest, which finds it stored."""
+    how = {**HOW, "methods": {"ridge": METHODS["ridge"]}, "path": tmp_path}
+    part = tl.cross_validate(sections, only=["S2"], **how)
+    expected = one_run.table.query("fold == 'S2' and method == 'ridge'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(part.table, expected, rtol=1e-4, atol=1e-5)
+    (stored,) = tmp_path.glob("*.h5ad")
+    written = stored.stat().st_mtime_ns
+    whole = tl.cross_validate(sections, **how)
+    assert list(whole.folds["fold"]) == ["S1", "S2", "S3"]
+    assert stored.stat().st_mtime_ns == written
+
+
 def test_gene_mean_scores_nothing(one_run):
     assert one_run.table.query("method == 'mean' and metric == 'pcc'")["value"].isna().all()
     assert np.isnan(one_run.summary().loc["mean", "mean"])
@@ -308,6 +321,8 @@ def test_several_sections_in_one_object(sections):
         ({"groups": "donor"}, KeyError, r"section 'S1' has no such column in obs"),
         ({"groups": "region"}, ValueError, r"must hold one group per section; section 'S1' has \d"),
         ({"groups": {"S1": "a"}}, ValueError, r"no group for S2, S3"),
+        ({"only": ["S9"]}, ValueError, r"only=\['S9'\] must name some .* 'S1', 'S2', 'S3'; there is no 'S9'"),
+        ({"only": []}, ValueError, r"only=\[\] must name some of the folds: 'S1', 'S2', 'S3'$"),
         ({"n_folds": 4}, ValueError, r"n_folds=4 must be between 2 and the number of sections, 3"),
         ({"genes": ["TUM01", "nothing"]}, KeyError, r"section 'S1'.*nothing"),
         ({"layer": "absent"}, KeyError, r"there is no layer 'absent'"),

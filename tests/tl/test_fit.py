@@ -179,7 +179,7 @@ class TestLearning:
         seen = []
 
         def record(self, batch, generator):
-            seen.append((len(batch.observed), int(batch.observed.sum())))
+            seen.append((len(batch.expression), len(batch.observed)))
             return real(self, batch, generator)
 
         real = HGGEPNetwork.loss

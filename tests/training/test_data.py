@@ -151,6 +151,6 @@ def test_batch_takes_the_spots_asked_for(held):
     assert data.holds_features == (held == "features")
     np.testing.assert_array_equal(seen.numpy(), data.seen[spots])
     assert seen.dtype == (torch.uint8 if held == "patches" else torch.float32)
-    assert batch.observed.tolist() == [True, True, False]
+    assert batch.observed.tolist() == [0, 1]
     for name in ("positions", "expression", "counts", "size_factors"):
         np.testing.assert_array_equal(getattr(batch, name).numpy(), getattr(data, name)[spots])

@@ -65,7 +65,8 @@ def tasks_of(
     _require_one_scale({name: arguments["config"] for name, arguments in settings.items()})
     slots = {arguments["encoder"] for arguments in settings.values() if isinstance(arguments["encoder"], str)}
     slots -= {SHUFFLENET}
-    portable = {section.name: section.portable(sorted(slots)) for fold in folds for section in fold.test}
+    sections = {section.name: section for fold in folds for section in (*fold.training, *fold.test)}
+    portable = {name: section.portable(sorted(slots)) for name, section in sections.items()}
     contents = {name: content_hash(section) for name, section in portable.items()}
     encoders = {name: _encoder_entry(arguments) for name, arguments in settings.items()}
     weights = {name: _file_hash(arguments["weights"]) for name, arguments in settings.items()}

@@ -1,7 +1,7 @@
 """The HGGEP network: an encoder's features, ViT, HAM, LSTM, head."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ class HGGEPNetwork(nn.Module):
         Fields of view, each of which has all these features.
     """
 
+    positions_on_host: ClassVar[bool] = False
     feature_mean: Tensor  # (fields, features)
     feature_std: Tensor
     gene_mean: Tensor  # (G,)
@@ -171,7 +172,7 @@ class HGGEPNetwork(nn.Module):
                 terms["nb"] = nb_nll(counts, mean, dispersion, size_factors)
             total = total + config.count_weight * terms[config.count_loss]
         if config.correlation_weight:
-            terms["correlation"] = pearson_loss(out.expression, batch.expression, seen)
+            terms["correlation"] = pearson_loss(prediction, target)
             total = total + config.correlation_weight * terms["correlation"]
         return {"loss": total, **terms}
 

@@ -36,8 +36,7 @@ def nearest_hyperedges(features: Tensor, positions: Tensor, n_neighbors: int) ->
         rows = slice(start, start + n_rows)
         inc = _row_normalised(features[rows], features)
         inc += _row_normalised(positions[rows], positions)
-        own = torch.arange(start, start + len(inc), device=inc.device)
-        inc[own - start, own] = -1.0  # a spot comes first in its own hyperedge, duplicates or not
+        inc[:, start:].diagonal().fill_(-1.0)  # a spot comes first in its own hyperedge, duplicates or not
         spots[rows] = inc.topk(k, largest=False).indices
     edges = torch.arange(n, device=spots.device).repeat_interleave(k)
     return torch.stack([spots.flatten(), edges])

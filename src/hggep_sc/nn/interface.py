@@ -40,6 +40,13 @@ def average_views(network: Network, features: Tensor, positions: Tensor) -> tupl
     return expression, torch.stack([out.latent for out in outputs]).mean(0)
 
 
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Bring a tensor to a device; a GPU's queue is not waited for, which takes pinned memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass
 class Batch:
     """Spots of one section (or of a compact chunk of it): their patches, or the features of a frozen encoder."""
@@ -50,5 +57,5 @@ class Batch:
     expression: Tensor  # (N, G) targets on the model's scale
     counts: Tensor  # (N, G) raw
     size_factors: Tensor  # (N,) spot total over the section's median
-    observed: Tensor  # (N,) bool: spots whose counts may reach the loss
+    observed: Tensor  # (M,) int64: the spots whose counts may reach the loss; a mask would have to be waited for
     section: str = ""  # name of the section

@@ -74,7 +74,7 @@ def _result_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
-def pearson_loss(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def pearson_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """1 - mean over genes of Pearson's correlation across spots.
 
     A gene whose target is constant is left out of the mean; one whose prediction is constant counts as
@@ -84,31 +84,21 @@ def pearson_loss(prediction: Tensor, target: Tensor, mask: Tensor | None = None)
     ----------
     prediction, target
         (N, G).
-    mask
-        (N,), boolean or weights >= 0: spots of weight 0 are ignored, whatever they hold (NaN too). Without it
-        all spots count alike.
 
     Returns
     -------
     Scalar, float32.
     """
-    mask = prediction.new_ones(len(prediction)) if mask is None else mask
-    seen = mask > 0
-    p, t = prediction[seen].float(), target[seen].float()
-    nothing = p.sum() * 0.0  # keeps the graph
+    p, t = prediction.float(), target.float()
     if len(p) < 2:
-        return nothing
+        return p.sum() * 0.0  # keeps the graph
     varies = t.amax(0) > t.amin(0)
-    if not varies.any():
-        return nothing
-    p, t = p[:, varies], t[:, varies]
-    w = mask[seen].to(p).unsqueeze(1)
-    w = w / w.sum()
-    p = p - (w * p).sum(0)
-    t = t - (w * t).sum(0)
-    t = t * (w * t**2).sum(0).clamp_min(torch.finfo(t.dtype).tiny).rsqrt()
-    correlation = (w * p * t).sum(0) * ((w * p**2).sum(0) + _TINY).rsqrt()
-    return 1 - correlation.mean()
+    p = p - p.mean(0)
+    t = torch.where(varies, t - t.mean(0), 0.0)
+    t = t * t.square().mean(0).clamp_min(torch.finfo(t.dtype).tiny).rsqrt()
+    correlation = (p * t).mean(0) * (p.square().mean(0) + _TINY).rsqrt()  # 0 where the target is constant
+    n = varies.sum()
+    return (n - correlation.sum()) / n.clamp_min(1)
 
 
 def distillation(prediction: Tensor, views: Tensor, scores: Tensor) -> Tensor:

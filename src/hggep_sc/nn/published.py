@@ -6,7 +6,7 @@ Names of modules are those of the published state dict.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import HypergraphConv
 
-from .interface import Batch, CountParameters, Output
+from .interface import Batch, CountParameters, Output, upload
 from .losses import distillation, zinb_nll
 from .shufflenet import ShuffleNetV2
 
@@ -28,6 +28,22 @@ NEIGHBOURS, REACH = 8, 2  # spots in the adjacency, and how many array units awa
 HYPEREDGE = 4  # neighbours that a spot chooses
 VIEWS = 5
 ZINB_WEIGHT, DISTILLATION_WEIGHT = 0.25, 0.5
+
+
+class ViewNorm(nn.BatchNorm2d):
+    """Batch normalisation of several views of a section in one batch, one view after the other.
+
+    In training each view is normalised by its own statistics, and the running ones see them in turn.
+    """
+
+    views = 1  # equal parts of the batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (views * N, C, H, W)."""
+        if self.views == 1 or not self.training:
+            return super().forward(x)
+        normalise = super().forward
+        return torch.cat([normalise(view) for view in x.chunk(self.views)])
 
 
 class CrossDifference(nn.Module):
@@ -115,7 +131,7 @@ def down(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 class Attention(nn.Module):
-    """Self-attention of a section's spots."""
+    """Self-attention of a section's spots, in each view by itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,11 +139,11 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(DIM, DIM), nn.Dropout(0.2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1024) to (N, 1024)."""
-        n = len(x)
-        q, k, v = self.to_qkv(x).view(n, 3, HEADS, DIM // HEADS).permute(1, 2, 0, 3)
-        mixed = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
-        return self.to_out(mixed.transpose(0, 1).reshape(n, DIM))
+        """(..., N, 1024) to the same shape."""
+        n = x.shape[-2]
+        q, k, v = self.to_qkv(x).view(-1, n, 3, HEADS, DIM // HEADS).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(mixed.transpose(1, 2).reshape(x.shape))
 
 
 class FeedForward(nn.Module):
@@ -138,7 +154,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(nn.Linear(DIM, DIM), nn.GELU(), nn.Dropout(0.2), nn.Linear(DIM, DIM), nn.Dropout(0.2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1024) to (N, 1024)."""
+        """(..., N, 1024) to the same shape."""
         return self.net(x)
 
 
@@ -151,7 +167,7 @@ class Residual(nn.Module):
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1024) to (N, 1024)."""
+        """(..., N, 1024) to the same shape."""
         return x + self.fn(self.norm(x))
 
 
@@ -164,12 +180,12 @@ class Block(nn.Module):
         self.ff = Residual(FeedForward())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1024) to (N, 1024)."""
+        """(..., N, 1024) to the same shape."""
         return self.ff(self.attn(x))
 
 
 def vit() -> nn.Sequential:
-    """Four blocks over the spots of a section, (N, 1024) to (N, 1024)."""
+    """Four blocks over the spots of a section, (..., N, 1024) to the same shape."""
     return nn.Sequential(*(Block() for _ in range(4)))
 
 
@@ -184,12 +200,14 @@ class Hypergraph(nn.Module):
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
-        """(N, 1024) to (N, 1024); index and weights as `hyperedges` returns them."""
-        n = len(x)
-        weight = edge_weight[:n]  # 4N come in, one per pair; HypergraphConv reads the first N, as one per hyperedge
-        h = F.relu(self.conv1(x, edge_index, weight, num_edges=n))
+        """(..., N, 1024) to the same shape; index and weights as `hyperedges` returns them."""
+        spots = x.flatten(0, -2)  # of all views
+        n = len(spots)
+        # 4N come in per view, one per pair; HypergraphConv reads the first N, as one per hyperedge
+        weight = edge_weight[..., : x.shape[-2]].flatten()
+        h = F.relu(self.conv1(spots, edge_index, weight, num_edges=n))
         h = self.dropout(self.norm(h))
-        return self.conv2(h, edge_index, weight, num_edges=n) + x
+        return self.conv2(h, edge_index, weight, num_edges=n).view_as(x) + x
 
 
 def adjacency(positions: np.ndarray) -> np.ndarray:
@@ -222,43 +240,54 @@ def hyperedges(features: Tensor, adjacent: Tensor) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     features
-        (N, D).
+        (..., N, D), in views that know nothing of each other.
     adjacent
         (N, N), 0/1.
 
     Returns
     -------
-    Index (2, 4N): row 0 holds the choosing spot and row 1 the chosen one, which HypergraphConv takes for the
-    hyperedge's number; weights (4N,), float32, without gradient.
+    Index (2, views * 4N): row 0 holds the choosing spot and row 1 the chosen one, which HypergraphConv takes for
+    the hyperedge's number; spots are counted on from view to view. Weights (..., 4N), float32, without gradient.
     """
     features = features.detach().float()
     distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = distance / distance.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    distance = distance / distance.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     total = distance + adjacent / adjacent.sum(1, keepdim=True).clamp_min(1)
-    weight, chosen = total.topk(min(HYPEREDGE, len(total)), dim=1)
-    chooser = torch.arange(len(total), device=total.device).unsqueeze(1).expand_as(chosen)
-    return torch.stack([chooser.reshape(-1), chosen.reshape(-1)]), weight.reshape(-1)
+    weight, chosen = total.topk(min(HYPEREDGE, len(adjacent)), dim=-1)
+    chooser = torch.arange(total.shape[:-1].numel(), device=total.device).view(*total.shape[:-1], 1)
+    chosen = chosen + chooser[..., :1, :]  # counted from the view's first spot
+    return torch.stack([chooser.expand_as(chosen), chosen]).flatten(1), weight.flatten(-2)
 
 
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """One augmented view of a section: all its patches alike, grey or not, rotated, flipped or not.
+def augment(pixels: Tensor, views: int, generator: torch.Generator) -> Tensor:
+    """Augmented views of a section: in each all patches are alike, grey or not, rotated, flipped or not.
 
     Parameters
     ----------
     pixels
         (N, 3, S, S), float.
+    views
+        How many.
     generator
-        Source of the view's three random numbers.
+        Source of three random numbers for each view, on the device of the pixels.
+
+    Returns
+    -------
+    (views, N, 3, S, S).
     """
-    grey, turn, flip = torch.rand(3, generator=generator, device=generator.device).tolist()
-    if grey < 0.1:
-        luma = pixels.new_tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)
-        pixels = (pixels * luma).sum(1, keepdim=True).expand_as(pixels)
-    angle = (turn - 0.5) * math.pi
-    rotation = pixels.new_tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
-    grid = F.affine_grid(rotation.expand(len(pixels), 2, 3), list(pixels.shape), align_corners=False)
-    pixels = F.grid_sample(pixels, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return pixels.flip(-1) if flip < 0.2 else pixels
+    grey, turn, flip = torch.rand(views, 3, 1, 1, generator=generator, device=pixels.device).unbind(1)
+    red, green, blue = pixels.unbind(1)
+    luma = (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+    coloured = torch.where(grey[..., None, None] < 0.1, luma, pixels)
+    # by hand: under autocast, `affine_grid` rounds to bfloat16, whose 8 bits do not tell a pixel from the next
+    size = pixels.shape[-1]
+    at = (2 * torch.arange(size, device=pixels.device) + 1) / size - 1
+    x, y = torch.where(flip < 0.2, -at, at), at[:, None]
+    cos, sin = torch.cos((turn - 0.5) * math.pi), torch.sin((turn - 0.5) * math.pi)
+    grid = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
+    # the patches of a view turn as one image of 3N channels
+    turned = F.grid_sample(coloured.flatten(1, 2), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return turned.view_as(coloured)
 
 
 class Sequence(nn.Module):
@@ -281,6 +310,8 @@ class PublishedNetwork(nn.Module):
         Number of genes.
     """
 
+    positions_on_host: ClassVar[bool] = True  # where `adjacency` needs them
+
     def __init__(self, n_genes: int) -> None:
         super().__init__()
         self.x_embed = nn.Embedding(POSITIONS, DIM)
@@ -300,6 +331,9 @@ class PublishedNetwork(nn.Module):
         self.disp = nn.Sequential(nn.Linear(DIM, n_genes))
         self.pi = nn.Sequential(nn.Linear(DIM, n_genes))
         self.coef = nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU(), nn.Linear(DIM, 1))
+        for name, module in list(self.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                self.set_submodule(name, ViewNorm(module.num_features))
 
     @property
     def backbone(self) -> nn.ModuleDict:
@@ -330,7 +364,7 @@ class PublishedNetwork(nn.Module):
         -------
         (N, 3, 1024): stage 4, conv5, conv5 max-pooled.
         """
-        return self.features(self.pixels(patches))
+        return self.features(self.pixels(patches)[None])[0]
 
     @staticmethod
     def pixels(patches: Tensor) -> Tensor:
@@ -338,11 +372,16 @@ class PublishedNetwork(nn.Module):
         return patches[:, 0].transpose(-1, -2).float()
 
     def features(self, pixels: Tensor) -> Tensor:
-        """`encode` of patches that `pixels` has turned."""
-        stage4 = self.layer4(self.layer3(self.layer2(self.layer1(self.conv0(pixels)))))
+        """`encode` of views of what `pixels` returns: (views, N, 3, 112, 112) to (views, N, 3, 1024)."""
+        views = len(pixels)
+        for module in self.modules():
+            if isinstance(module, ViewNorm):
+                module.views = views
+        stage4 = self.layer4(self.layer3(self.layer2(self.layer1(self.conv0(pixels.flatten(0, 1))))))
         conv5 = self.layer5(stage4)
         pooled = conv5.amax((2, 3), keepdim=True)
-        return torch.stack([self.down4(stage4), self.down5(conv5), self.down6(pooled)], dim=1)
+        stages = torch.stack([self.down4(stage4), self.down5(conv5), self.down6(pooled)], dim=1)
+        return stages.unflatten(0, (views, -1))
 
     def decode(self, encoded: Tensor, positions: Tensor) -> Output:
         """Prediction for a section from the features of all its spots.
@@ -352,12 +391,7 @@ class PublishedNetwork(nn.Module):
         encoded
             (N, 3, 1024), as `encode` returns it.
         positions
-            (N, 2) array coordinates (x, y), whole numbers 0..63.
-
-        Raises
-        ------
-        ValueError
-            Where the position embedding has no entry for a coordinate.
+            (N, 2) array coordinates (x, y), as `positions` returns them.
         """
         latent = self.latent(encoded, positions)
         return Output(self.gene_head(latent).float(), latent, self.count_parameters(latent))
@@ -371,21 +405,34 @@ class PublishedNetwork(nn.Module):
         )
 
     def latent(self, encoded: Tensor, positions: Tensor) -> Tensor:
-        """Average the LSTM's outputs over stage 4, conv5, pooled conv5 and hypergraph: (N, 1024)."""
+        """Average the LSTM's outputs over stage 4, conv5, pooled conv5 and hypergraph.
+
+        Parameters
+        ----------
+        encoded
+            (..., N, 3, 1024): a section, or several views of it, each of which sees itself alone.
+        positions
+            (N, 2) array coordinates.
+
+        Returns
+        -------
+        (..., N, 1024).
+        """
         stages = self.attend(encoded, positions)
         mixed = self.mix(torch.stack(stages).sum(0), positions)
-        return self.jknet(torch.stack([*stages, mixed])).mean(0)
+        sequence = torch.stack([*stages, mixed])
+        return self.jknet(sequence.flatten(1, -2)).mean(0).view_as(mixed)
 
     def attend(self, encoded: Tensor, positions: Tensor) -> list[Tensor]:
-        """Run each stage with the position embedding added through its ViT: three of (N, 1024)."""
-        x, y = _checked(positions).unbind(1)
+        """Run each stage with the position embedding added through its ViT: three of (..., N, 1024)."""
+        x, y = upload(positions.long(), encoded.device).unbind(1)
         place = self.x_embed(x) + self.y_embed(y)
         vits = (self.ViT1, self.ViT2, self.ViT3)
-        return [vit(stage + place) for vit, stage in zip(vits, encoded.unbind(1), strict=True)]
+        return [vit(stage + place) for vit, stage in zip(vits, encoded.unbind(-2), strict=True)]
 
     def mix(self, features: Tensor, positions: Tensor) -> Tensor:
-        """Convolve (N, 1024) on the hypergraph of these features and the adjacency."""
-        adjacent = torch.from_numpy(adjacency(positions.long().cpu().numpy())).to(features.device)
+        """Convolve (..., N, 1024) on the hypergraph of these features and the adjacency."""
+        adjacent = upload(torch.from_numpy(adjacency(positions.long().cpu().numpy())), features.device)
         return self.hgnn(features, *hyperedges(features, adjacent))
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -400,22 +447,14 @@ class PublishedNetwork(nn.Module):
         seen = batch.observed
         assert batch.patches is not None  # this network is never frozen
         pixels = self.pixels(batch.patches)
-        out = self.decode(self.features(pixels), batch.positions)
-        parameters = self.count_parameters(out.latent)
-        mse = F.mse_loss(out.expression[seen], batch.expression[seen])
-        zinb = zinb_nll(
-            batch.counts[seen],
-            parameters.mean[seen],
-            parameters.dispersion[seen],
-            parameters.dropout[seen],
-            batch.size_factors[seen],
-        )
-        views, scores = [], []
-        for _ in range(VIEWS):
-            view = self.decode(self.features(augment(pixels, generator)), batch.positions)
-            views.append(view.expression)
-            scores.append(self.coef(view.latent))
-        agreement = distillation(out.expression, torch.stack(views), torch.stack(scores))
+        views = torch.cat([pixels[None], augment(pixels, VIEWS, generator)])
+        latent = self.latent(self.features(views), batch.positions)
+        expression = self.gene_head(latent).float()
+        prediction, augmented = expression[0], expression[1:]
+        parameters = self.count_parameters(latent[0, seen])
+        mse = F.mse_loss(prediction[seen], batch.expression[seen])
+        zinb = zinb_nll(batch.counts[seen], *parameters, batch.size_factors[seen])
+        agreement = distillation(prediction, augmented, self.coef(latent[1:]))
         total = mse + ZINB_WEIGHT * zinb + DISTILLATION_WEIGHT * agreement
         return {"loss": total, "mse": mse, "zinb": zinb, "distillation": agreement}
 
@@ -426,16 +465,18 @@ class PublishedNetwork(nn.Module):
 
     @staticmethod
     def positions(section: "Section") -> np.ndarray:
-        """Array coordinates of the spots, (N, 2): x, y."""
-        return section.array_xy()
+        """Array coordinates of the spots, (N, 2): x, y.
 
-
-def _checked(positions: Tensor) -> Tensor:
-    outside = (positions < 0) | (positions >= POSITIONS)
-    if outside.any():
-        raise ValueError(
-            f'obs["array_col"], obs["array_row"]: found {int(positions.min())} to {int(positions.max())}, '
-            f"but the published network has position embeddings for 0 to {POSITIONS - 1} alone, so "
-            "larger arrays (Visium: 128 x 78) are beyond it: use preset 'default' or 'paper'"
-        )
-    return positions.long()
+        Raises
+        ------
+        ValueError
+            Where the position embedding has no entry for a coordinate.
+        """
+        places = section.array_xy()
+        if ((places < 0) | (places >= POSITIONS)).any():
+            raise ValueError(
+                f'obs["array_col"], obs["array_row"]: found {places.min()} to {places.max()}, '
+                f"but the published network has position embeddings for 0 to {POSITIONS - 1} alone, so "
+                "larger arrays (Visium: 128 x 78) are beyond it: use preset 'default' or 'paper'"
+            )
+        return places

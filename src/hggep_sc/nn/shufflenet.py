@@ -38,9 +38,10 @@ def shuffle(first: Tensor, second: Tensor) -> Tensor:
     """Interleave the channels of two (N, C, H, W), so that the next unit's branches see both: (N, 2 C, H, W)."""
     if second.is_contiguous():
         return torch.stack([first, second], dim=2).flatten(1, 2)
-    # channels last: as real and imaginary part, for single channels are slow to copy
-    pairs = torch.complex(first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1))
-    return torch.view_as_real(pairs).flatten(3).permute(0, 3, 1, 2)
+    last = first.permute(0, 2, 3, 1), second.permute(0, 2, 3, 1)
+    # of single precision as real and imaginary part, for single channels are slow to copy; there is no such bfloat16
+    pairs = torch.view_as_real(torch.complex(*last)) if second.dtype == torch.float32 else torch.stack(last, dim=-1)
+    return pairs.flatten(3).permute(0, 3, 1, 2)
 
 
 class Unit(nn.Module):

@@ -37,6 +37,7 @@ def cross_validate(
     *,
     groups: Mapping[str, str] | str | None = None,
     n_folds: int | None = None,
+    only: Sequence[str] | None = None,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("gene_mean", "low_rank_ridge", "hggep"),
     seeds: int | Sequence[int] = 0,
     genes: Sequence[str] | int | None = None,
@@ -71,6 +72,9 @@ def cross_validate(
         column that is constant within each section. None leaves one section out at a time.
     n_folds
         Number of folds, among which sections or groups are dealt in turn; None for one fold each.
+    only
+        Names of the folds to run now: of the section or group that each leaves out, "1", "2", ... with `n_folds`. None
+        for all. The others' sections are learnt from all the same; `path` brings parts together.
     methods
         Names as in `tl.fit(method=)`; or a dict of arguments of `tl.fit` by a name of your choice:
         `{"ridge": {"method": "ridge"}, "no GEM": {"config": {"gem": False}}, "paper": {"preset": "paper"}}`.
@@ -122,6 +126,7 @@ def cross_validate(
             raise ValueError(f"section {section.name!r} has no counts to learn from and compare with: give layer=")
         section.counts([section.var_names[0]])  # refuses genes that are there twice
     folds = leave_out(sections, _column(sections, groups) if isinstance(groups, str) else groups, n_folds)
+    folds = _chosen(folds, only)
     _warn_of_known_patients(sections, folds)
     if isinstance(genes, int | np.integer):
         genes = int(genes)
@@ -185,6 +190,17 @@ def _column(sections: Sequence[Section], column: str) -> dict[str, str]:
             )
         groups[section.name] = str(values[0])
     return groups
+
+
+def _chosen(folds: Sequence[Fold], only: Sequence[str] | None) -> list[Fold]:
+    """Return the folds of these names."""
+    wanted = {fold.name for fold in folds} if only is None else {only} if isinstance(only, str) else set(only)
+    if not wanted or (unknown := sorted(wanted - {fold.name for fold in folds})):
+        raise ValueError(
+            f"only={only!r} must name some of the folds: {', '.join(repr(fold.name) for fold in folds)}"
+            + (f"; there is no {', '.join(map(repr, unknown))}" if wanted else "")
+        )
+    return [fold for fold in folds if fold.name in wanted]
 
 
 def _warn_of_known_patients(sections: Sequence[Section], folds: Sequence[Fold]) -> None:

@@ -1,11 +1,14 @@
 """Random views of patches or of their features: flips and rotations of the square, and changes of stain."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 # optical density of haematoxylin, eosin and residual, one per row (Ruifrok & Johnston 2001, rows of unit length)
 STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 STAINS = STAINS / STAINS.norm(dim=1, keepdim=True)
+UNSTAINED = torch.linalg.inv(STAINS)
 
 
 def dihedral(patches: Tensor, turns: Tensor, flips: Tensor) -> Tensor:
@@ -20,10 +23,10 @@ def dihedral(patches: Tensor, turns: Tensor, flips: Tensor) -> Tensor:
     flips
         (N,) bool, mirrored left to right first.
     """
-    out = torch.where(flips.view(-1, 1, 1, 1, 1), patches.flip(-1), patches)
+    turns, flips = (drawn.view(-1, 1, 1, 1, 1) for drawn in (turns, flips))
+    upright = out = torch.where(flips, patches.flip(-1), patches)
     for quarter in (1, 2, 3):
-        chosen = turns == quarter
-        out[chosen] = torch.rot90(out[chosen], quarter, (-2, -1))
+        out = torch.where(turns == quarter, torch.rot90(upright, quarter, (-2, -1)), out)
     return out
 
 
@@ -48,12 +51,19 @@ def stain_jitter(patches: Tensor, sigma: float, generator: torch.Generator) -> T
     Float patches, 0..255.
     """
     factors = torch.exp(sigma * torch.randn(len(patches), 3, generator=generator, device=patches.device))
-    stains = STAINS.to(patches.device)
-    # density' = density @ S^-1 @ diag(factors) @ S, one 3 x 3 matrix per spot
-    mixing = torch.linalg.inv(stains) @ (factors[:, :, None] * stains)
+    stains, inverse = _stains(patches.device)
     density = -torch.log((patches.float() + 1) / 256).flatten(3)
-    jittered = (mixing.transpose(1, 2)[:, None] @ density).view(patches.shape)
+    with torch.autocast(patches.device.type, enabled=False):  # pixels have as many bits as bfloat16
+        # density' = density @ S^-1 @ diag(factors) @ S, one 3 x 3 matrix per spot
+        mixing = inverse @ (factors[:, :, None] * stains)
+        jittered = (mixing.transpose(1, 2)[:, None] @ density).view(patches.shape)
     return (256 * torch.exp(-jittered) - 1).clamp(0, 255)
+
+
+@cache
+def _stains(device: torch.device) -> tuple[Tensor, Tensor]:
+    """`STAINS` and their inverse, uploaded once: a GPU would be waited for in every step."""
+    return STAINS.to(device), UNSTAINED.to(device)
 
 
 def random_view(features: Tensor, generator: torch.Generator) -> Tensor:

@@ -52,7 +52,7 @@ class SectionData:
             expression=torch.from_numpy(self.expression[spots]),
             counts=torch.from_numpy(self.counts[spots]),
             size_factors=torch.from_numpy(self.size_factors[spots]),
-            observed=torch.from_numpy(self.observed[spots]),
+            observed=torch.from_numpy(np.flatnonzero(self.observed[spots])),
             section=self.name,
         )
 

@@ -1,5 +1,6 @@
 """How a network is trained: one Lightning module for every network."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..config import Config
 from ..metrics import pearson
 from ..nn import Batch, HGGEPNetwork, PublishedNetwork, average_views
+from ..nn.interface import upload
 from .augmentation import random_dihedral, random_shift, random_view, stain_jitter
 
 
@@ -49,6 +51,12 @@ class TrainingPlan(L.LightningModule):
             optimizer, [g["lr"] for g in groups], epochs=config.epochs, steps_per_epoch=steps_per_epoch
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        stays = "positions" if self.network.positions_on_host else ""
+        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor) and name != stays}
+        moved: dict[str, Any] = {name: upload(value, device) for name, value in tensors.items()}
+        return replace(batch, **moved)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         chunk = step * self.trainer.world_size + self.trainer.global_rank

@@ -3,12 +3,16 @@
     python benchmarks/scale.py                                    # 2,500, 10,000 and 40,000 spots, one view a patch
     python benchmarks/scale.py --spots 10000 --views 8            # as `preset="default"` predicts
     python benchmarks/scale.py --spots 100000 --spacing 64 --views 8 --device cuda
+    python benchmarks/scale.py --arrays                           # coordinates like those of Visium and Visium HD
 
 Each size runs in a process of its own: a tiled, pyramidal JPEG TIFF is written (which is not timed), then
 `pp.tile` and `tl.predict` are. Spots lie `--spacing` px of 0.5 um apart, so that the slide grows with their number. The
 model is a `default` with random weights, 1,000 genes and a linear path: what it predicts is meaningless, its cost is
-that of any other. Rows are added to results/scale.csv and .md beside this file; those of the same size, views and
-device are replaced.
+that of any other. `--arrays` takes all spots of an array through `tl.fit` and `tl.predict`, with settings so small
+(one field of 16 px, one view, one epoch, 20 genes, no cross-fitting) that what grows with the spots shows.
+
+Rows are added to results/scale.csv or results/scale_arrays.csv beside this file; those of the same case and device are
+replaced. results/scale.md shows both.
 """
 
 import argparse
@@ -25,12 +29,17 @@ import numpy as np
 import pandas as pd
 import torch
 from accuracy import RESULTS, table
+from anndata import AnnData
+from scipy import sparse
 from slides import write_slide
 
 import hggep_sc as hggep
 
 MPP = 0.5
 KEYS = ["device", "threads", "views", "spacing_px", "spots"]
+ARRAYS = {"Visium": (78, 64, 100.0, True), "Visium HD 8 um": (316, 316, 8.0, False)}  # rows, columns, um, hexagonal
+ARRAY_KEYS = ["device", "threads", "array"]
+SMALL = {"patch_size": 16, "fields_um": (8.0,), "fields_px": (16.0,), "flips": False, "epochs": 1, "cross_fit": False}
 GIB = 2**30
 
 
@@ -54,16 +63,65 @@ def one(n_spots: int, spacing: int, views: int, device: str) -> dict[str, object
         tiled = time.perf_counter()
         hggep.tl.predict(slide, fitted, device=device, average_flips=views == 8, progress=False)
         done = time.perf_counter()
-    on_gpu = device != "cpu" and torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "threads": torch.get_num_threads(),
+        **on(device),
         "views": views,
         "spacing_px": spacing,
         "spots": slide.n_obs,
         "tile_s": tiled - started,
         "predict_s": done - tiled,
         "ms_a_spot": 1e3 * (done - started) / slide.n_obs,
+        **memory(device),
+    }
+
+
+def section_of(array: str, path: Path) -> AnnData:
+    """Write a slide, and lay an array's spots over it, with counts of 20 genes."""
+    n_rows, n_columns, pitch_um, hexagonal = ARRAYS[array]
+    row, column = np.divmod(np.arange(n_rows * n_columns), n_columns)
+    pitch = pitch_um / MPP
+    x = (column + 0.5 + hexagonal * (row % 2) / 2) * pitch
+    y = (row + 0.5) * pitch * (3**0.5 / 2 if hexagonal else 1)
+    write_slide(path, round(max(x.max(), y.max()) + pitch))
+    counts = np.random.default_rng(0).poisson(2, (len(row), 20)).astype(np.float32)
+    section = AnnData(sparse.csr_matrix(counts))
+    section.obsm["spatial"] = np.column_stack([x, y])
+    factors = {"microns_per_pixel": MPP, "spot_diameter_fullres": 0.55 * pitch if hexagonal else pitch}
+    section.uns["spatial"] = {
+        array: {"images": {}, "scalefactors": factors, "metadata": {"source_image_path": str(path)}}
+    }
+    return section
+
+
+def one_array(array: str, device: str) -> dict[str, object]:
+    """Fit to an array in this process, and predict it."""
+    with tempfile.TemporaryDirectory() as folder:
+        section = section_of(array, Path(folder) / "slide.tif")
+        started = time.perf_counter()
+        fitted = hggep.tl.fit(section, genes=20, weights=None, config=SMALL, device=device, progress=False)
+        trained = time.perf_counter()
+        hggep.tl.predict(section, fitted, device=device, progress=False)
+        done = time.perf_counter()
+    return {
+        **on(device),
+        "array": array,
+        "spots": section.n_obs,
+        "fit_s": trained - started,
+        "predict_s": done - trained,
+        **memory(device),
+    }
+
+
+def on(device: str) -> dict[str, object]:
+    """Name the device, and the threads of the CPU."""
+    name = torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else "cpu"
+    return {"device": name, "threads": torch.get_num_threads()}
+
+
+def memory(device: str) -> dict[str, float]:
+    """Peaks of this process so far."""
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return {
         "host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB,
         "gpu_gib": torch.cuda.max_memory_allocated() / GIB if on_gpu else 0.0,
     }
@@ -89,32 +147,50 @@ def main() -> None:
     parser.add_argument("--spots", nargs="+", type=int, default=[2_500, 10_000, 40_000])
     parser.add_argument("--spacing", type=int, default=200, help="px between spots")
     parser.add_argument("--views", type=int, choices=[1, 8], default=1, help="flips and turns of each patch")
+    parser.add_argument("--arrays", nargs="*", choices=ARRAYS, help="arrays instead of slides; all where none is named")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(one(options.spots[0], options.spacing, options.views, options.device)))
+        (array,) = options.arrays or (None,)
+        slide = (options.spots[0], options.spacing, options.views)
+        print(json.dumps(one(*slide, options.device) if array is None else one_array(array, options.device)))
         return
+    if options.arrays is None:
+        layout = ["--spacing", str(options.spacing), "--views", str(options.views)]
+        cases, file, keys = [["--spots", str(n), *layout] for n in options.spots], "scale.csv", KEYS
+    else:
+        cases, file, keys = [["--arrays", name] for name in options.arrays or ARRAYS], "scale_arrays.csv", ARRAY_KEYS
     rows = []
-    for n_spots in options.spots:
-        command = [sys.executable, __file__, "--one", "--spots", str(n_spots), "--spacing", str(options.spacing)]
-        command += ["--views", str(options.views), "--device", options.device]
+    for case in cases:
+        command = [sys.executable, __file__, "--one", "--device", options.device, *case]
         rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         print(rows[-1], flush=True)
     found = pd.DataFrame(rows)
-    file = RESULTS / "scale.csv"
-    if file.exists():
-        found = pd.concat([pd.read_csv(file), found]).drop_duplicates(KEYS, keep="last").sort_values(KEYS)
-    found.to_csv(file, index=False, float_format="%.4f")
-    text = ["# A slide from its image to the predicted layer", "", table(found.set_index("device"))]
-    text += ["", "Growth:", "", table(growth(found).set_index("device")), ""]
+    if (RESULTS / file).exists():
+        found = pd.concat([pd.read_csv(RESULTS / file), found]).drop_duplicates(keys, keep="last").sort_values(keys)
+    found.to_csv(RESULTS / file, index=False, float_format="%.4f")
+    (RESULTS / "scale.md").write_text(report())
+    print(report())
+
+
+def report() -> str:
+    """Return what has been measured so far, on this and other machines, as Markdown."""
+    text = ["# A slide from its image to the predicted layer", ""]
+    if (RESULTS / "scale.csv").exists():
+        slides = pd.read_csv(RESULTS / "scale.csv")
+        text += [table(slides.set_index("device")), "", "Growth:", "", table(growth(slides).set_index("device")), ""]
+        text += ['`preset="default"`, 1,000 genes.', ""]
+    if (RESULTS / "scale_arrays.csv").exists():
+        arrays = pd.read_csv(RESULTS / "scale_arrays.csv")
+        text += ["Fit and prediction of all spots of an array:", "", table(arrays.set_index("device")), ""]
+        text += ["One field of 16 px, one view, one epoch, 20 genes, no cross-fitting.", ""]
     text += [
-        f'`preset="default"`, 1,000 genes. Host memory: peak of the whole process, Python and libraries with it. '
-        f"{platform.machine()}; hggep_sc {hggep.__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}."
+        f"Host memory: peak of the whole process, Python and libraries with it. {platform.machine()}; hggep_sc "
+        f"{hggep.__version__}, torch {torch.__version__}, Python {platform.python_version()}.",
+        "",
     ]
-    (RESULTS / "scale.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+    return "\n".join(text)
 
 
 if __name__ == "__main__":

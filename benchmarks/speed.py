@@ -23,6 +23,7 @@ from accuracy import RESULTS, table
 from torch.utils.flop_counter import FlopCounterMode
 
 import hggep_sc as hggep
+from hggep_sc.device import mixed_precision
 from hggep_sc.features import DIHEDRAL, make_encoder, of_patches, of_views
 from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, average_views
 
@@ -91,14 +92,11 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     on_gpu = device.type == "cuda"
     random = torch.Generator(device).manual_seed(0)
 
-    def autocast() -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=on_gpu)
-
     def step(network: HGGEPNetwork | PublishedNetwork, batch: Batch, rate: float) -> Callable[[], None]:
         optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], rate)
 
         def once() -> None:
-            with autocast():
+            with mixed_precision(device):
                 loss = network.loss(batch, random)["loss"]
             optimizer.zero_grad()
             loss.backward()
@@ -115,7 +113,7 @@ def rows_of(device: torch.device) -> pd.DataFrame:
 
     @torch.inference_mode()
     def predict_published() -> None:
-        with autocast():
+        with mixed_precision(device):
             published(seen.patches, seen.positions)
 
     rows["prediction", "published"] = measured(predict_published, device, 20 if on_gpu else 3)
@@ -144,7 +142,7 @@ def rows_of(device: torch.device) -> pd.DataFrame:
 
     @torch.inference_mode()
     def predict() -> None:
-        with autocast():
+        with mixed_precision(device):
             average_views(network, encode(), fields.positions)
 
     rows["prediction", "default"] = measured(predict, device, 5 if on_gpu else 1)

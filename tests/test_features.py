@@ -1,6 +1,7 @@
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from threading import Event
+from threading import Event, current_thread
 from threading import enumerate as enumerate_threads
 from time import sleep
 
@@ -19,15 +20,18 @@ from hggep_sc.features import (
     DIHEDRAL,
     PLAIN,
     SHUFFLENET,
+    Spool,
+    _ahead,
     _memory,
+    describe_spots,
     encode_spots,
     feature_shape,
     is_frozen,
     kept_colours,
     make_encoder,
     open_features,
-    read_ahead,
     turned,
+    use_once,
     views_of,
 )
 from hggep_sc.linear import linear_features
@@ -178,16 +182,50 @@ def test_own_encoder_gives_what_its_plain_forward_pass_gives(sections, section):
 # --- reading ahead
 
 
-def ahead(image, xy, batch_size):
-    return read_ahead(image, xy, FIELDS, 16, batch_size=batch_size, device=CPU)
+def read_by(image, xy, batch_size):
+    """The patches that `describe_spots` shows a function, and how many at once."""
+    sizes = []
+
+    def seen(patches):
+        sizes.append(len(patches))
+        return patches
+
+    (patches,) = describe_spots(image, xy, FIELDS, 16, [seen], batch_size=batch_size, device=CPU)
+    return patches, sizes
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 39, 40, 64])
-def test_what_is_read_ahead_is_what_is_there(section, batch_size):
+def test_what_is_described_is_what_is_there(section, batch_size, threads):
     with section.open_image() as image:
-        batches = list(ahead(image, section.xy, batch_size))
-        assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-        np.testing.assert_array_equal(torch.cat(batches).numpy(), read_patches(image, section.xy, FIELDS, 16))
+        patches, sizes = read_by(image, section.xy, batch_size)
+        np.testing.assert_array_equal(patches.numpy(), read_patches(image, section.xy, FIELDS, 16))
+    assert max(sizes) == min(-(-batch_size // threads), len(section.xy))  # the threads share a batch
+    assert sum(sizes) == len(section.xy)
+
+
+def test_each_thread_computes_alone_and_the_callers_keeps_its_number(section, threads):
+    inside = set()
+
+    def noted(patches):
+        inside.add((current_thread().name, torch.get_num_threads()))
+        sleep(0.01)
+        return patches
+
+    with section.open_image() as image:
+        describe_spots(image, section.xy, FIELDS, 16, [noted], batch_size=threads, device=CPU)
+    assert len(inside) == threads
+    assert {number for _, number in inside} == {1}
+    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as other:  # a thread of the user's, started later
+        assert other.submit(torch.get_num_threads).result() == threads
 
 
 def test_next_batch_is_read_while_one_is_worked_on(section, monkeypatch):
@@ -199,10 +237,15 @@ def test_next_batch_is_read_while_one_is_worked_on(section, monkeypatch):
         return read_patches(image, xy, *args)
 
     monkeypatch.setattr(features_module, "read_patches", noted)
-    with section.open_image() as image, closing(ahead(image, xy, 1)) as batches:
-        next(batches)
-        assert started[1].wait(timeout=30)
-        assert not started[2].is_set()  # memory is bounded
+    with section.open_image() as image:
+
+        def read(spots):
+            return features_module.read_patches(image, xy[spots], FIELDS, 16)
+
+        with closing(_ahead(read, [slice(i, i + 1) for i in range(3)], 1)) as batches:
+            next(batches)
+            assert started[1].wait(timeout=30)
+            assert not started[2].is_set()  # memory is bounded
 
 
 def test_an_error_in_reading_is_raised_and_no_thread_is_left(section, monkeypatch):
@@ -357,6 +400,30 @@ def test_what_is_too_large_is_not_kept(section, reads, monkeypatch):
     assert not any(_memory._kept.values())
 
 
+def test_nothing_is_kept_of_a_section_that_takes_too_much(sections, section, reads, monkeypatch):
+    """Though its parts would fit: they would push each other out, and what is kept of others."""
+    encoder = ModuleEncoder(MeanColour(), 16)
+    (other,) = open_sections(sections["S2"])
+    still = CONFIG.replace(linear=False)
+    kept = features_of(other, encoder, still, ALL[:10])
+    monkeypatch.setattr(settings, "feature_memory", features_of(section, encoder, still).nbytes - 1)
+    _memory._kept[section].clear()
+    for spots in (ALL[:20], ALL[20:]):
+        features_of(section, encoder, still, spots)
+    assert not _memory._kept[section]
+    assert [tensor.nbytes for _, tensor in _memory._kept[other].values()] == [kept.nbytes]
+
+
+def test_nothing_is_kept_of_a_section_that_is_used_once(section, reads):
+    encoder = ModuleEncoder(MeanColour(), 16)
+    expected = features_of(section, encoder)
+    _memory._kept.clear()
+    use_once([section])
+    assert torch.equal(features_of(section, encoder), expected)
+    assert section not in _memory._kept
+    assert len(reads) == 2
+
+
 def test_a_section_that_is_gone_is_forgotten(sections):
     encoder = ModuleEncoder(MeanColour(), 16)
     (passing,) = open_sections(sections["S1"])
@@ -365,6 +432,23 @@ def test_a_section_that_is_gone_is_forgotten(sections):
     del passing
     gc.collect()
     assert len(_memory._kept) == 0
+
+
+# --- waiting
+
+
+@pytest.mark.parametrize("limit", [1, 2**20])
+def test_what_waits_comes_back(monkeypatch, limit):
+    monkeypatch.setattr(features_module, "SPOOLED", limit)
+    values = np.random.default_rng(0).random((40, 3, 2), dtype=np.float32)
+    parts = np.split(np.random.default_rng(1).permutation(40), [7, 30])
+    with Spool() as spool:
+        for spots in parts:
+            spool.add(spots, values[spots])
+        for _ in range(2):
+            found = list(spool)
+            assert all(np.array_equal(spots, part) for (spots, _), part in zip(found, parts, strict=True))
+            assert all(np.array_equal(seen, values[spots]) for spots, seen in found)
 
 
 # --- embeddings

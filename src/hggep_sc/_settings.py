@@ -36,7 +36,7 @@ class Settings:
         Bytes of training patches, or of features, held in memory; above it they go to a temporary file on disk.
     feature_memory
         Bytes of a frozen encoder's features that are kept for another use, such as the next method or seed of a
-        cross-validation.
+        cross-validation. Those of a section that takes more are not.
     tile_cache
         Bytes of decoded tiles that each open image keeps, so that overlapping patches decode a compressed tile once;
         512 MiB hold two rows of tiles of a slide 100,000 px wide. 0 keeps none.

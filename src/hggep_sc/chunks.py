@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .device import mixed_precision
 from .nn import average_views
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def predict_in_chunks(
                 todo += [Chunk(part.spots[smaller.spots], smaller.core) for smaller in parts]
                 continue
             try:
-                out = average_views(network, seen[part.spots], positions[spots])
+                with mixed_precision(positions.device):
+                    out = average_views(network, seen[part.spots], positions[spots])
             except torch.OutOfMemoryError:
                 if len(spots) == 1:
                     raise

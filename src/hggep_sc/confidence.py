@@ -134,8 +134,8 @@ class Confidence:
         scale
             Its scale.
         """
-        centred = (expression - expression.mean(0)) * scale.log_unit
-        z = centred @ self.components.T / self.spread
+        scores, mean = expression @ self.components.T, expression.mean(0) @ self.components.T
+        z = (scores - mean) * scale.log_unit / self.spread  # of the centred expression, which is not held besides
         design = np.hstack([np.ones((len(z), 1)), z, z**2])
         return np.sqrt(np.maximum(design @ self.coefficients, self.floor)).astype(np.float32)
 

@@ -33,6 +33,16 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether it is a GPU that computes in bfloat16."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Return the context in which networks run: convolutions and matrix products in bfloat16, where a GPU has it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
+
+
 def is_first_process() -> bool:
     """Whether this process is to write what all processes of a fit hold; True where there is one."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()

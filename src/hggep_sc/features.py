@@ -1,24 +1,28 @@
 """Features of spots: patches read and encoded a batch at a time, or embeddings that the table holds."""
 
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from threading import Lock
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, ref
+from typing import TYPE_CHECKING, Self, TypeVar
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from ._settings import settings
 from .colours import N_STATISTICS, colour_and_texture
 from .config import Config
+from .device import mixed_precision
 from .nn import Encoder, ModuleEncoder, shufflenet_encoder
 from .patches import BATCH_SPOTS, read_patches, say_if_coarse
 from .weights import load_pretrained, locate_weights
@@ -29,13 +33,15 @@ if TYPE_CHECKING:
 
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
 CPU_PATCHES = 16  # looked at once by each thread: the maps of more do not fit a core's cache, and take twice the time
-GPU_READERS = 8  # threads that read for a GPU; a CPU has one, for encoding takes longer than reading
+SPOOLED = 2**25  # bytes of features above which they wait on disk
+GPU_READERS = 8  # threads that read for a GPU
 
 View = tuple[int, bool]  # quarter turns, and whether mirrored first
 PLAIN: tuple[View, ...] = ((0, False),)
 DIHEDRAL: tuple[View, ...] = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 Features = Callable[[np.ndarray], Tensor]  # indices of spots -> (n, views, ...)
+Result = TypeVar("Result")
 
 
 class _Memory:
@@ -66,11 +72,18 @@ class _Memory:
 
 
 _memory = _Memory()
+_used_once: "WeakSet[Section]" = WeakSet()
+
+
+def use_once(sections: "Iterable[Section]") -> None:
+    """Keep no features of sections that no other call will see."""
+    for section in sections:
+        _used_once.add(section)
 
 
 def kept_features(section: "Section", key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
     """Return features of a section that are kept under a key, or compute and keep them."""
-    return _memory.get(section, key, compute)
+    return compute() if section in _used_once else _memory.get(section, key, compute)
 
 
 def kept_colours(section: "Section", fields: tuple[float, ...], patch_size: int) -> np.ndarray:
@@ -82,33 +95,29 @@ def kept_colours(section: "Section", fields: tuple[float, ...], patch_size: int)
     return kept_features(section, ("colour", fields, patch_size), lambda: torch.full(shape, torch.nan)).numpy()
 
 
-def read_ahead(
-    image: "SectionImage",
-    xy: np.ndarray,
-    fields: Sequence[float],
-    patch_size: int,
-    *,
-    batch_size: int,
-    device: torch.device,
-) -> Generator[Tensor, None, None]:
-    """Yield the patches around spots, uint8 (batch_size, fields, 3, S, S) on the device, while the next are read.
+class Spool:
+    """Features of a section's spots, float32, that wait to be read back in parts: where they are many, on disk."""
 
-    Close it before the image: it reads from that until then. For the parameters see `describe_spots`.
-    """
-    readers = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
+    def __init__(self) -> None:
+        self._file = SpooledTemporaryFile(SPOOLED)  # noqa: SIM115  # closed by __exit__
+        self._parts: list[tuple[np.ndarray, tuple[int, ...]]] = []
 
-    def read(start: int) -> Tensor:
-        patches = torch.from_numpy(read_patches(image, xy[start : start + batch_size], fields, patch_size))
-        return patches.pin_memory() if device.type == "cuda" else patches
+    def add(self, spots: np.ndarray, features: np.ndarray) -> None:
+        """Put away the features of some spots."""
+        self._parts.append((spots, features.shape))
+        self._file.write(features.tobytes())
 
-    with ThreadPoolExecutor(readers, "patches") as pool:
-        ahead: deque[Future[Tensor]] = deque()
-        for start in range(0, len(xy), batch_size):
-            ahead.append(pool.submit(read, start))
-            if len(ahead) > readers:
-                yield ahead.popleft().result().to(device, non_blocking=True)
-        while ahead:
-            yield ahead.popleft().result().to(device, non_blocking=True)
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the spots and features of each part, as they were added."""
+        self._file.seek(0)
+        for spots, shape in self._parts:
+            yield spots, np.frombuffer(self._file.read(4 * math.prod(shape)), dtype=np.float32).reshape(shape)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def describe_spots(
@@ -122,6 +131,9 @@ def describe_spots(
     device: torch.device,
 ) -> list[Tensor]:
     """Read the patches around spots once, and apply each function to them, a batch of spots at a time.
+
+    A CPU's threads share a batch: each reads some of the spots and describes them by itself, which takes three quarters
+    of the time of all threads in every convolution. For a GPU several threads read ahead.
 
     Parameters
     ----------
@@ -144,12 +156,52 @@ def describe_spots(
     -------
     What each function makes of all spots, (n, ...).
     """
-    described: list[list[Tensor]] = [[] for _ in describe]
-    with closing(read_ahead(image, xy, fields, patch_size, batch_size=batch_size, device=device)) as batches:
-        for patches in batches:
-            for parts, function in zip(described, describe, strict=True):
-                parts.append(function(patches))
-    return [torch.cat(parts) for parts in described]
+
+    def read(spots: slice) -> Tensor:
+        patches = torch.from_numpy(read_patches(image, xy[spots], fields, patch_size))
+        return patches.pin_memory() if device.type == "cuda" else patches
+
+    @torch.no_grad()
+    def described(patches: Tensor) -> list[Tensor]:
+        return [function(patches.to(device, non_blocking=True)) for function in describe]
+
+    if device.type == "cpu":
+        n_threads = torch.get_num_threads()
+        batches = _batches(len(xy), -(-batch_size // n_threads))
+        with closing(_ahead(lambda spots: described(read(spots)), batches, n_threads, _compute_alone)) as results:
+            found = list(results)
+    else:
+        batches = _batches(len(xy), batch_size)
+        with closing(_ahead(read, batches, min(GPU_READERS, os.cpu_count() or 1))) as arrived:
+            found = [described(patches) for patches in arrived]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _batches(n: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, n, size)]
+
+
+def _ahead(
+    work: Callable[[slice], Result],
+    batches: Sequence[slice],
+    n_threads: int,
+    initializer: Callable[[], object] | None = None,
+) -> Generator[Result, None, None]:
+    """Yield what threads make of each batch, in order, while they are at work on the next; closed, they have ended."""
+    with ThreadPoolExecutor(n_threads, "patches", initializer) as pool:
+        ahead: deque[Future[Result]] = deque()
+        for batch in batches:
+            ahead.append(pool.submit(work, batch))
+            if len(ahead) > n_threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _compute_alone() -> None:
+    """Give OpenMP one thread in this one; others keep theirs, unlike with `torch.set_num_threads`."""
+    torch.get_num_threads()  # torch settles its number at the first question, which must not be later
+    threadpool_limits(1, user_api="openmp")
 
 
 def encode_spots(
@@ -164,7 +216,7 @@ def encode_spots(
     device: torch.device,
 ) -> Tensor:
     """Read and encode the patches around spots, in all `views`: (n, views, ...). See `describe_spots`."""
-    in_views = [of_views(encode, views)]
+    in_views = [of_views(mixed_precision(device)(encode), views)]
     return describe_spots(image, xy, fields, patch_size, in_views, batch_size=batch_size, device=device)[0]
 
 
@@ -257,10 +309,12 @@ def open_features(
     device: torch.device,
     views: tuple[View, ...] | None = None,
     batch_size: int = BATCH_SPOTS,
+    colours: np.ndarray | None = None,
 ) -> Iterator[Features]:
     """Give the features of a section's spots by a frozen encoder, (n, views, fields, D).
 
-    Features are kept as long as the section is in use, for another fit to it or a prediction of it.
+    Features are kept as long as the section is in use, for another fit to it or a prediction of it; not where those of
+    all its spots are more than `settings.feature_memory` holds.
 
     Parameters
     ----------
@@ -276,6 +330,9 @@ def open_features(
         Turns and mirrorings instead of those.
     device, batch_size
         As in `encode_spots`.
+    colours
+        (n_spots, fields, 90), where statistics of colour and texture go, if the linear path will ask for them; None
+        for what `kept_colours` gives.
     """
     if isinstance(encoder, str):
         embeddings = torch.from_numpy(section.embeddings(encoder))
@@ -287,10 +344,10 @@ def open_features(
     # a user's module has more to it than its hash tells: its features are its own
     name = encoder.id, ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
 
-    describe = [of_views(of_patches(encoder.for_inference()), views)]
-    colours = config.linear and config.cross_fit  # the linear path will ask for them
-    if colours:
+    describe = [of_views(of_patches(mixed_precision(device)(encoder.for_inference())), views)]
+    if config.linear and config.cross_fit:
         describe.append(of_patches(colour_and_texture))
+    size = 4 * len(section.xy) * len(views) * len(fields) * sum(encoder.groups)
 
     with ExitStack() as stack:
         image = cache(lambda: stack.enter_context(section.open_image()))  # not opened for what is kept
@@ -310,9 +367,12 @@ def open_features(
                 if not found.isfinite().all():
                     raise ValueError(f"section {section.name!r}: the encoder gives features that are NaN or infinite")
                 for of_spots in seen:
-                    kept_colours(section, fields, config.patch_size)[spots] = of_spots.cpu().numpy()
+                    into = kept_colours(section, fields, config.patch_size) if colours is None else colours
+                    into[spots] = of_spots.cpu().numpy()
                 return found.cpu()
 
+            if size > settings.feature_memory:
+                return compute().to(device)
             return kept_features(section, (name, fields, config.patch_size, views, spots.tobytes()), compute).to(device)
 
         yield features

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .baselines import BaselineConfig, LowRankRidge
-from .baselines.features import standardise
+from .baselines.features import Moments, standardise
 from .baselines.selection import Training
 from .colours import colour_and_texture
-from .features import describe_spots, kept_colours, of_patches
+from .features import Spool, describe_spots, kept_colours, of_patches
 from .patches import BATCH_SPOTS
 
 if TYPE_CHECKING:
@@ -101,14 +101,40 @@ def linear_features(
     """
     blocks = [encoded.reshape(len(encoded), -1)]
     if looks:
-        blocks.insert(0, _colours(section, fields, config.patch_size))
+        colours = kept_colours(section, fields, config.patch_size)
+        fill_in_colours(colours, section, fields, config.patch_size)
+        blocks.insert(0, colours.reshape(len(colours), -1))
     return np.hstack([standardise(block) for block in blocks])
 
 
-def _colours(section: "Section", fields: tuple[float, ...], patch_size: int) -> np.ndarray:
-    """Statistics of colour and texture of every spot, all fields, (n_spots, 90 * fields)."""
-    colours = kept_colours(section, fields, patch_size)
-    missing = np.flatnonzero(np.isnan(colours).any(axis=(1, 2)))
+def add_linear(
+    expression: np.ndarray, path: LinearPath, encoded: Spool, moments: Moments, colours: np.ndarray | None
+) -> None:
+    """Add what a linear path predicts from `linear_features`, which are never held for all spots of a section.
+
+    Parameters
+    ----------
+    expression
+        (n_spots, n_genes), written to.
+    path
+        The linear path.
+    encoded
+        The encoder's features of all spots, the mean over views, (n, fields * D) of each part.
+    moments
+        Theirs over all spots.
+    colours
+        (n_spots, fields, 90) statistics of colour and texture; None with embeddings.
+    """
+    beside = [] if colours is None else [colours.reshape(len(colours), -1)]
+    known = [(block, Moments.of(block)) for block in beside]
+    for spots, part in encoded:
+        blocks = [of_block.standardised(block[spots]) for block, of_block in known]
+        expression[spots] += path.predict(np.hstack([*blocks, moments.standardised(part)]))
+
+
+def fill_in_colours(colours: np.ndarray, section: "Section", fields: tuple[float, ...], patch_size: int) -> None:
+    """Fill in the statistics of colour and texture (n_spots, fields, 90) that are not yet known."""
+    missing = np.flatnonzero(np.isnan(colours[:, 0, 0]))
     if len(missing):
         with section.open_image() as image, torch.no_grad():
             (found,) = describe_spots(
@@ -121,4 +147,3 @@ def _colours(section: "Section", fields: tuple[float, ...], patch_size: int) -> 
                 device=torch.device("cpu"),
             )
         colours[missing] = found.numpy()
-    return colours.reshape(len(colours), -1)

@@ -15,15 +15,27 @@ import torch
 from torch import nn
 
 from ._settings import settings
+from .baselines.features import Moments
 from .chunks import predict_in_chunks
 from .confidence import Confidence, optical_density
 from .config import Config
 from .device import resolve_device
 from .expression import ExpressionScale
-from .features import DIHEDRAL, PLAIN, SHUFFLENET, Features, encode_spots, is_frozen, make_encoder, open_features
+from .features import (
+    DIHEDRAL,
+    PLAIN,
+    SHUFFLENET,
+    Features,
+    Spool,
+    encode_spots,
+    is_frozen,
+    kept_colours,
+    make_encoder,
+    open_features,
+)
 from .fingerprint import Fingerprint
 from .genes import training_genes
-from .linear import LinearPath, linear_features
+from .linear import LinearPath, add_linear, fill_in_colours
 from .nn import Encoder, HGGEPNetwork, ModuleEncoder, PublishedNetwork, shufflenet_encoder
 from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_differs, spots_per_batch
 from .section import Section, require_counts
@@ -240,37 +252,41 @@ class HGGEP:
         network.to(target)
         positions = torch.as_tensor(network.positions(section))
         positions = positions.float() if positions.is_floating_point() else positions
-        encoded: np.ndarray | None = None  # features of every spot, the mean over views
-        with self._features(section, target, spots_per_batch(batch_size), average_flips) as features:
+        fields, size = fields_of_view(self.config, self.mpp, section.mpp), self.config.patch_size
+        looks = not self.embeddings
+        colours = kept_colours(section, fields, size) if looks and self.linear is not None else None
+        moments = Moments()  # of the features' mean over views
+        with Spool() as encoded:
+            with self._features(section, target, spots_per_batch(batch_size), average_flips, colours) as features:
 
-            def noted(spots: np.ndarray) -> torch.Tensor:
-                nonlocal encoded
-                seen = features(spots)
-                if self.confidence is not None:
-                    mean = seen.float().mean(1).cpu().numpy()
-                    if encoded is None:
-                        encoded = np.empty((len(section.xy), *mean.shape[1:]), dtype=np.float32)
-                    encoded[spots] = mean
-                if advance is not None:
-                    advance(len(spots))
-                return seen
+                def noted(spots: np.ndarray) -> torch.Tensor:
+                    seen = features(spots)
+                    if self.confidence is not None or self.linear is not None:
+                        mean = seen.float().mean(1).flatten(1).cpu().numpy()
+                        moments.add(mean)
+                        if self.linear is not None:
+                            encoded.add(spots, mean)
+                    if advance is not None:
+                        advance(len(spots))
+                    return seen
 
-            expression, latent = predict_in_chunks(
-                network,
-                noted,
-                section.xy,
-                positions.to(target),
-                self.config,
-                name=section.name,
-                chunk_spots=chunk_spots,
-            )
-        if self.confidence is not None and encoded is not None:
-            fields = fields_of_view(self.config, self.mpp, section.mpp)
-            looks = not self.embeddings
-            stain = optical_density(section, min(fields), self.config.patch_size) if looks else None
-            self.confidence.say_if_unlike(section.name, encoded.mean(axis=0), stain)
+                expression, latent = predict_in_chunks(
+                    network,
+                    noted,
+                    section.xy,
+                    positions.to(target),
+                    self.config,
+                    name=section.name,
+                    chunk_spots=chunk_spots,
+                )
+            if self.confidence is not None:
+                stain = optical_density(section, min(fields), size) if looks else None
+                mean = moments.mean.reshape(self.confidence.feature_mean.shape)
+                self.confidence.say_if_unlike(section.name, mean, stain)
             if self.linear is not None:
-                expression += self.linear.predict(linear_features(section, encoded, fields, self.config, looks=looks))
+                if colours is not None:
+                    fill_in_colours(colours, section, fields, size)
+                add_linear(expression, self.linear, encoded, moments, colours)
         return expression, latent
 
     def _require_length(self, section: Section) -> None:
@@ -284,9 +300,14 @@ class HGGEP:
 
     @contextmanager
     def _features(
-        self, section: Section, device: torch.device, batch_size: int, average_flips: bool | None
+        self,
+        section: Section,
+        device: torch.device,
+        batch_size: int,
+        average_flips: bool | None,
+        colours: np.ndarray | None = None,
     ) -> Iterator[Features]:
-        """Give the features of spots, (n, views, ...)."""
+        """Give the features of spots, (n, views, ...); for `colours` see `open_features`."""
         fields, config, network = fields_of_view(self.config, self.mpp, section.mpp), self.config, self.network
         averaged = config.flips if average_flips is None else average_flips
         views = DIHEDRAL if averaged else PLAIN
@@ -295,7 +316,14 @@ class HGGEP:
             if isinstance(self.encoder, str):
                 self._require_length(section)
             with open_features(
-                section, self.encoder, fields, config, device=device, views=views, batch_size=batch_size
+                section,
+                self.encoder,
+                fields,
+                config,
+                device=device,
+                views=views,
+                batch_size=batch_size,
+                colours=colours,
             ) as features:
                 yield features
             return

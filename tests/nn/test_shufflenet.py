@@ -43,8 +43,9 @@ def test_shuffle_interleaves_the_halves():
     assert shuffle(*x.chunk(2, dim=1)).flatten().tolist() == [0, 3, 1, 4, 2, 5]
 
 
-def test_shuffle_of_channels_last_is_the_same():
-    first, second = torch.rand(2, 3, 4, 2, 5).unbind()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shuffle_of_channels_last_is_the_same(dtype):
+    first, second = torch.rand(2, 3, 4, 2, 5).to(dtype).unbind()
     expected = torch.cat([first, second], dim=1)[:, [0, 4, 1, 5, 2, 6, 3, 7]]
     last = [x.contiguous(memory_format=torch.channels_last) for x in (first, second)]
     found = shuffle(*last)

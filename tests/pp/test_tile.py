@@ -8,6 +8,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Affine, get_transformation
 
 import hggep_sc as hggep
+from hggep_sc.image import SectionImage
 
 MPP = 4.0
 AREA = np.pi * 0.8**2  # mm2 of tissue
@@ -127,6 +128,13 @@ class TestFromSpatialData:
         # patches come from a coarser level of the pyramid
         spread = spots.layers["hggep"].std(axis=0).mean()
         assert np.abs(table.layers["hggep"] - spots.layers["hggep"]).mean() < 0.2 * spread
+
+    def test_image_is_not_looked_at_where_a_mask_is_given(self, sdata, monkeypatch):
+        mask = hggep.pp.tissue_mask(sdata, mpp=MPP)
+        looked = hggep.pp.tile(sdata, mpp=MPP, copy=True)
+        monkeypatch.setattr(SectionImage, "thumbnail", lambda *_: pytest.fail("the image was looked at"))
+        hggep.pp.tile(sdata, mpp=MPP, tissue=mask)
+        assert list(sdata.tables["table_tiles"].obs_names) == list(looked.tables["table_tiles"].obs_names)
 
     def test_copy(self, sdata, trained):
         copied = hggep.pp.tile(sdata, model=trained, mpp=MPP, key_added="grid", copy=True)

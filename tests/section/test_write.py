@@ -77,6 +77,21 @@ def test_prediction_is_written_by_name_and_row() -> None:
     assert dict(adata.uns["hggep"]) == {"seed": 1}
 
 
+@pytest.mark.parametrize("case", ["in order", "other order", "a gene more", "a gene less", "two sections"])
+def test_a_prediction_in_the_tables_order_is_not_copied(case) -> None:
+    adata = two_libraries() if case == "two sections" else make_adata()
+    names = adata.var_names.tolist()
+    genes = {"other order": names[::-1], "a gene more": [*names, "NEW"], "a gene less": names[:-1]}.get(case, names)
+    sections = open_sections(adata, library_key="slide" if case == "two sections" else None)
+    predictions = predictions_for(sections, len(genes))
+    write_prediction(adata, sections, predictions, genes=genes, key="hggep", params={})
+    layer = adata.layers["hggep"]
+    for section, (expression, _) in zip(sections, predictions, strict=True):
+        expected = pd.DataFrame(expression, columns=genes).reindex(columns=names).to_numpy()
+        np.testing.assert_array_equal(layer[section.obs_rows], expected)
+        assert np.shares_memory(layer, expression) == (case == "in order")
+
+
 @pytest.mark.parametrize("form", ["h5ad", "zarr"])
 def test_what_is_written_survives_files(tmp_path, form) -> None:
     adata = make_adata()

@@ -2,6 +2,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import spatialdata as sd
+import torch
 from PIL import Image
 
 import hggep_sc as hggep
@@ -250,6 +251,20 @@ class TestKindsOfInput:
         whole, _ = trained.predict(section, device="cpu")
         parts, _ = trained.predict(section, device="cpu", batch_size=7)
         assert np.allclose(whole, parts, atol=1e-5)
+
+    def test_in_mixed_precision_as_on_a_gpu(self, test_section, trained, monkeypatch):
+        (section,) = _open(test_section)
+        single, _ = trained.predict(section, device="cpu")
+        for module in ("features", "chunks"):
+            monkeypatch.setattr(
+                f"hggep_sc.{module}.mixed_precision", lambda device: torch.autocast(device.type, torch.bfloat16)
+            )
+        (section,) = _open(test_section)  # of which no features are kept
+        mixed, latent = trained.predict(section, device="cpu")
+        assert mixed.dtype == latent.dtype == np.float32
+        r = [np.corrcoef(a, b)[0, 1] for a, b in zip(single.T, mixed.T, strict=True)]
+        assert min(r) > 0.99
+        assert not np.array_equal(single, mixed)
 
     def test_average_flips_ignores_mirroring(self, test_section, trained, tmp_path):
         """Averaged over all symmetries, a mirrored section is predicted as the section itself."""

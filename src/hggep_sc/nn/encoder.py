@@ -120,10 +120,10 @@ class ShuffleNetEncoder(Encoder):
         pixels = patches.contiguous(memory_format=self.memory_format).float()
         found = self.backbone(self.enhance((pixels / 255 - self.pixel_mean) / self.pixel_std))
         maps = [getattr(found, stage) for stage in self.stages]
-        plain = torch.cat([stage.mean((2, 3)) for stage in maps], dim=1)
+        plain = torch.cat([_average(stage) for stage in maps], dim=1)
         if self.cbam is None:
             return plain
-        weighed = torch.cat([cbam(stage).mean((2, 3)) for cbam, stage in zip(self.cbam, maps, strict=True)], dim=1)
+        weighed = torch.cat([_average(cbam(stage)) for cbam, stage in zip(self.cbam, maps, strict=True)], dim=1)
         return weighed if self.cbam_scale is None else plain + self.cbam_scale * weighed
 
     def for_inference(self) -> "ShuffleNetEncoder":
@@ -144,6 +144,11 @@ class ShuffleNetEncoder(Encoder):
         """Set what pixels in 0..1 are centred and scaled by, as the backbone's weights expect."""
         self.pixel_mean.copy_(torch.tensor(mean).view(3, 1, 1))
         self.pixel_std.copy_(torch.tensor(std).view(3, 1, 1))
+
+
+def _average(maps: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, C), in single precision whatever the maps are in."""
+    return maps.mean((2, 3), dtype=torch.float32)
 
 
 class ModuleEncoder(Encoder):

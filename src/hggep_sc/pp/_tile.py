@@ -1,6 +1,7 @@
 import logging
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -116,9 +117,13 @@ def tile(
     with source.opener() as image:
         scale = _scale(source.mpp if source.mpp is not None else image.mpp, spacing_um, source.name)
         spacing = spacing_um / scale
-        thumbnail = image.thumbnail(LOOK_PX)
+        factors = {"microns_per_pixel": scale, "spot_diameter_fullres": spacing}
+        if grid == "square":
+            factors["bin_size_um"] = float(spacing_um)  # drawn as squares, without gaps
+        look = cache(lambda: image.thumbnail(LOOK_PX))  # not read for a SpatialData with a mask
         if tissue is None:
-            tissue = find_tissue(thumbnail, image.shape, mpp=scale)
+            tissue = find_tissue(look(), image.shape, mpp=scale)
+        library = {} if in_place else _library(data, look(), image.shape, factors)
         shape = image.shape
     places, xy = _on_tissue(tissue, shape, spacing, grid, min_tissue)
     if not len(xy):
@@ -127,16 +132,13 @@ def tile(
             "at `pp.tissue_mask`; give your own mask by `tissue=`, or a smaller `min_tissue=`"
         )
     spots = _table(places, model)
-    factors = {"microns_per_pixel": scale, "spot_diameter_fullres": spacing}
-    if grid == "square":
-        factors["bin_size_um"] = float(spacing_um)  # drawn as squares, without gaps
     if in_place:
         target = copy_of(data) if copy else data
         _add_to_spatialdata(target, source.name, key_added, spots, xy, factors, squares=grid == "square")
         return target if copy else None
     spots.obsm[_keys.SPATIAL] = xy
     name = library_id or (Path(data).stem if isinstance(data, str | Path) else "slide")
-    spots.uns[_keys.SPATIAL] = {name: _library(data, thumbnail, shape, factors)}
+    spots.uns[_keys.SPATIAL] = {name: library}
     return spots
 
 

@@ -110,7 +110,6 @@ def write_prediction(
             f"one prediction per section is expected, all with one latent size; found {len(sections)} "
             f"sections, {len(predictions)} predictions, latent sizes {sorted(map(str, sizes))}"
         )
-    layer = np.full(table.shape, np.nan, dtype=np.float32)
     n_latent = sizes.pop()
     latents = None if n_latent is None else np.full((table.n_obs, n_latent), np.nan, dtype=np.float32)
     known = columns >= 0
@@ -122,9 +121,9 @@ def write_prediction(
                 f"section {section.name!r}: expression of shape {expected} is expected, with as many rows of "
                 f"latent; found {expression.shape} and {None if latent is None else latent.shape}"
             )
-        layer[np.ix_(section.obs_rows, targets)] = expression[:, columns[known]]
         if latents is not None:
             latents[section.obs_rows] = latent
+    layer = _in_the_tables_order(table, sections, [expression for expression, _ in predictions], columns)
 
     lost = pd.Index(genes).difference(table.var_names, sort=False)
     if len(lost):
@@ -154,6 +153,21 @@ def write_prediction(
     elif _keys.latent(key) in table.obsm:  # of an earlier prediction
         del table.obsm[_keys.latent(key)]
     table.uns[key] = uns
+
+
+def _in_the_tables_order(
+    table: AnnData, sections: Sequence[Section], predictions: Sequence[np.ndarray], columns: np.ndarray
+) -> np.ndarray:
+    """Return predictions as a layer, NaN where there is none; of a single one that is in order the very array."""
+    rows = np.concatenate([section.obs_rows for section in sections])
+    in_order = np.array_equal(rows, np.arange(table.n_obs)) and np.array_equal(columns, np.arange(table.n_vars))
+    if in_order and [expression.shape for expression in predictions] == [table.shape]:
+        return np.asarray(predictions[0], dtype=np.float32)  # of a slide it is too large to be there twice
+    known = columns >= 0
+    layer = np.full(table.shape, np.nan, dtype=np.float32)
+    for section, expression in zip(sections, predictions, strict=True):
+        layer[np.ix_(section.obs_rows, np.flatnonzero(known))] = expression[:, columns[known]]
+    return layer
 
 
 def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarray]:

@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .. import _keys
 from .._progress import of_spots
+from ..features import use_once
 from ..methods import Model, require_model
 from ..record import confidence_of, prediction_record
 from ..section import copy_of, open_sections, require_writable, write_prediction
@@ -103,6 +104,7 @@ def predict(
         mpp=mpp,
     )
     require_writable(data, model.genes, key=key_added, table_key=table_key)
+    use_once(sections)
     predictions = []
     with of_spots(sections, "predict", progress) as bar:
         for section in sections:

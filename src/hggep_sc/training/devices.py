@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ..device import resolve_device
+from ..device import has_bfloat16, resolve_device
 
 Strategy = Literal["auto", "ddp"]
 Value = TypeVar("Value")
@@ -87,7 +87,7 @@ class Devices:
             devices=[self.own.index or 0] if kind == "cuda" and self.number == 1 else self.per_node,
             num_nodes=self.num_nodes,
             strategy=self.strategy if self.number == 1 else "ddp",
-            precision="bf16-mixed" if kind == "cuda" and torch.cuda.is_bf16_supported() else "32-true",
+            precision="bf16-mixed" if has_bfloat16(self.own) else "32-true",
             use_distributed_sampler=False,  # our order of chunks knows the processes
             logger=False,
             enable_progress_bar=False,

@@ -1,3 +1,4 @@
+import errno
 import gc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -499,3 +500,14 @@ def test_the_published_network_has_its_own(encoder):
 def test_what_an_encoder_of_ones_own_would_ignore_is_refused(encoder, setting):
     with pytest.raises(ValueError, match=r"yours is not trained: config=\{'gem': False, 'cbam': False"):
         make_encoder(encoder, Config().replace(**setting), None)
+
+
+def test_a_full_disk_names_the_folder(monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Spool() as spool:
+        monkeypatch.setattr(spool._file, "write", full)
+        with pytest.raises(OSError, match=r"No space left on device: the features .* set TMPDIR") as raised:
+            spool.add(ALL, np.zeros((40, 3), dtype=np.float32))
+    assert raised.value.errno == errno.ENOSPC

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
+from tempfile import SpooledTemporaryFile, gettempdir
 from threading import Lock
 from typing import TYPE_CHECKING, Self, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, ref
@@ -103,9 +103,22 @@ class Spool:
         self._parts: list[tuple[np.ndarray, tuple[int, ...]]] = []
 
     def add(self, spots: np.ndarray, features: np.ndarray) -> None:
-        """Put away the features of some spots."""
+        """Put away the features of some spots.
+
+        Raises
+        ------
+        OSError
+            If there is no room for them on disk.
+        """
         self._parts.append((spots, features.shape))
-        self._file.write(features.tobytes())
+        try:
+            self._file.write(features.tobytes())
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: the features of a large section wait in {gettempdir()}, 5 kB a spot; set TMPDIR to "
+                "a folder with room",
+            ) from error
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the spots and features of each part, as they were added."""

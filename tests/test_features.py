@@ -229,6 +229,19 @@ def test_each_thread_computes_alone_and_the_callers_keeps_its_number(section, th
         assert other.submit(torch.get_num_threads).result() == threads
 
 
+def test_a_users_module_is_never_in_two_threads(section, threads):
+    """It may keep what it saw for later, as by a hook."""
+
+    class Noting(MeanColour):
+        def forward(self, patches):
+            where.add(current_thread().name)
+            return super().forward(patches)
+
+    where = set()
+    features_of(section, ModuleEncoder(Noting(), 16), batch_size=4)
+    assert where == {"MainThread"}
+
+
 def test_next_batch_is_read_while_one_is_worked_on(section, monkeypatch):
     started = [Event() for _ in range(3)]
     xy = section.xy[:3]

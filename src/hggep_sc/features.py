@@ -142,11 +142,12 @@ def describe_spots(
     *,
     batch_size: int,
     device: torch.device,
+    concurrently: bool = True,
 ) -> list[Tensor]:
     """Read the patches around spots once, and apply each function to them, a batch of spots at a time.
 
-    A CPU's threads share a batch: each reads some of the spots and describes them by itself, which takes three quarters
-    of the time of all threads in every convolution. For a GPU several threads read ahead.
+    A CPU's threads share a batch: each reads some of the spots and describes them by itself, which is faster than all
+    of them at work on every convolution. For a GPU several threads read ahead.
 
     Parameters
     ----------
@@ -164,6 +165,9 @@ def describe_spots(
         Spots whose patches are given to the functions at once.
     device
         Where the functions find the patches.
+    concurrently
+        Whether several threads may be in a function at once. If not, a CPU's are at work on one batch, while the next
+        is read.
 
     Returns
     -------
@@ -176,16 +180,17 @@ def describe_spots(
 
     @torch.no_grad()
     def described(patches: Tensor) -> list[Tensor]:
-        return [function(patches.to(device, non_blocking=True)) for function in describe]
+        there = patches.to(device, non_blocking=True)
+        return [function(there) for function in describe]
 
-    if device.type == "cpu":
+    if device.type == "cpu" and concurrently:
         n_threads = torch.get_num_threads()
         batches = _batches(len(xy), -(-batch_size // n_threads))
         with closing(_ahead(lambda spots: described(read(spots)), batches, n_threads, _compute_alone)) as results:
             found = list(results)
     else:
-        batches = _batches(len(xy), batch_size)
-        with closing(_ahead(read, batches, min(GPU_READERS, os.cpu_count() or 1))) as arrived:
+        n_readers = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
+        with closing(_ahead(read, _batches(len(xy), batch_size), n_readers)) as arrived:
             found = [described(patches) for patches in arrived]
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
@@ -376,6 +381,7 @@ def open_features(
                         describe,
                         batch_size=batch_size,
                         device=device,
+                        concurrently=not isinstance(encoder, ModuleEncoder),  # it may note things as it goes
                     )
                 if not found.isfinite().all():
                     raise ValueError(f"section {section.name!r}: the encoder gives features that are NaN or infinite")

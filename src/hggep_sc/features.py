@@ -116,8 +116,8 @@ class Spool:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{error.strerror}: the features of a large section wait in {gettempdir()}, 5 kB a spot; set TMPDIR to "
-                "a folder with room",
+                f"{error.strerror}: the features of a large section wait in {gettempdir()}, "
+                f"{features[0].nbytes / 1e3:.0f} kB a spot; set TMPDIR to a folder with room",
             ) from error
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -144,7 +144,7 @@ def describe_spots(
     device: torch.device,
     concurrently: bool = True,
 ) -> list[Tensor]:
-    """Read the patches around spots once, and apply each function to them, a batch of spots at a time.
+    """Read the patches around spots once, and apply each function to them, without gradients, a batch at a time.
 
     A CPU's threads share a batch: each reads some of the spots and describes them by itself, which is faster than all
     of them at work on every convolution. For a GPU several threads read ahead.
@@ -234,13 +234,18 @@ def encode_spots(
     device: torch.device,
 ) -> Tensor:
     """Read and encode the patches around spots, in all `views`: (n, views, ...). See `describe_spots`."""
-    in_views = [of_views(mixed_precision(device)(encode), views)]
+    in_views = [of_views(encode, views)]
     return describe_spots(image, xy, fields, patch_size, in_views, batch_size=batch_size, device=device)[0]
 
 
 def of_views(encode: Callable[[Tensor], Tensor], views: tuple[View, ...]) -> Callable[[Tensor], Tensor]:
-    """Return a function that applies one to all patches in one view after the other, (n, ...) to (n, views, ...)."""
-    return lambda patches: torch.stack([encode(view) for view in turned(patches, views)], dim=1)
+    """Return a function that encodes all patches in one view after the other, (n, ...) to (n, views, ...)."""
+
+    def apply(patches: Tensor) -> Tensor:
+        with mixed_precision(patches.device):
+            return torch.stack([encode(view) for view in turned(patches, views)], dim=1)
+
+    return apply
 
 
 def of_patches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -362,7 +367,7 @@ def open_features(
     # a user's module has more to it than its hash tells: its features are its own
     name = encoder.id, ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
 
-    describe = [of_views(of_patches(mixed_precision(device)(encoder.for_inference())), views)]
+    describe = [of_views(of_patches(encoder.for_inference()), views)]
     if config.linear and config.cross_fit:
         describe.append(of_patches(colour_and_texture))
     size = 4 * len(section.xy) * len(views) * len(fields) * sum(encoder.groups)
@@ -372,17 +377,16 @@ def open_features(
 
         def features(spots: np.ndarray) -> Tensor:
             def compute() -> Tensor:
-                with torch.no_grad():
-                    found, *seen = describe_spots(
-                        image(),
-                        section.xy[spots],
-                        fields,
-                        config.patch_size,
-                        describe,
-                        batch_size=batch_size,
-                        device=device,
-                        concurrently=not isinstance(encoder, ModuleEncoder),  # it may note things as it goes
-                    )
+                found, *seen = describe_spots(
+                    image(),
+                    section.xy[spots],
+                    fields,
+                    config.patch_size,
+                    describe,
+                    batch_size=batch_size,
+                    device=device,
+                    concurrently=not isinstance(encoder, ModuleEncoder),  # it may note things as it goes
+                )
                 if not found.isfinite().all():
                     raise ValueError(f"section {section.name!r}: the encoder gives features that are NaN or infinite")
                 for of_spots in seen:

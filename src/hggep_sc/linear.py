@@ -136,7 +136,7 @@ def fill_in_colours(colours: np.ndarray, section: "Section", fields: tuple[float
     """Fill in the statistics of colour and texture (n_spots, fields, 90) that are not yet known."""
     missing = np.flatnonzero(np.isnan(colours[:, 0, 0]))
     if len(missing):
-        with section.open_image() as image, torch.no_grad():
+        with section.open_image() as image:
             (found,) = describe_spots(
                 image,
                 section.xy[missing],

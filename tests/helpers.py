@@ -19,6 +19,7 @@ TINY = {
     "n_components": 4,
     "count_weight": 0.05,  # heads for the counts, which the default goes without
     "epochs": 3,
+    "ensemble": 1,
 }
 LEARNING = {"gem": True, "cbam": True, "backbone_learning_rate": 1e-4}  # an encoder that learns from the pixels
 CPU = {"weights": None, "device": "cpu", "progress": False}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .expression import ExpressionScale
 from .metrics import pearson
-from .nn import OUTLIER, HGGEPNetwork
+from .nn import OUTLIER, Ensemble, HGGEPNetwork
 from .patches import read_patches
 from .training.cross_fit import HeldOut, Weights, data_features
 from .training.data import SectionData
@@ -67,7 +67,7 @@ class Confidence:
     @classmethod
     def of(
         cls,
-        network: HGGEPNetwork,
+        network: HGGEPNetwork | Ensemble,
         training: Sequence[SectionData],
         held_out: Sequence[HeldOut],
         weights: Weights,
@@ -288,7 +288,7 @@ def _error_model(
     )
 
 
-def _moments(network: HGGEPNetwork, training: Sequence[SectionData]) -> tuple[np.ndarray, np.ndarray]:
+def _moments(network: HGGEPNetwork | Ensemble, training: Sequence[SectionData]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each feature over each section's observed spots, (sections, fields, D)."""
     network.eval()
     means, variances = [], []

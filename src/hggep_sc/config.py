@@ -103,6 +103,8 @@ class Config(BaseConfig):
         prediction. None: always whole; in prediction as far as free memory holds it.
     patience
         Epochs without a better validation score before training stops; used with `validation=` only.
+    ensemble
+        Networks trained from as many seeds, whose predictions are averaged; with a frozen encoder alone.
     linear
         A low-rank ridge beside the network, whose prediction is added; with a frozen encoder and `cross_fit` alone.
     cross_fit
@@ -155,6 +157,7 @@ class Config(BaseConfig):
     gradient_clip: float = 1.0
     chunk_spots: int | None = 512
     patience: int = 10
+    ensemble: int = 3
     linear: bool = True
     cross_fit: bool = True
 
@@ -241,6 +244,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "gradient_clip": (float, 0, inf),
     "chunk_spots": (int, 1, inf),
     "patience": (int, 1, inf),
+    "ensemble": (int, 1, inf),
 }
 
 _STAGES = ("stage2", "stage3", "stage4", "conv5")
@@ -281,6 +285,7 @@ _PAPER: dict[str, Any] = {
     "schedule": "constant",
     "gradient_clip": 0.0,
     "chunk_spots": None,
+    "ensemble": 1,
     "linear": False,
     "cross_fit": False,
 }

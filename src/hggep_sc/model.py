@@ -36,7 +36,7 @@ from .features import (
 from .fingerprint import Fingerprint
 from .genes import training_genes
 from .linear import LinearPath, add_linear, fill_in_colours
-from .nn import Encoder, HGGEPNetwork, ModuleEncoder, PublishedNetwork, shufflenet_encoder
+from .nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
 from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_differs, spots_per_batch
 from .section import Section, require_counts
 from .storage import IncompleteError, load_model, save_model
@@ -79,7 +79,7 @@ class HGGEP:
 
     def __init__(
         self,
-        network: HGGEPNetwork | PublishedNetwork,
+        network: HGGEPNetwork | Ensemble | PublishedNetwork,
         config: Config,
         genes: Sequence[str],
         *,
@@ -106,7 +106,7 @@ class HGGEP:
     @property
     def encoder(self) -> Encoder | str | None:
         """What sees the spots: an encoder, the `obsm` slot of embeddings, or None for the released network's own."""
-        return self.embeddings or (self.network.encoder if isinstance(self.network, HGGEPNetwork) else None)
+        return self.embeddings or (None if isinstance(self.network, PublishedNetwork) else self.network.encoder)
 
     @cached_property
     def id(self) -> str:
@@ -129,11 +129,12 @@ class HGGEP:
         if isinstance(self.encoder, ModuleEncoder):
             views += f", through {type(self.encoder.module).__name__}"
         sight = f"embeddings: obsm[{self.embeddings!r}]" if self.embeddings else f"fields of view: {views}"
+        networks = "network" if config.ensemble == 1 else f"{config.ensemble} networks"
         n_parameters = sum(p.numel() for p in self.network.parameters())
         sections = ", ".join(self.fingerprint.sections) or "none known"
         return (
             f"HGGEP(preset={config.preset!r}, {len(self.genes)} genes, id={self.id})\n"
-            f"    network: {n_parameters / 1e6:.1f} M parameters; {' + '.join(modules)}\n"
+            f"    {networks}: {n_parameters / 1e6:.1f} M parameters; {' + '.join(modules)}\n"
             f"    {sight}; scale: {self.scale}\n"
             f"    trained on: {sections}; {len(self.history)} epochs, seed {self.seed}"
         )
@@ -291,7 +292,7 @@ class HGGEP:
 
     def _require_length(self, section: Section) -> None:
         """Refuse a section whose embeddings are of another length than those learnt from."""
-        assert isinstance(self.network, HGGEPNetwork)  # the released one has its own encoder
+        assert not isinstance(self.network, PublishedNetwork)  # the released one has its own encoder
         found, wanted = section.embeddings(str(self.encoder)).shape[1], sum(self.network.groups)
         if found != wanted:
             raise ValueError(
@@ -327,6 +328,7 @@ class HGGEP:
             ) as features:
                 yield features
             return
+        assert not isinstance(network, Ensemble)  # whose encoder is frozen
         say_if_coarse(section, fields, config.patch_size)
         with section.open_image() as image:
             yield lambda spots: encode_spots(
@@ -427,7 +429,8 @@ class HGGEP:
     def _rebuild(
         cls, content: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], *, module: nn.Module | None
     ) -> Self:
-        config, genes, entry = Config.from_dict(content["config"]), content["genes"], content["encoder"]
+        config = Config.from_dict({"ensemble": 1, **content["config"]})  # before there were ensembles, none was named
+        genes, entry = content["genes"], content["encoder"]
         return cls(
             _filled(config, len(genes), tensors["network"], entry, module),
             config,
@@ -490,7 +493,7 @@ def _filled(
     state: dict[str, torch.Tensor],
     entry: dict[str, Any] | None,
     module: nn.Module | None,
-) -> HGGEPNetwork | PublishedNetwork:
+) -> HGGEPNetwork | Ensemble | PublishedNetwork:
     """Build a network from a state dict and the manifest's entry of its encoder, without drawing weights."""
     if entry is None:
         with torch.device("meta"):
@@ -500,8 +503,13 @@ def _filled(
     given = _required_module(entry, module, config)
     with torch.device("meta"):
         encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
-        n_fields = len(state["feature_mean"])
-        network = HGGEPNetwork(config, n_genes, encoder=encoder, groups=entry["groups"], n_fields=n_fields)
+        prefix = "networks.0." if config.ensemble > 1 else ""
+        n_fields = len(state[f"{prefix}feature_mean"])
+        networks = [
+            HGGEPNetwork(config, n_genes, encoder=encoder, groups=entry["groups"], n_fields=n_fields)
+            for _ in range(config.ensemble)
+        ]
+        network = averaged(networks)
     network.load_state_dict(state, assign=True)
     if given is not None:
         network.encoder = given

@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from helpers import CPU, LEARNING
 from hggep_sc.image import SectionImage
 from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.nn.shufflenet import ShuffleNetV2
+from hggep_sc.training import fit as module
 from hggep_sc.training.plan import TrainingPlan
 
 
@@ -34,6 +36,8 @@ def assert_same_model(a, b):
 
 
 TINY = {**helpers.TINY, "cross_fit": False}  # whose fits without some sections are no part of what is tested here
+TWO = {**TINY, "ensemble": 2}
+TEN_GENES = {"genes": 10, **CPU}
 encoders = pytest.mark.parametrize("encoder", [{}, LEARNING], ids=["frozen", "learning"])
 
 
@@ -311,6 +315,81 @@ class TestValidation:
             hggep.tl.fit(training, genes=10, config=TINY, validation=validation, **CPU)
 
 
+class TestEnsemble:
+    """`config.ensemble` networks, trained from seeds of their own."""
+
+    def test_prediction_is_the_mean_of_fits_by_these_seeds(self, training, tmp_path):
+        torch.save(ShuffleNetV2(stem_pool=False).state_dict(), tmp_path / "random.pth")
+        how = {**TEN_GENES, "weights": tmp_path / "random.pth"}  # else the encoder is of the seed, too
+        seeds = 3, int(np.random.SeedSequence(3).generate_state(1)[0])
+        both = hggep.tl.fit(training, config=TWO, seed=3, **how)
+        one, other = (hggep.tl.fit(training, config=TINY, seed=seed, **how) for seed in seeds)
+        predicted = [
+            hggep.tl.predict(training["S1"], model, copy=True)[:, model.genes].layers["hggep"]
+            for model in (both, one, other)
+        ]
+        np.testing.assert_allclose(predicted[0], (predicted[1] + predicted[2]) / 2, atol=1e-5)
+        assert np.abs(predicted[1] - predicted[2]).max() > 1e-3
+        pd.testing.assert_frame_equal(both.history, one.history)
+
+    def test_every_network_is_cross_fitted(self, training, monkeypatch):
+        fits = []
+        real = module._fit_network
+        monkeypatch.setattr(
+            module,
+            "_fit_network",
+            lambda kept, *rest, **how: fits.append((how["seed"], len(kept))) or real(kept, *rest, **how),
+        )
+        hggep.tl.fit(training, config={**TWO, "epochs": 1, "cross_fit": True}, **TEN_GENES)
+        second = fits[1][0]
+        assert fits == [(0, 2), (second, 2), (0, 1), (second, 1), (0, 1), (second, 1)]
+
+    @pytest.mark.parametrize("validation", [None, "S2"])
+    def test_resumed_in_any_network_equals_uninterrupted(self, training, tmp_path, monkeypatch, validation):
+        how = {**TEN_GENES, "config": {**TWO, "epochs": 2, "cross_fit": True}, "validation": validation}
+        whole = hggep.tl.fit(training, **how)
+        real, steps = TrainingPlan.training_step, []
+
+        def interrupted(self, batch, step):
+            steps.append(step)
+            if len(steps) % 4 == 0:  # which falls into each network in turn
+                raise RuntimeError("power cut")
+            return real(self, batch, step)
+
+        monkeypatch.setattr(TrainingPlan, "training_step", interrupted)
+        cuts, resumed = 0, None
+        while resumed is None:
+            try:
+                resumed = hggep.tl.fit(training, checkpoint_dir=tmp_path / "run", resume=cuts > 0, **how)
+            except RuntimeError:
+                cuts += 1
+        assert cuts >= 3
+        assert_same_model(whole, resumed)
+
+    def test_networks_whose_encoder_learns_are_none(self, training):
+        model = hggep.tl.fit(training, config={**TWO, **LEARNING, "epochs": 1}, **TEN_GENES)
+        assert model.config.ensemble == 1
+        assert "2 networks" not in repr(model)
+
+    def test_round_trip(self, training, tmp_path):
+        model = hggep.tl.fit(training, config={**TWO, "epochs": 1}, **TEN_GENES)
+        model.save(tmp_path / "model")
+        loaded = hggep.HGGEP.load(tmp_path / "model")
+        assert_same_model(model, loaded)
+        assert "2 networks" in repr(loaded)
+        before, after = (hggep.tl.predict(training["S1"], m, copy=True) for m in (model, loaded))
+        np.testing.assert_array_equal(before.layers["hggep"], after.layers["hggep"])
+        assert after.obsm["X_hggep"].shape[1] == 2 * TINY["width"]
+
+    def test_a_manifest_of_before_there_were_ensembles(self, trained, tmp_path):
+        trained.save(tmp_path / "model")
+        manifest = tmp_path / "model" / "model.json"
+        content = json.loads(manifest.read_text())
+        del content["config"]["ensemble"]
+        manifest.write_text(json.dumps(content))
+        assert_same_model(hggep.HGGEP.load(tmp_path / "model"), trained)
+
+
 class TestCheckpoints:
     @encoders
     @pytest.mark.parametrize("validation", [None, 0.3])
@@ -335,7 +414,7 @@ class TestCheckpoints:
         """Those of an earlier fit, whose own was removed, are not gone on from."""
         how = {"genes": 10, "config": {**helpers.TINY, "epochs": 1}, "checkpoint_dir": tmp_path / "run", **CPU}
         earlier = hggep.tl.fit(training, **how)
-        assert len(list(how["checkpoint_dir"].glob("cross_fit_*/last.ckpt"))) == 2
+        assert len(list(how["checkpoint_dir"].glob("fit_*/last.ckpt"))) == 2
         (how["checkpoint_dir"] / "last.ckpt").unlink()
         fresh = hggep.tl.fit(training, seed=1, **how)
         how["checkpoint_dir"] = None
@@ -424,6 +503,7 @@ import os, signal, sys
 import anndata as ad
 import torch
 import hggep_sc as hggep
+from hggep_sc.training import fit as module
 from hggep_sc.training.plan import TrainingPlan
 torch.set_num_threads({torch.get_num_threads()})
 real, fits = TrainingPlan.training_step, []

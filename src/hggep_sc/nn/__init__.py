@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .encoder import STAGES, Encoder, ModuleEncoder, ShuffleNetEncoder, state_hash
+from .ensemble import Ensemble, averaged
 from .hggep import OUTLIER, HGGEPNetwork
 from .interface import Batch, CountParameters, Output, average_views
 from .published import PublishedNetwork
@@ -16,12 +17,14 @@ __all__ = [
     "Batch",
     "CountParameters",
     "Encoder",
+    "Ensemble",
     "HGGEPNetwork",
     "ModuleEncoder",
     "Output",
     "PublishedNetwork",
     "ShuffleNetEncoder",
     "average_views",
+    "averaged",
     "shufflenet_encoder",
     "state_hash",
 ]

@@ -26,11 +26,8 @@ class Output(NamedTuple):
 class Network(Protocol):
     """What the networks of the package have in common."""
 
-    def encode(self, patches: Tensor) -> Tensor:
-        """(N, fields, 3, S, S), 0..255, to (N, ...)."""
-
     def decode(self, features: Tensor, positions: Tensor) -> Output:
-        """Predict from what `encode` gave and positions (N, 2)."""
+        """Predict from features (N, ...) and positions (N, 2)."""
 
 
 def average_views(network: Network, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

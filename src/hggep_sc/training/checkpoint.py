@@ -19,7 +19,7 @@ from .data import SectionData
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
-CROSS_FIT = "cross_fit"  # start of the name of the folder of a fit without some sections
+FURTHER = "fit"  # start of the name of the folder of each further network: of an ensemble, or without some sections
 IDENTITY = "fit.json"
 
 
@@ -82,7 +82,7 @@ def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: di
     if resume:
         logger.warning("checkpoint_dir=%r holds no checkpoint yet: training starts from the beginning", checkpoint_dir)
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    for stale in checkpoint_dir.glob(f"{CROSS_FIT}_*/{CHECKPOINT}"):  # of a fit whose own checkpoint was removed
+    for stale in checkpoint_dir.glob(f"{FURTHER}_*/{CHECKPOINT}"):  # of a fit whose own checkpoint was removed
         stale.unlink(missing_ok=True)
     mark.write_text(json.dumps(identity, indent=1))
     return None

@@ -11,7 +11,7 @@ from ..chunks import predict_in_chunks
 from ..expression import ExpressionScale
 from ..features import DIHEDRAL, PLAIN, of_views
 from ..linear import LinearPath
-from ..nn import HGGEPNetwork
+from ..nn import Ensemble, HGGEPNetwork
 from ..patches import BATCH_SPOTS
 from .data import SectionData
 from .split import leave_out
@@ -81,7 +81,7 @@ class Weights:
 
 def cross_fit(
     training: Sequence[SectionData],
-    fit: Callable[[list[SectionData]], tuple[HGGEPNetwork, LinearPath | None]],
+    fit: Callable[[list[SectionData]], tuple[HGGEPNetwork | Ensemble, LinearPath | None]],
     scale: ExpressionScale,
     *,
     seed: int,
@@ -130,7 +130,7 @@ def cross_fit(
     return held_out
 
 
-def predict_data(network: HGGEPNetwork, data: SectionData) -> np.ndarray:
+def predict_data(network: HGGEPNetwork | Ensemble, data: SectionData) -> np.ndarray:
     """Predict a section that is held for training, (n_spots, n_genes)."""
     network.eval()
     device = network.gene_mean.device
@@ -146,12 +146,13 @@ def predict_data(network: HGGEPNetwork, data: SectionData) -> np.ndarray:
 
 
 @torch.no_grad()
-def data_features(network: HGGEPNetwork, data: SectionData, spots: np.ndarray) -> Tensor:
+def data_features(network: HGGEPNetwork | Ensemble, data: SectionData, spots: np.ndarray) -> Tensor:
     """Return the features of some spots of a section that is held for training, (n, views, fields, D)."""
     batch = data.batch(spots)
     if batch.features is not None:
         return batch.features
     assert batch.patches is not None  # a batch holds one or the other
+    assert isinstance(network, HGGEPNetwork)  # an ensemble is given features
     device = network.gene_mean.device
     views = DIHEDRAL if network.config.flips else PLAIN  # as in prediction
     encode = of_views(network.encode, views)

@@ -24,12 +24,12 @@ from ..config import Config
 from ..expression import ExpressionScale
 from ..features import feature_shape, is_frozen, open_features
 from ..linear import LinearPath, linear_features
-from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
+from ..nn import Batch, Encoder, Ensemble, HGGEPNetwork, PublishedNetwork, averaged
 from ..patches import fields_of_view, read_patches, say_if_coarse
 from ..weights import load_weights, locate_weights
 from .checkpoint import (
     CHECKPOINT,
-    CROSS_FIT,
+    FURTHER,
     WholeCheckpoints,
     checkpoint_to_resume,
     identity_of,
@@ -50,9 +50,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Trained:
-    """What training hands over: the network, the configuration as used, a record per epoch; what cross-fitting adds."""
+    """What training hands over: the network, the configuration as used, a record per epoch; what cross-fitting adds.
 
-    network: HGGEPNetwork | PublishedNetwork
+    The record is that of an ensemble's first network.
+    """
+
+    network: HGGEPNetwork | Ensemble | PublishedNetwork
     config: Config
     history: list[dict[str, float]]
     linear: LinearPath | None = None
@@ -84,6 +87,8 @@ def train(
     require_resume_is_meant(checkpoint_dir, resume)
     device, progress = devices.own, progress and devices.rank == 0
     network_class = PublishedNetwork if encoder is None else HGGEPNetwork
+    if not is_frozen(encoder, config):
+        config = config.replace(ensemble=1)  # networks that share no encoder are no ensemble of ours
     with isolate_rng(), quiet():
         torch.manual_seed(seed)
         fields = [fields_of_view(config, mpp, section.mpp) for section in sections]
@@ -123,23 +128,40 @@ def train(
                 training,
                 validation,
                 encoder=encoder,
+                seed=seed,
                 checkpoint=checkpoint,
                 checkpoint_dir=checkpoint_dir,
                 progress=progress,
             )
-            if config.cross_fit and isinstance(trained.network, HGGEPNetwork):
-                epochs = _best_epoch(trained.history) if validation else config.epochs
-                linear = LinearPath.fit(training, seed) if training[0].linear is not None else None
-                turns = count(1)
+            epochs = _best_epoch(trained.history) if validation else config.epochs
+            turns = count(1)
 
-                def refit(kept: list[SectionData]) -> tuple[HGGEPNetwork, LinearPath | None]:
-                    own = fresh if is_frozen(encoder, config) else deepcopy(fresh)
-                    folder = None if checkpoint_dir is None else checkpoint_dir / f"{CROSS_FIT}_{next(turns)}"
-                    checkpoint = last_checkpoint(folder)  # of this fit, as the folder around it
-                    network = fit(
-                        kept, [], encoder=own, stop_after=epochs, checkpoint=checkpoint, checkpoint_dir=folder
-                    ).network
-                    assert isinstance(network, HGGEPNetwork)  # as the one that it stands in for
+            def fit_another(kept: list[SectionData], seed: int, progress: bool = False) -> HGGEPNetwork:
+                own = fresh if is_frozen(encoder, config) else deepcopy(fresh)
+                folder = None if checkpoint_dir is None else checkpoint_dir / f"{FURTHER}_{next(turns)}"
+                checkpoint = last_checkpoint(folder)  # of this fit, as the folder around it
+                network = fit(
+                    kept,
+                    [],
+                    encoder=own,
+                    seed=seed,
+                    stop_after=epochs,
+                    checkpoint=checkpoint,
+                    checkpoint_dir=folder,
+                    progress=progress,
+                ).network
+                assert isinstance(network, HGGEPNetwork)  # as the one that it stands beside or in for
+                return network
+
+            seeds = _seeds(seed, config.ensemble)
+            if isinstance(trained.network, HGGEPNetwork):
+                others = [fit_another(training, another, progress) for another in seeds[1:]]
+                trained.network = averaged([trained.network, *others])
+            if config.cross_fit and not isinstance(trained.network, PublishedNetwork):
+                linear = LinearPath.fit(training, seed) if training[0].linear is not None else None
+
+                def refit(kept: list[SectionData]) -> tuple[HGGEPNetwork | Ensemble, LinearPath | None]:
+                    network = averaged([fit_another(kept, another) for another in seeds])
                     path = None if linear is None else LinearPath.fit(kept, seed, linear.alpha)
                     return network.to(device), path
 
@@ -224,6 +246,11 @@ def _fit_network(
     learnt, history = devices.agreed((without_frozen_encoder(network, network.state_dict()), history))
     network.load_state_dict(learnt, strict=False)
     return Trained(network.eval(), config, history)
+
+
+def _seeds(seed: int, n: int) -> list[int]:
+    """Return a seed for each network of an ensemble, the fit's own first."""
+    return [seed, *map(int, np.random.SeedSequence(seed).generate_state(n - 1))]
 
 
 def _best_epoch(history: list[dict[str, float]]) -> int:

@@ -1,6 +1,7 @@
 """What each part of the default's network earns: the paper's Figure 4 on real sections, one part changed at a time.
 
-The network is alone here, without the linear path, which accuracy.py sets apart.
+One network is alone here, without the two others of its ensemble and without the linear path, which accuracy.py sets
+apart.
 
     python benchmarks/ablation.py              # one seed, two cores: about half an hour
     python benchmarks/ablation.py --seeds 0 1 2
@@ -81,7 +82,7 @@ def main() -> None:
     parts = PARTS if options.no_pixels else {**PARTS, **PIXELS}
     result = hggep.tl.cross_validate(
         sections,
-        methods={name: {"config": {**part, "cross_fit": False}} for name, part in parts.items()},
+        methods={name: {"config": {**part, "ensemble": 1, "cross_fit": False}} for name, part in parts.items()},
         seeds=options.seeds,
         weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
         path=options.store,
@@ -89,7 +90,7 @@ def main() -> None:
         **how,
     )
     text = ["# What each part of the default's network earns", ""]
-    text += [f"Mean per-gene PCC of the network alone, without the linear path; seeds {options.seeds}.", ""]
+    text += [f"Mean per-gene PCC of one network, without ensemble and linear path; seeds {options.seeds}.", ""]
     text += [table(compared(result, list(PARTS)).rename_axis("part")), ""]
     if not options.no_pixels:
         text += ["Parts that look at pixels, at two fields of view and eight epochs:", ""]

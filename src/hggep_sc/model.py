@@ -503,8 +503,7 @@ def _filled(
     given = _required_module(entry, module, config)
     with torch.device("meta"):
         encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
-        prefix = "networks.0." if config.ensemble > 1 else ""
-        n_fields = len(state[f"{prefix}feature_mean"])
+        n_fields = len(next(value for name, value in state.items() if name.endswith("feature_mean")))
         networks = [
             HGGEPNetwork(config, n_genes, encoder=encoder, groups=entry["groups"], n_fields=n_fields)
             for _ in range(config.ensemble)

@@ -1,7 +1,7 @@
 """Networks trained from different seeds, averaged."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ class Ensemble(nn.Module):
         Trained with the same encoder, which is taken out of them; or without one, where features are given.
     """
 
-    positions_on_host: ClassVar[bool] = HGGEPNetwork.positions_on_host
     centres = staticmethod(HGGEPNetwork.centres)
     positions = staticmethod(HGGEPNetwork.positions)
 

@@ -76,7 +76,7 @@ def predict(
     - `layers[key_added]`: n_obs x n_vars, float32, log expression on the model's scale; NaN for genes the
       model does not know and spots outside the tissue
     - `var[f"{key_added}_predicted"]`: bool, whether the model knows the gene
-    - `obsm[f"X_{key_added}"]`: n_obs x d, float32, the network's latent representation, or the components that
+    - `obsm[f"X_{key_added}"]`: n_obs x d, float32, the networks' latent representations, or the components that
       a low-rank ridge predicts; absent where the method has none
     - `var[f"{key_added}_reliability"]`: the gene's mean PCC over training sections that were left out in turn, and
       `obs[f"{key_added}_uncertainty"]`: the error to expect of a spot beyond counting noise, natural log units (root

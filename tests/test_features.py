@@ -2,8 +2,6 @@ import errno
 import gc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import partial
-from shutil import which
 from threading import Event, current_thread
 from threading import enumerate as enumerate_threads
 from time import sleep
@@ -180,66 +178,6 @@ def test_own_encoder_gives_what_its_plain_forward_pass_gives(sections, section):
         expected = torch.stack([encoder(view.flatten(0, 1)) for view in turned(patches, DIHEDRAL)], dim=1)
     found = features_of(section, encoder, spots=ALL[:6])
     torch.testing.assert_close(found.transpose(1, 2).flatten(0, 1), expected, rtol=1e-4, atol=1e-6)
-
-
-class TestCompiled:
-    """`settings.compile`."""
-
-    @pytest.fixture
-    def backend(self, monkeypatch):
-        """Set what compiles."""
-
-        def set_to(backend):
-            monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-
-        monkeypatch.setattr(settings, "compile", True)
-        torch.compiler.reset()
-        return set_to
-
-    def expected(self, section, monkeypatch):
-        with monkeypatch.context() as plain:
-            plain.setattr(settings, "compile", False)
-            features = features_of(section, encoder := ShuffleNetEncoder())
-        _memory._kept.clear()
-        return encoder, features
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("threads", [3], indirect=True)
-    @pytest.mark.skipif(which("g++") is None, reason="there is no C++ compiler to compile with")
-    def test_same_features(self, section, monkeypatch, backend, threads):
-        encoder, expected = self.expected(section, monkeypatch)
-        backend("inductor")
-        torch.testing.assert_close(features_of(section, encoder), expected, rtol=1e-4, atol=1e-6)
-
-    def test_whatever_the_batches_once_or_twice_for_all_of_them(self, sections, section, monkeypatch, backend):
-        """Not again for every section, nor for the smaller batch at a section's end."""
-        compiled = []
-        backend(lambda graph, inputs: compiled.append(graph) or graph.forward)
-        encoder, expected = self.expected(section, monkeypatch)
-        for size in (7, 16, 33):
-            assert torch.allclose(features_of(section, encoder, batch_size=size), expected, atol=1e-6)
-            _memory._kept.clear()
-        features_of(open_sections(sections["S2"])[0], encoder)
-        assert 1 <= len(compiled) <= 2
-
-    def test_a_module_of_the_users_is_left_as_it_is(self, section, backend):
-        backend(lambda *_: pytest.fail("compiled"))
-        assert features_of(section, ModuleEncoder(MeanColour(), 16)).isfinite().all()
-
-    def test_no_compiler_is_named_with_the_remedy(self, section, backend):
-        def missing(graph, inputs):
-            raise OSError("no g++")
-
-        backend(missing)
-        with pytest.raises(RuntimeError, match=r"C\+\+ compiler.*settings.compile = False"):
-            features_of(section, ShuffleNetEncoder())
-
-    def test_another_error_stays_what_it_is(self, section, backend):
-        backend(lambda graph, inputs: graph.forward)
-        encoder = ShuffleNetEncoder()
-        encoder.forward = lambda patches: (_ for _ in ()).throw(torch.OutOfMemoryError("full"))
-        with pytest.raises(torch.OutOfMemoryError, match="full"):
-            features_of(section, encoder)
 
 
 # --- reading ahead

@@ -40,9 +40,6 @@ class Settings:
     tile_cache
         Bytes of decoded tiles that each open image keeps, so that overlapping patches decode a compressed tile once;
         512 MiB hold two rows of tiles of a slide 100,000 px wide. 0 keeps none.
-    compile
-        Whether HGGEP's own frozen encoder is compiled (`torch.compile`) at its first use in a session: half a minute,
-        and on a CPU a C++ compiler, for a faster pass over large slides (`docs/scaling.md`).
     """
 
     device: str = "auto"
@@ -52,7 +49,6 @@ class Settings:
     patch_memory: int = 4 * 2**30
     feature_memory: int = 2**30
     tile_cache: int = 2**29
-    compile: bool = False
 
     def take(self, values: Mapping[str, Any]) -> None:
         """Set what another process has set, as `dataclasses.asdict` gives it."""

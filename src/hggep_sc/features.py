@@ -265,29 +265,6 @@ def turned(patches: Tensor, views: tuple[View, ...]) -> Iterator[Tensor]:
         yield torch.rot90(patches.flip(-1) if flip else patches, turns, (-2, -1)).contiguous()
 
 
-def _for_inference(encoder: Encoder) -> Callable[[Tensor], Tensor]:
-    """Return what gives an encoder's features faster; compiled, where `settings.compile` asks for it."""
-    fast = encoder.for_inference()
-    if not settings.compile or isinstance(encoder, ModuleEncoder):  # which its user may have compiled
-        return fast
-    compiled = torch.compile(fast, dynamic=True)  # batches at the end of a section are smaller
-
-    def encode(patches: Tensor) -> Tensor:
-        try:
-            return compiled(patches)
-        except RuntimeError as error:
-            from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import
-
-            if not isinstance(error, BackendCompilerFailed):
-                raise
-            raise RuntimeError(
-                "the encoder could not be compiled, which takes a C++ compiler (for a GPU Triton): install one, or "
-                "set hggep_sc.settings.compile = False"
-            ) from error
-
-    return encode
-
-
 def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path | None) -> Encoder | str | None:
     """Return what is to see the spots; see `hggep_sc.tl.fit` for the parameters.
 
@@ -390,7 +367,7 @@ def open_features(
     # a user's module has more to it than its hash tells: its features are its own
     name = encoder.id, ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
 
-    describe = [of_views(of_patches(_for_inference(encoder)), views)]
+    describe = [of_views(of_patches(encoder.for_inference()), views)]
     if config.linear and config.cross_fit:
         describe.append(of_patches(colour_and_texture))
     size = 4 * len(section.xy) * len(views) * len(fields) * sum(encoder.groups)

@@ -2,7 +2,6 @@
 
     python benchmarks/scale.py                                    # 2,500, 10,000 and 40,000 spots, one view a patch
     python benchmarks/scale.py --spots 10000 --views 8            # as `preset="default"` predicts
-    python benchmarks/scale.py --spots 10000 --views 8 --compiled # the encoder by torch.compile, which is timed with it
     python benchmarks/scale.py --spots 100000 --spacing 64 --views 8 --device cuda
     python benchmarks/scale.py --arrays                           # coordinates like those of Visium and Visium HD
 
@@ -37,7 +36,7 @@ from slides import write_slide
 import hggep_sc as hggep
 
 MPP = 0.5
-KEYS = ["device", "threads", "views", "compiled", "spacing_px", "spots"]
+KEYS = ["device", "threads", "views", "spacing_px", "spots"]
 ARRAYS = {"Visium": (78, 64, 100.0, True), "Visium HD 8 um": (316, 316, 8.0, False)}  # rows, columns, um, hexagonal
 ARRAY_KEYS = ["device", "threads", "array"]
 SMALL = {
@@ -59,10 +58,9 @@ def model() -> "hggep.HGGEP":
     return hggep.tl.fit(training, **how)
 
 
-def one(n_spots: int, spacing: int, views: int, device: str, compiled: bool) -> dict[str, object]:
+def one(n_spots: int, spacing: int, views: int, device: str) -> dict[str, object]:
     """Predict a slide of so many spots in this process."""
     fitted = model()
-    hggep.settings.compile = compiled
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slide.tif"
         side = round(n_spots**0.5 * spacing)
@@ -76,7 +74,6 @@ def one(n_spots: int, spacing: int, views: int, device: str, compiled: bool) -> 
     return {
         **on(device),
         "views": views,
-        "compiled": compiled,
         "spacing_px": spacing,
         "spots": slide.n_obs,
         "tile_s": tiled - started,
@@ -143,7 +140,7 @@ def growth(rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for _, same in rows.groupby(KEYS[:-1]):
         same = same.sort_values("spots")
-        part = same[["device", "views", "compiled"]].copy()
+        part = same[["device", "views"]].copy()
         part["from"], part["to"] = same["spots"].shift(), same["spots"]
         part["spots x"] = same["spots"] / same["spots"].shift()
         part["time x"] = (same["tile_s"] + same["predict_s"]) / (same["tile_s"] + same["predict_s"]).shift()
@@ -158,19 +155,17 @@ def main() -> None:
     parser.add_argument("--spots", nargs="+", type=int, default=[2_500, 10_000, 40_000])
     parser.add_argument("--spacing", type=int, default=200, help="px between spots")
     parser.add_argument("--views", type=int, choices=[1, 8], default=1, help="flips and turns of each patch")
-    parser.add_argument("--compiled", action="store_true", help="set hggep_sc.settings.compile")
     parser.add_argument("--arrays", nargs="*", choices=ARRAYS, help="arrays instead of slides; all where none is named")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         (array,) = options.arrays or (None,)
-        slide = (options.spots[0], options.spacing, options.views, options.device, options.compiled)
-        print(json.dumps(one(*slide) if array is None else one_array(array, options.device)))
+        slide = (options.spots[0], options.spacing, options.views)
+        print(json.dumps(one(*slide, options.device) if array is None else one_array(array, options.device)))
         return
     if options.arrays is None:
         layout = ["--spacing", str(options.spacing), "--views", str(options.views)]
-        layout += ["--compiled"] if options.compiled else []
         cases, file, keys = [["--spots", str(n), *layout] for n in options.spots], "scale.csv", KEYS
     else:
         cases, file, keys = [["--arrays", name] for name in options.arrays or ARRAYS], "scale_arrays.csv", ARRAY_KEYS

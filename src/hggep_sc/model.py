@@ -64,7 +64,8 @@ class HGGEP:
     mpp
         Scale that the network was trained at, um per px; None where it was not known.
     history
-        One row per epoch: the loss and its terms, and `validation_pcc` where a validation set was given.
+        One row per epoch, of the first network: the loss and its terms, and `validation_pcc` where a validation set
+        was given.
     seed
         Seed of the training; None for a published checkpoint.
     embeddings

@@ -118,7 +118,6 @@ def train(
                 config=config,
                 n_genes=len(genes),
                 weights=weights,
-                seed=seed,
                 devices=devices,
                 checkpoint_every=checkpoint_every,
             )

@@ -23,7 +23,7 @@ from accuracy import RESULTS, table
 
 import hggep_sc as hggep
 from hggep_sc.config import Config
-from hggep_sc.features import _compute_alone
+from hggep_sc.device import compute_alone
 from hggep_sc.nn import shufflenet_encoder
 
 ROUNDS = 5
@@ -66,8 +66,8 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     n_threads = 1 if on_gpu else torch.get_num_threads()
     found = ways(device)
     with (
-        ThreadPoolExecutor(1, initializer=_compute_alone) as one,
-        ThreadPoolExecutor(n_threads, initializer=_compute_alone) as every,
+        ThreadPoolExecutor(1, initializer=compute_alone) as one,
+        ThreadPoolExecutor(n_threads, initializer=compute_alone) as every,
     ):
 
         def alone(work: Callable[[torch.Tensor], torch.Tensor]) -> float:

@@ -1,4 +1,6 @@
 import logging
+from threading import current_thread
+from time import sleep
 from weakref import WeakSet
 
 import numpy as np
@@ -173,6 +175,33 @@ def test_the_network_predicts_each_core_within_its_chunk(network):
             np.testing.assert_allclose(values[spots[core]], expected.numpy()[core], atol=1e-5)
 
 
+@pytest.mark.parametrize(("n_threads", "views"), [(1, 8), (3, 8), (3, 1)])
+def test_a_cpus_threads_share_the_views_each_computing_alone(network, monkeypatch, n_threads, views):
+    xy, seen, inside = cloud(200), torch.randn(200, views, 2, 10), set()
+    with torch.inference_mode():
+        expected = average_views(network, seen, torch.from_numpy(xy).float())
+    decode = network.decode
+
+    def noted(features, positions):
+        inside.add((current_thread().name, torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        sleep(0.01)
+        return decode(features, positions)
+
+    monkeypatch.setattr(network, "decode", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        found = predict(network, xy, seen)
+    finally:
+        torch.set_num_threads(before)
+    for values, whole in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, whole.numpy(), atol=1e-5)
+    shared = n_threads > 1 and views > 1
+    assert len(inside) == (n_threads if shared else 1)
+    assert {number for _, number, _ in inside} == {1 if shared else n_threads}
+    assert all(inference for *_, inference in inside)
+
+
 def test_what_looks_no_farther_than_the_halo_does_not_see_the_chunks(features):
     xy = grid(25, 20)
     expression, latent = predict(Smoother(), xy, features, chunk_spots=100)
@@ -205,8 +234,8 @@ def test_features_are_computed_once_and_let_go():
 def test_out_of_memory_halves_the_chunks(features, caplog):
     xy, network = grid(25, 20), Smoother(neighbours=1, memory=70)
     with caplog.at_level(logging.WARNING):
-        expression, _ = predict(network, xy, features, chunk_spots=256, name="slide")
-    np.testing.assert_array_equal(expression, features.mean(1).numpy())
+        expression, _ = predict(network, xy, features[:, :1], chunk_spots=256, name="slide")
+    np.testing.assert_array_equal(expression, features[:, 0].numpy())
     first, second = caplog.messages
     assert "'slide'" in first
     assert "256 spots" in first

@@ -1,6 +1,7 @@
 """The device to compute on."""
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from ._settings import settings
 
@@ -47,3 +48,9 @@ def is_first_process() -> bool:
     """Whether this process is to write what all processes of a fit hold; True where there is one."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not there or torch.distributed.get_rank() == 0
+
+
+def compute_alone() -> None:
+    """Give OpenMP one thread in this one; others keep theirs, unlike with `torch.set_num_threads`."""
+    torch.get_num_threads()  # torch settles its number at the first question, which must not be later
+    threadpool_limits(1, user_api="openmp")

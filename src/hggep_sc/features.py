@@ -16,13 +16,12 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from ._settings import settings
 from .colours import N_STATISTICS, colour_and_texture
 from .config import Config
-from .device import mixed_precision
+from .device import compute_alone, mixed_precision
 from .nn import Encoder, ModuleEncoder, shufflenet_encoder
 from .patches import BATCH_SPOTS, read_patches, say_if_coarse
 from .weights import load_pretrained, locate_weights
@@ -186,7 +185,7 @@ def describe_spots(
     if device.type == "cpu" and concurrently:
         n_threads = torch.get_num_threads()
         batches = _batches(len(xy), -(-batch_size // n_threads))
-        with closing(_ahead(lambda spots: described(read(spots)), batches, n_threads, _compute_alone)) as results:
+        with closing(_ahead(lambda spots: described(read(spots)), batches, n_threads, compute_alone)) as results:
             found = list(results)
     else:
         n_readers = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
@@ -214,12 +213,6 @@ def _ahead(
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-
-
-def _compute_alone() -> None:
-    """Give OpenMP one thread in this one; others keep theirs, unlike with `torch.set_num_threads`."""
-    torch.get_num_threads()  # torch settles its number at the first question, which must not be later
-    threadpool_limits(1, user_api="openmp")
 
 
 def encode_spots(

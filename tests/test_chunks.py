@@ -202,6 +202,19 @@ def test_a_cpus_threads_share_the_views_each_computing_alone(network, monkeypatc
     assert all(inference for *_, inference in inside)
 
 
+def test_a_section_taken_whole_has_one_view_in_memory(network, monkeypatch):
+    """Free memory is reckoned for one."""
+    inside, decode = set(), network.decode
+    monkeypatch.setattr(network, "decode", lambda *given: inside.add(current_thread().name) or decode(*given))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        predict(network, cloud(50), torch.randn(50, 8, 2, 10), config=Config.from_preset("paper"))
+    finally:
+        torch.set_num_threads(before)
+    assert inside == {current_thread().name}
+
+
 def test_what_looks_no_farther_than_the_halo_does_not_see_the_chunks(features):
     xy = grid(25, 20)
     expression, latent = predict(Smoother(), xy, features, chunk_spots=100)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -131,10 +131,12 @@ def predict_in_chunks(
     Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
     """
     n = len(xy)
-    limit = chunk_spots or config.chunk_spots or _spots_in_memory(n, config, positions.device, name)
+    bounded = chunk_spots or config.chunk_spots
+    limit = bounded or _spots_in_memory(n, config, positions.device, name)
     chunks = chunks_with_halo(xy, np.ones(n, dtype=bool), limit)
     predicted: list[np.ndarray] | None = None
-    with _views_at_once(positions.device) as each:
+    # a section taken whole fills the memory there is with one view
+    with _views_at_once(positions.device) if bounded else nullcontext(map) as each:
         for chunk, seen in zip(chunks, _features_of(chunks, features, spatial_chunks(xy, limit)), strict=True):
             todo = [Chunk(np.arange(len(chunk.spots)), chunk.core)]
             while todo:

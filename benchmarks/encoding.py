@@ -4,8 +4,9 @@
 
 Spots of section C5 of her2st, four fields of view of 112 px, one thread. Each step is timed beside its counterpart, the
 two in turn: the encoder as it is trained, statistics by scikit-image and NumPy. The whole is timed in wall time on all
-cores, whose threads share the spots; the counterpart has all threads at work on each step. Needs HGGEP_SHARED. Writes
-results/encoding.csv and results/encoding.md beside this file.
+cores, whose threads share the spots; the counterpart has all threads at work on each step. So it is with the encoder
+compiled (`torch.compile`) and in bfloat16, which the package does not do on a CPU, beside the whole as it is. Needs
+HGGEP_SHARED. Writes results/encoding.csv and results/encoding.md beside this file.
 """
 
 import os
@@ -59,7 +60,9 @@ def main() -> None:
     fields, size = fields_of_view(config, section.mpp, section.mpp), config.patch_size
     encoder = shufflenet_encoder(config).eval()
     load_pretrained(encoder, shared / "weights" / "shufflenetv2_x0_5_trunk.pth")
-    plain, fast = (of_views(of_patches(module), DIHEDRAL) for module in (encoder, encoder.for_inference()))
+    folded = encoder.for_inference()
+    ways = encoder, folded, torch.compile(folded, dynamic=True), torch.autocast("cpu", torch.bfloat16)(folded)
+    plain, fast, compiled, halved = (of_views(of_patches(module), DIHEDRAL) for module in ways)
     colours = of_patches(colour_and_texture)
     xy, cpu = section.xy[:: len(section.xy) // SPOTS][:SPOTS], torch.device("cpu")
     with section.open_image() as image:
@@ -73,8 +76,8 @@ def main() -> None:
                 few = torch.from_numpy(read_patches(image, xy[start : start + BATCH], fields, size))
                 fast(few), colours(few)
 
-        def at_once() -> None:
-            describe_spots(image, xy, fields, size, [fast, colours], batch_size=BATCH, device=cpu)
+        def at_once(encode: Callable[[torch.Tensor], torch.Tensor] = fast) -> None:
+            describe_spots(image, xy, fields, size, [encode, colours], batch_size=BATCH, device=cpu)
 
         patches = read()
         flat = patches.flatten(0, 1).numpy()
@@ -87,6 +90,8 @@ def main() -> None:
         }
         torch.set_num_threads(os.cpu_count() or 1)
         steps["all, wall time, all cores"] = least([at_once, one_after_the_other], time.perf_counter)
+        steps["the same, compiled"] = least([lambda: at_once(compiled), at_once], time.perf_counter)
+        steps["the same, bfloat16"] = least([lambda: at_once(halved), at_once], time.perf_counter)
     rows = []
     for name, (own, *other) in steps.items():
         counterpart = other[0] if other else np.nan
@@ -102,8 +107,8 @@ def main() -> None:
     body = "\n".join(f"| {line} |" for line in lines)
     note = (
         f"{SPOTS} spots of her2st C5, four patches of {size} px each; least of {ROUNDS} rounds, one thread; CPU "
-        "seconds of the process but for the last row. Counterparts: scikit-image and NumPy, a patch at a time; the "
-        "encoder as it is trained; all threads at work on each step in turn. "
+        "seconds of the process but for the last three rows. Counterparts: scikit-image and NumPy, a patch at a time; "
+        "the encoder as it is trained; all threads at work on each step in turn; the encoder as it is, twice. "
         f"hggep_sc {hggep.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()}, {os.cpu_count()} cores."
     )

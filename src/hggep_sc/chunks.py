@@ -137,40 +137,74 @@ def predict_in_chunks(
     predicted: list[np.ndarray] | None = None
     # a section taken whole fills the memory there is with one view
     with _views_at_once(positions.device) if bounded else nullcontext(map) as each:
+        decoder = _Decoder(network, xy, positions, limit, each, name)
         for chunk, seen in zip(chunks, _features_of(chunks, features, spatial_chunks(xy, limit)), strict=True):
-            todo = [Chunk(np.arange(len(chunk.spots)), chunk.core)]
-            while todo:
-                part = todo.pop()
-                spots = chunk.spots[part.spots]
-                if len(spots) > limit:
-                    parts = chunks_with_halo(xy[spots], part.core, limit)
-                    todo += [Chunk(part.spots[smaller.spots], smaller.core) for smaller in parts]
-                    continue
-                try:
-                    with mixed_precision(positions.device):
-                        out = average_views(network, seen[part.spots], positions[spots], each)
-                except torch.OutOfMemoryError:
-                    if len(spots) == 1:
-                        raise
-                    limit = len(spots) // 2
-                    todo.append(part)
-                    logger.warning(
-                        "section %r: the GPU ran out of memory with %d spots at once; going on with chunks of %d "
-                        "(chunk_spots=%d in tl.predict starts with these)",
-                        name,
-                        len(spots),
-                        limit,
-                        limit,
-                    )
-                    continue
-                values = [value.float().cpu().numpy()[part.core] for value in out]
+            for spots, values in decoder.core(chunk, seen):
                 if predicted is None:
                     predicted = [np.empty((n, value.shape[1]), dtype=np.float32) for value in values]
                 for whole, value in zip(predicted, values, strict=True):
-                    whole[spots[part.core]] = value
+                    whole[spots] = value
     assert predicted is not None  # a section has spots
     expression, latent = predicted
     return expression, latent
+
+
+class _Decoder:
+    """Takes a section's chunks through the network; where the GPU runs out of memory, in halves from there on.
+
+    Parameters
+    ----------
+    network, xy, positions, name
+        As in `predict_in_chunks`.
+    limit
+        Spots at once.
+    each
+        A `map` over views.
+    """
+
+    def __init__(
+        self,
+        network: "Network",
+        xy: np.ndarray,
+        positions: Tensor,
+        limit: int,
+        each: Callable[..., Iterable[Output]],
+        name: str,
+    ) -> None:
+        self.network, self.xy, self.positions = network, xy, positions
+        self.limit, self.each, self.name = limit, each, name
+
+    def core(self, chunk: Chunk, seen: Tensor) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Yield some of the spots in a chunk's core at a time, with log expression and latent representation.
+
+        `seen` are the features of all of the chunk's spots.
+        """
+        todo = [Chunk(np.arange(len(chunk.spots)), chunk.core)]
+        while todo:
+            part = todo.pop()
+            spots = chunk.spots[part.spots]
+            if len(spots) > self.limit:
+                parts = chunks_with_halo(self.xy[spots], part.core, self.limit)
+                todo += [Chunk(part.spots[smaller.spots], smaller.core) for smaller in parts]
+                continue
+            try:
+                with mixed_precision(self.positions.device):
+                    out = average_views(self.network, seen[part.spots], self.positions[spots], self.each)
+            except torch.OutOfMemoryError:
+                if len(spots) == 1:
+                    raise
+                self.limit = len(spots) // 2
+                todo.append(part)
+                logger.warning(
+                    "section %r: the GPU ran out of memory with %d spots at once; going on with chunks of %d "
+                    "(chunk_spots=%d in tl.predict starts with these)",
+                    self.name,
+                    len(spots),
+                    self.limit,
+                    self.limit,
+                )
+                continue
+            yield spots[part.core], [value.float().cpu().numpy()[part.core] for value in out]
 
 
 @contextmanager

@@ -334,10 +334,10 @@ class TestEnsemble:
 
     def test_every_network_is_cross_fitted(self, training, monkeypatch):
         fits = []
-        real = module._fit_network
+        real = module.fit_network
         monkeypatch.setattr(
             module,
-            "_fit_network",
+            "fit_network",
             lambda kept, *rest, **how: fits.append((how["seed"], len(kept))) or real(kept, *rest, **how),
         )
         hggep.tl.fit(training, config={**TWO, "epochs": 1, "cross_fit": True}, **TEN_GENES)
@@ -503,7 +503,6 @@ import os, signal, sys
 import anndata as ad
 import torch
 import hggep_sc as hggep
-from hggep_sc.training import fit as module
 from hggep_sc.training.plan import TrainingPlan
 torch.set_num_threads({torch.get_num_threads()})
 real, fits = TrainingPlan.training_step, []

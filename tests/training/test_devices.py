@@ -13,7 +13,7 @@ import torch
 import hggep_sc as hggep
 from helpers import CPU, LEARNING, TINY
 from hggep_sc.training.devices import Devices
-from hggep_sc.training.fit import _EpochOrder
+from hggep_sc.training.network import EpochOrder
 from hggep_sc.training.plan import TrainingPlan
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -85,7 +85,7 @@ def test_two_processes_are_two_accumulated_steps_of_one(sections, tmp_path, monk
 
 @pytest.mark.parametrize(("n", "processes"), [(4, 2), (5, 2), (2, 3), (7, 1)])
 def test_processes_share_the_chunks_of_an_epoch(n, processes):
-    orders = [_EpochOrder(n, 3, Devices(torch.device("cpu"), processes, rank=rank)) for rank in range(processes)]
+    orders = [EpochOrder(n, 3, Devices(torch.device("cpu"), processes, rank=rank)) for rank in range(processes)]
     for order in orders:
         order.set_epoch(5)
     taken = [list(order) for order in orders]

@@ -1,0 +1,92 @@
+"""Sections read for training: their counts, and patches or what a frozen encoder makes of them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .._progress import over_sections
+from ..chunks import spatial_chunks
+from ..config import Config
+from ..expression import ExpressionScale
+from ..features import feature_shape, is_frozen, open_features
+from ..linear import linear_features
+from ..nn import Encoder, HGGEPNetwork, PublishedNetwork
+from ..patches import read_patches, say_if_coarse
+from .data import SectionData, array_store, section_data
+
+if TYPE_CHECKING:
+    from ..section import Section
+
+
+@contextmanager
+def read_sections(
+    sections: Sequence["Section"],
+    genes: Sequence[str],
+    scale: ExpressionScale,
+    config: Config,
+    *,
+    encoder: Encoder | str | None,
+    fields: Sequence[tuple[float, ...]],
+    held_out: Sequence[np.ndarray] | None,
+    device: torch.device,
+    progress: bool,
+) -> Iterator[list[SectionData]]:
+    """Give what training holds of each section; see `train` for the parameters.
+
+    `fields` are the fields of view of each section, px of its image.
+    """
+    network_class = PublishedNetwork if encoder is None else HGGEPNetwork
+    masks: Sequence[np.ndarray | None] = held_out if held_out is not None else [None for _ in sections]
+    unseen = np.empty(0, dtype=np.uint8)  # counts are checked before images are read, which takes longer
+    data = [
+        section_data(section, genes, scale, unseen, network_class.positions(section), mask)
+        for section, mask in zip(sections, masks, strict=True)
+    ]
+    with _seen(sections, fields, encoder, config, network_class, device, progress) as stores:
+        data = [replace(part, seen=seen) for part, seen in zip(data, stores, strict=True)]
+        if config.linear and config.cross_fit and is_frozen(encoder, config):
+            looks = not isinstance(encoder, str)
+            data = [
+                replace(part, linear=linear_features(section, part.seen.mean(axis=1), views, config, looks=looks))
+                for part, section, views in zip(data, sections, fields, strict=True)
+            ]
+        yield data
+
+
+@contextmanager
+def _seen(
+    sections: Sequence["Section"],
+    fields: Sequence[tuple[float, ...]],
+    encoder: Encoder | str | None,
+    config: Config,
+    network_class: type[HGGEPNetwork] | type[PublishedNetwork],
+    device: torch.device,
+    progress: bool,
+) -> Iterator[list[np.ndarray]]:
+    """Give what is learnt from, per section: patches; features where the encoder is frozen."""
+    size = config.patch_size
+    watched = over_sections(sections, "images", progress)
+    if not is_frozen(encoder, config):
+        shapes = [(len(s.xy), len(f), 3, size, size) for s, f in zip(sections, fields, strict=True)]
+        with array_store(shapes, np.uint8) as stores:
+            for section, views, store in zip(watched, fields, stores, strict=True):
+                say_if_coarse(section, views, size)
+                with section.open_image() as image:
+                    read_patches(image, network_class.centres(section.xy), views, size, out=store)
+            yield stores
+        return
+    assert encoder is not None  # the released network is not frozen
+    held = [feature_shape(section, encoder, config) for section in sections]
+    if len({shape[1:] for shape in held}) > 1:
+        lengths = ", ".join(f"{s.name!r}: {shape[-1]}" for s, shape in zip(sections, held, strict=True))
+        raise ValueError(f"obsm[{encoder!r}] has embeddings of different lengths: {lengths}")
+    with array_store(held, np.float32) as stores:
+        for section, views, store in zip(watched, fields, stores, strict=True):
+            with open_features(section, encoder, views, config, device=device) as features:
+                for spots in spatial_chunks(section.xy, config.chunk_spots):
+                    store[spots] = features(spots).cpu().numpy()
+        yield stores

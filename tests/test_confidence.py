@@ -22,7 +22,7 @@ from hggep_sc.confidence import (
 )
 from hggep_sc.expression import ExpressionScale
 from hggep_sc.section import open_sections
-from hggep_sc.training.cross_fit import GROUPS
+from hggep_sc.training.cross_fit import TURNS
 from hggep_sc.training.split import held_out_spots, leave_out
 
 SHORT = {**TINY, "fields_um": (60.0,), "fields_px": (112.0,), "epochs": 2}
@@ -231,18 +231,23 @@ def centred(adata, genes):
 
 class TestReliability:
     @pytest.mark.parametrize(
-        ("names", "config"),
-        [(("S1", "S2", "S3"), SHORT), (("S1", "S2"), {**SHORT, **LEARNING})],
-        ids=["frozen", "learns"],
+        ("names", "config", "groups"),
+        [
+            (("S1", "S2", "S3"), SHORT, None),
+            (("S1", "S2"), {**SHORT, **LEARNING}, None),
+            (("S1", "S2", "S3"), SHORT, {"S1": "a", "S2": "b", "S3": "a"}),
+        ],
+        ids=["frozen", "learns", "groups"],
     )
-    def test_is_the_pcc_of_fits_without_the_section(self, sections, names, config):
+    def test_is_the_pcc_of_fits_without_the_section(self, sections, names, config, groups):
         """Of the network alone, as a linear path would be added in a proportion that is found on the way."""
         training = {name: sections[name] for name in names}
-        model = fit(training, genes=15, config={**config, "linear": False})
+        model = fit(training, genes=15, config={**config, "linear": False}, groups=groups)
         without = {**config, "cross_fit": False}
         by_hand, products, squares = [], 0.0, 0.0
         for name in names:
-            others = {other: section for other, section in training.items() if other != name}
+            together = {name} if groups is None else {other for other in names if groups[other] == groups[name]}
+            others = {other: section for other, section in training.items() if other not in together}
             left_out = training[name].copy()
             predict(left_out, fit(others, genes=model.genes, config=without))
             assert not set(SLOTS) & {*left_out.var, *left_out.obs}
@@ -265,7 +270,7 @@ class TestReliability:
         model = fit({"S1": section}, genes=15, config=config)
         assert np.isfinite(model.confidence.reliability).all()
         assert np.isnan(model.confidence.distance)  # from what other sections?
-        turns = leave_out([open_sections(section)[0].xy], 0)
+        turns = leave_out([open_sections(section)[0].xy], [None], 0)
         by_hand = []
         for (mask,) in turns:
             emptied = section.copy()
@@ -447,6 +452,30 @@ class TestWarnings:
         between = [np.sqrt((((a.mean(0) - b.mean(0)) / b.std(0)) ** 2).mean()) for a, b in ((one, other), (other, one))]
         assert model.confidence.distance == pytest.approx(max(between), rel=1e-5)
 
+    def test_distance_is_to_the_sections_of_other_groups(self, sections):
+        rng = np.random.default_rng(11)
+        drawn = {
+            name: rng.normal(level, 1, (sections[name].n_obs, 3))
+            for name, level in zip(sections, (0, 3, 1), strict=True)
+        }
+        for name, values in drawn.items():
+            sections[name].obsm["emb"] = values
+        training = {name: sections[name] for name in drawn}
+        found = [
+            fit(training, genes=8, encoder="emb", groups=groups).confidence.distance
+            for groups in (None, dict(zip(drawn, ("a", "b", "b"), strict=True)))
+        ]
+        first, second, third = drawn.values()
+
+        def distance(values, *others):
+            mean, square = (np.mean([(v**p).mean(0) for v in others], axis=0) for p in (1, 2))
+            return np.sqrt((((values.mean(0) - mean) ** 2) / (square - mean**2)).mean())
+
+        alone = distance(first, second, third), distance(second, first, third), distance(third, first, second)
+        grouped = distance(first, second, third), distance(second, first), distance(third, first)
+        np.testing.assert_allclose(found, [max(alone), max(grouped)], rtol=1e-5)
+        assert max(grouped) > 1.2 * max(alone)
+
 
 def test_optical_density_is_the_mean_over_the_pixels_around_the_spots():
     adata = make_adata()
@@ -475,9 +504,9 @@ def test_optical_density_of_many_spots_looks_at_some_from_all_over():
 
 class TestLeftOut:
     @pytest.mark.parametrize("n", [2, 4, 5, 7, 11])
-    def test_each_spot_of_several_sections_once_in_at_most_five_groups(self, n):
+    def test_each_spot_of_several_sections_once_in_at_most_five_turns(self, n):
         xy = [np.random.default_rng(i).random((3 + i, 2)) for i in range(n)]
-        turns = leave_out(xy, 0, GROUPS)
+        turns = leave_out(xy, [None] * n, 0, TURNS)
         assert len(turns) == min(n, 5)
         for i, points in enumerate(xy):
             of_section = np.stack([masks[i] for masks in turns])
@@ -486,16 +515,29 @@ class TestLeftOut:
             assert (of_section.sum(1) % len(points) == 0).all()  # whole sections
         sizes = [sum(mask.all() for mask in masks) for masks in turns]
         assert max(sizes) - min(sizes) <= 1
-        assert len(leave_out(xy, 0)) == n
+        assert len(leave_out(xy, [None] * n, 0)) == n
+        together = leave_out(xy, ["the only patient"] * n, 0, TURNS)  # who cannot be left out
+        for masks, expected in zip(together, turns, strict=True):
+            assert all(map(np.array_equal, masks, expected))
+
+    def test_sections_of_a_group_together(self):
+        groups = ["b", "a", "b", "c", "a", "d"]
+        xy = [np.random.default_rng(i).random((3 + i, 2)) for i in range(6)]
+        for most, expected in ((5, [{"b"}, {"a"}, {"c"}, {"d"}]), (3, [{"b", "d"}, {"a"}, {"c"}])):
+            turns = leave_out(xy, groups, 0, most)
+            assert all(mask.all() or not mask.any() for masks in turns for mask in masks)
+            assert [{groups[i] for i in range(6) if masks[i].all()} for masks in turns] == expected
+            kept = [{groups[i] for i in range(6) if not masks[i].any()} for masks in turns]
+            assert kept == [set("abcd") - out for out in expected]
 
     def test_blocks_of_the_only_section(self):
         xy = np.random.default_rng(0).random((500, 2))
-        turns = leave_out([xy], 3, GROUPS)
+        turns = leave_out([xy], [None], 3, TURNS)
         assert len(turns) == 5
         for (mask,) in turns:
             assert 0.2 <= mask.mean() < 0.3
         assert len({mask.tobytes() for (mask,) in turns}) == 5
-        assert not leave_out([np.zeros((9, 2))], 0)  # all in one place: nothing would be left
+        assert not leave_out([np.zeros((9, 2))], [None], 0)  # all in one place: nothing would be left
 
 
 def test_both_slots_of_a_cross_validation_are_written_stored_and_read_back(sections, tmp_path):

@@ -15,6 +15,7 @@ from .nn import OUTLIER, Ensemble, HGGEPNetwork
 from .patches import read_patches
 from .training.cross_fit import HeldOut, Weights, data_features
 from .training.data import SectionData
+from .training.split import units_of
 
 if TYPE_CHECKING:
     from .section import Section
@@ -48,8 +49,8 @@ class Confidence:
     feature_mean, feature_std
         (fields, D) of the training spots' features.
     distance
-        Largest distance of a training section's mean feature from those of the others, in standard deviations; NaN
-        for one section.
+        Largest distance of a training section's mean feature from those of the others (of other groups), in standard
+        deviations; NaN for one section.
     stain
         (n_sections, 3) mean optical density of red, green and blue in the patches; empty for embeddings.
     """
@@ -106,9 +107,11 @@ class Confidence:
         components, spread, coefficients, floor = _error_model(predicted, excess, n_genes)
         means, variances = _moments(network, training)
         mean, std = _pooled(means, variances)
+        units = np.array(units_of([data.group for data in training]))
         distances = [
-            _distance(means[i], *_pooled(np.delete(means, i, axis=0), np.delete(variances, i, axis=0)))
-            for i in range(len(means) if len(means) > 1 else 0)
+            _distance(mean, *_pooled(means[units != unit], variances[units != unit]))
+            for mean, unit in zip(means, units, strict=True)
+            if (units != unit).any()
         ]
         return cls(
             reliability,

@@ -108,7 +108,7 @@ class Config(BaseConfig):
     linear
         A low-rank ridge beside the network, whose prediction is added; with a frozen encoder and `cross_fit` alone.
     cross_fit
-        Train again without each training section (in at most five groups), to learn on sections that were not
+        Train again without each training section (in at most five turns), to learn on sections that were not
         seen how much of network and linear path to believe, how well genes and spots are predicted, and how
         unlike the training sections one may be. Without it the network is alone, and its scale is as training left it.
     """

@@ -50,8 +50,9 @@ class LinearPath:
             expression = data.expression[seen].astype(np.float64)
             targets.append(expression - expression.mean(axis=0))
             xy.append(data.xy[seen])
+        groups = [data.group for data in training]
         config = BaselineConfig() if alpha is None else BaselineConfig(alphas=(alpha,))
-        learnt = LowRankRidge.learn(Training.of(features, targets, xy, seed), config)
+        learnt = LowRankRidge.learn(Training.of(features, targets, xy, groups, seed), config)
         components = np.ascontiguousarray(learnt["components"], dtype=np.float32)
         return cls(np.ascontiguousarray(learnt["coefficients"]), components, float(learnt["alpha"]))
 

@@ -11,6 +11,7 @@ from hggep_sc.baselines.features import Trunk, patch_features
 from hggep_sc.baselines.ridge import RidgePath, principal_components
 from hggep_sc.expression import ExpressionScale
 from hggep_sc.metrics import pearson
+from hggep_sc.section import grouped
 from hggep_sc.training.split import hold_out_blocks
 
 GENES = 20
@@ -79,6 +80,20 @@ class TestRidge:
                 r.append(np.nanmean(pearson(predicted, Y[held_out])))
             scores[alpha] = np.mean(r)
         assert max(scores.values()) - min(scores.values()) > 1e-3
+        assert model.alpha == max(scores, key=scores.get)
+
+    def test_sections_of_a_group_are_left_out_together(self, opened, config, weights):
+        sections = grouped(opened[:3], {section.name: group for section, group in zip(opened, "aba", strict=False)})
+        model = Ridge.fit(sections, config, genes=GENES, weights=weights, device="cpu", progress=False)
+        X, Y, _, _ = data_of(opened[:3], model, weights)
+        group = np.repeat(["a", "b", "a"], [len(y) for y in Y])
+        X, Y = np.concatenate(X), np.concatenate(Y)
+        scores = {}
+        for alpha in model.config.alphas:
+            predicted = {
+                out: sklearn_ridge(X[group != out], Y[group != out], alpha).predict(X[group == out]) for out in "ab"
+            }
+            scores[alpha] = np.mean([np.nan_to_num(pearson(predicted[out], Y[group == out])).mean() for out in "ab"])
         assert model.alpha == max(scores, key=scores.get)
 
     def test_one_section_has_blocks_left_out(self, opened, config, weights):

@@ -4,6 +4,7 @@ from scipy.sparse import csr_matrix
 
 from helpers import section_of
 from hggep_sc.cross_validation import leave_out
+from hggep_sc.section import grouped
 
 
 def named(names):
@@ -17,7 +18,7 @@ def names_of(folds):
 
 
 def test_every_section_is_left_out_once_and_never_trained_on_for_itself():
-    assert names_of(leave_out(named("abc"), None, None)) == [
+    assert names_of(leave_out(named("abc"), None)) == [
         ("a", ["a"], ["b", "c"]),
         ("b", ["b"], ["a", "c"]),
         ("c", ["c"], ["a", "b"]),
@@ -26,14 +27,14 @@ def test_every_section_is_left_out_once_and_never_trained_on_for_itself():
 
 def test_a_group_is_left_out_as_a_whole():
     groups = {"a1": "a", "b1": "b", "a2": "a", "c1": "c"}
-    folds = names_of(leave_out(named(groups), groups, None))
+    folds = names_of(leave_out(grouped(named(groups), groups), None))
     assert folds[0] == ("a", ["a1", "a2"], ["b1", "c1"])
     for _, test, training in folds:
         assert not {groups[name] for name in test} & {groups[name] for name in training}
 
 
 def test_sections_are_dealt_over_fewer_folds():
-    folds = names_of(leave_out(named("abcde"), None, 2))
+    folds = names_of(leave_out(named("abcde"), 2))
     assert [test for _, test, _ in folds] == [["a", "c", "e"], ["b", "d"]]
 
 
@@ -51,4 +52,4 @@ def test_sections_are_dealt_over_fewer_folds():
 )
 def test_impossible_folds_are_refused(names, groups, n_folds, message):
     with pytest.raises(ValueError, match=message):
-        leave_out(named(names), groups, n_folds)
+        leave_out(grouped(named(names), groups), n_folds)

@@ -129,6 +129,18 @@ def test_groups_are_left_out_together(sections):
     pd.testing.assert_frame_equal(by_name.table, by_column.table)
 
 
+def test_groups_are_left_out_together_inside_a_fold(sections):
+    """What is learnt there on left-out sections scales the network, and so makes another model."""
+    sections["S4"] = sections["S3"][:30].copy()
+    groups = {"S1": "a", "S2": "b", "S3": "a", "S4": "c"}
+    method = {"config": {**TINY, "epochs": 1, "cross_fit": True}}
+    run = tl.cross_validate(sections, groups=groups, only=["c"], methods={"network": method}, **HOW)
+    training = {name: sections[name] for name in ("S1", "S2", "S3")}
+    ids = [tl.fit(training, groups=of, **method, **HOW).id for of in ({n: groups[n] for n in training}, None)]
+    assert run.folds["model"].tolist() == ids[:1]
+    assert ids[0] != ids[1]
+
+
 def test_sections_of_one_patient_on_both_sides_are_warned_of(sections, caplog):
     for name, section in sections.items():
         section.obs["patient"] = "p1" if name == "S2" else "p2"

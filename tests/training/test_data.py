@@ -15,6 +15,7 @@ class FakeSection:
     """Three predicted genes of a library of five."""
 
     genes = ("a", "b", "c")
+    group = None
 
     def __init__(self, counts, xy=None, mpp=None, name="A"):
         self.table = np.asarray(counts, dtype=np.float32)

@@ -139,7 +139,7 @@ class Baseline(ABC):
             means.append(expression.mean(axis=0))
             targets.append(expression - means[-1])
             xy.append(section.xy[seen])
-        training = Training.of(features, targets, xy, seed)
+        training = Training.of(features, targets, xy, [section.group for section in sections], seed)
         arrays = {"gene_mean": np.mean(means, axis=0), **cls.learn(training, config)}
         fingerprint = Fingerprint.of(sections, chosen)
         return cls(config, chosen, arrays, trunk=trunk, mpp=mpp, fingerprint=fingerprint, seed=seed)

@@ -1,4 +1,4 @@
-"""What a baseline learns from, and how it chooses a setting on it: every training section is left out in turn."""
+"""What a baseline learns from, and how it chooses a setting: every training section or group is left out in turn."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +35,15 @@ class Training:
 
     @classmethod
     def of(
-        cls, features: Sequence[np.ndarray], targets: Sequence[np.ndarray], xy: Sequence[np.ndarray], seed: int
+        cls,
+        features: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        xy: Sequence[np.ndarray],
+        groups: Sequence[str | None],
+        seed: int,
     ) -> Self:
         """Join sections; a section that trains alone has spatial blocks left out, several draws of them."""
-        held_out = [np.concatenate(masks) for masks in leave_out(xy, seed)]
+        held_out = [np.concatenate(masks) for masks in leave_out(xy, groups, seed)]
         return cls(np.concatenate(features), np.concatenate(targets), held_out)
 
 

@@ -1,6 +1,6 @@
 """Folds of a cross-validation: what is left out, what has to be run for it, and what comes back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,40 +82,24 @@ class FoldResult:
     uncertainties: dict[str, np.ndarray] | None = None
 
 
-def leave_out(sections: Sequence[Section], groups: Mapping[str, str] | None, n_folds: int | None) -> list[Fold]:
+def leave_out(sections: Sequence[Section], n_folds: int | None) -> list[Fold]:
     """Split sections into folds: one section, or one group of sections, is left out at a time.
 
     Parameters
     ----------
     sections
-        All sections.
-    groups
-        Group of each section by its name; None: each is its own.
+        All sections, of groups (`section.grouped`) or without.
     n_folds
         Number of folds, over which sections or groups are dealt in turn; None for one each.
 
     Raises
     ------
     ValueError
-        If groups do not match the sections, there is one alone, or there are more folds than sections or groups.
+        If there is one alone, or there are more folds than sections or groups.
     """
-    names = [section.name for section in sections]
-    if groups is not None:
-        unknown, missing = sorted(set(groups) - set(names)), sorted(set(names) - set(groups))
-        if unknown or missing:
-            raise ValueError(
-                "groups= must name the group of every section: "
-                + "; ".join(
-                    [f"no group for {', '.join(missing)}"] * bool(missing)
-                    + [f"no section called {', '.join(unknown)}"] * bool(unknown)
-                )
-                + f"; the sections are {', '.join(names)}"
-            )
-        if none := [name for name in names if pd.isna(groups[name])]:
-            raise ValueError(f"groups= has no group (None or NaN) for {', '.join(none)}")
-    group_of = {name: name if groups is None else str(groups[name]) for name in names}
+    group_of = {section.name: section.name if section.group is None else section.group for section in sections}
     units = list(dict.fromkeys(group_of.values()))
-    kind = "sections" if groups is None else "groups"
+    kind = "sections" if all(section.group is None for section in sections) else "groups"
     if len(units) < 2:
         raise ValueError(f"cross-validation needs at least two {kind}; found {', '.join(units) or 'none'}")
     if n_folds is not None and not 2 <= n_folds <= len(units):

@@ -73,6 +73,7 @@ def tasks_of(
     tasks = []
     for fold in folds:
         training, test = ([portable[section.name] for section in part] for part in (fold.training, fold.test))
+        groups = [section.group for section in training]
         for name, arguments in settings.items():
             for seed in seeds:
                 described = {
@@ -87,6 +88,7 @@ def tasks_of(
                     "validation": arguments["validation"],
                     "weights": weights[name],
                     **encoders[name],
+                    **({"groups": groups} if any(groups) else {}),
                 }
                 identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
                 own = {**arguments, "seed": seed}

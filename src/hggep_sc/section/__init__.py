@@ -6,6 +6,7 @@ No other module knows what the two containers look like.
 from ._containers import copy_of, is_spatialdata, section_column, table_of
 from ._counts import CountMatrix, observed_counts
 from ._genes import gene_name_hint
+from ._groups import grouped, groups_in
 from ._open import open_sections
 from ._scale import spot_spacing
 from ._section import Section, require_counts
@@ -20,6 +21,8 @@ __all__ = [
     "array_places",
     "copy_of",
     "gene_name_hint",
+    "grouped",
+    "groups_in",
     "image_of",
     "is_spatialdata",
     "listed",

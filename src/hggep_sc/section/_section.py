@@ -42,6 +42,8 @@ class Section:
         Layer of `table` with the raw counts; None is `X`.
     opener
         Opens the image.
+    group
+        What it belongs to, such as a patient: sections of a group are left out together. None where it is its own.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Section:
     table: AnnData = field(repr=False)
     layer: str | None
     opener: Callable[[], SectionImage] = field(repr=False)
+    group: str | None = None
 
     def open_image(self) -> SectionImage:
         """Open the image; the caller closes it (`with section.open_image() as image`)."""

@@ -21,7 +21,16 @@ from ..cross_validation import (
     run_tasks,
     tasks_of,
 )
-from ..section import Section, gene_name_hint, open_sections, require_writable, table_of, write_prediction
+from ..section import (
+    Section,
+    gene_name_hint,
+    grouped,
+    groups_in,
+    open_sections,
+    require_writable,
+    table_of,
+    write_prediction,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,7 +78,8 @@ def cross_validate(
         Sections with image, coordinates and raw counts, as in `hggep_sc.tl.fit`; at least two.
     groups
         What is left out together, such as the sections of a patient: a dict of group by section name, or an `obs`
-        column that is constant within each section. None leaves one section out at a time.
+        column that is constant within each section. None leaves one section out at a time. Inside each fold, what is
+        learnt on left-out training sections is so, too.
     n_folds
         Number of folds, among which sections or groups are dealt in turn; None for one fold each.
     only
@@ -125,8 +135,8 @@ def cross_validate(
         if not section.library().any():  # which refuses what is no raw count
             raise ValueError(f"section {section.name!r} has no counts to learn from and compare with: give layer=")
         section.counts([section.var_names[0]])  # refuses genes that are there twice
-    folds = leave_out(sections, _column(sections, groups) if isinstance(groups, str) else groups, n_folds)
-    folds = _chosen(folds, only)
+    sections = grouped(sections, groups)
+    folds = _chosen(leave_out(sections, n_folds), only)
     _warn_of_known_patients(sections, folds)
     if isinstance(genes, int | np.integer):
         genes = int(genes)
@@ -173,25 +183,6 @@ def _objects(data: Any) -> "list[tuple[str, Data]]":
     return [("", item) for item in (data if isinstance(data, list | tuple) else [data])]
 
 
-def _column(sections: Sequence[Section], column: str) -> dict[str, str]:
-    """Group of each section from a column of `obs`."""
-    groups = {}
-    for section in sections:
-        obs = section.table.obs
-        if column not in obs:
-            raise KeyError(
-                f"groups={column!r}: section {section.name!r} has no such column in obs; {list(obs.columns)}"
-            )
-        values = obs[column].iloc[section.obs_rows].dropna().unique()
-        if len(values) != 1:
-            raise ValueError(
-                f"groups={column!r}: obs[{column!r}] must hold one group per section; section {section.name!r} has "
-                f"{len(values)}: {', '.join(map(str, values[:5])) or 'none'}"
-            )
-        groups[section.name] = str(values[0])
-    return groups
-
-
 def _chosen(folds: Sequence[Fold], only: Sequence[str] | None) -> list[Fold]:
     """Return the folds of these names."""
     wanted = {fold.name for fold in folds} if only is None else {only} if isinstance(only, str) else set(only)
@@ -209,7 +200,7 @@ def _warn_of_known_patients(sections: Sequence[Section], folds: Sequence[Fold]) 
         if not all(column in section.table.obs for section in sections):
             continue
         try:
-            patient = _column(sections, column)
+            patient = groups_in(sections, column)
         except ValueError:  # not one per section, so it does not tell sections apart
             continue
         known = [

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..config import Config
 from ..methods import Method, Model, fit_method, method_config
-from ..section import open_sections
+from ..section import grouped, open_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,6 +28,7 @@ def fit(
     normalize: Literal["library", "panel"] | None = None,
     mpp: float | Mapping[str, float] | None = None,
     validation: str | float | None = None,
+    groups: Mapping[str, str] | str | None = None,
     layer: str | None = None,
     library_key: str | None = None,
     library_id: str | None = None,
@@ -83,6 +84,11 @@ def fit(
         A training section's name, or the fraction of every section's spots to hold out as spatial blocks: training
         stops when their mean PCC has not risen for `config.patience` epochs, and the best epoch is kept. For the
         network alone: a ridge leaves its training sections out in turn.
+    groups
+        Which sections belong together, such as those of a patient: a dict of group by section name, or an `obs` column
+        that is constant within each section. What is learnt on training sections that are left out in turn (weights of
+        networks and linear path, reliability and uncertainty, a ridge's penalty) leaves out all of a group, and so
+        tells of new patients. None: each section by itself.
     layer
         Layer with raw counts; None for `X`.
     library_key, library_id, spatial_key
@@ -132,7 +138,7 @@ def fit(
         mpp=mpp,
     )
     return fit_method(
-        sections,
+        grouped(sections, groups),
         method,
         settings,
         genes=genes,

@@ -102,8 +102,10 @@ def identity_of(
         for array in (d.xy, d.expression, d.counts, d.seen[:8]):
             digest.update(np.ascontiguousarray(array).tobytes())
     settings = json.loads(json.dumps(config.to_dict()))
+    groups = [d.group for d in data]
     return {
         "sections": [d.name for d in data],
+        "groups": groups if any(groups) else None,
         "data": digest.hexdigest(),
         "genes": list(genes),
         "config": settings,

@@ -16,7 +16,7 @@ from ..patches import BATCH_SPOTS
 from .data import SectionData
 from .split import leave_out
 
-GROUPS = 5  # of training sections, each left out once
+TURNS = 5  # in which training sections are left out, each once
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def cross_fit(
     seed: int,
     progress: bool,
 ) -> list[HeldOut]:
-    """Leave each training section out (in at most five groups; blocks of the only one), fit, and predict it.
+    """Leave each training section or group out (in at most five turns; blocks of the only one), fit, and predict it.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def cross_fit(
     from tqdm.auto import tqdm
 
     held_out = []
-    turns = leave_out([data.xy for data in training], seed, GROUPS)
+    turns = leave_out([data.xy for data in training], [data.group for data in training], seed, TURNS)
     for masks in tqdm(turns, desc="cross-fit", unit="fit", disable=not progress):
         kept = [replace(d, observed=d.observed & ~mask) for d, mask in zip(training, masks, strict=True)]
         if sum(data.observed.sum() for data in kept) < 2:

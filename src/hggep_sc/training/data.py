@@ -36,6 +36,7 @@ class SectionData:
     size_factors: np.ndarray
     observed: np.ndarray
     linear: np.ndarray | None = None  # features of the linear path, (n, n_features)
+    group: str | None = None
 
     @property
     def holds_features(self) -> bool:
@@ -108,4 +109,5 @@ def section_data(
         totals=totals,
         size_factors=(totals / typical).astype(np.float32),
         observed=observed,
+        group=section.group,
     )

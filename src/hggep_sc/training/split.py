@@ -64,17 +64,23 @@ def hold_out_blocks(xy: np.ndarray, counted: np.ndarray, fraction: float, seed: 
     return held_out
 
 
-def leave_out(xy: Sequence[np.ndarray], seed: int, max_groups: int | None = None) -> list[list[np.ndarray]]:
-    """Choose what is left out in turn, inside the training sections: each of them, or blocks of the only one.
+def leave_out(
+    xy: Sequence[np.ndarray], groups: Sequence[str | None], seed: int, max_turns: int | None = None
+) -> list[list[np.ndarray]]:
+    """Choose what is left out in turn, inside the training sections.
+
+    It is each group of sections where there are several; else each section; or blocks of the only one.
 
     Parameters
     ----------
     xy
         Coordinates of each section's spots.
+    groups
+        The group of each section, None where it has none.
     seed
         Of the draws of blocks.
-    max_groups
-        Sections are dealt among at most this many groups. None: each by itself.
+    max_turns
+        Groups or sections are dealt among at most this many turns. None: each by itself.
 
     Returns
     -------
@@ -84,5 +90,17 @@ def leave_out(xy: Sequence[np.ndarray], seed: int, max_groups: int | None = None
         counted = np.ones(len(xy[0]), dtype=bool)
         draws = [hold_out_blocks(xy[0], counted, BLOCK_SHARE, seed + draw) for draw in range(BLOCK_DRAWS)]
         return [[mask] for mask in draws if not mask.all()]
-    n_groups = min(len(xy), max_groups or len(xy))
-    return [[np.full(len(points), i % n_groups == group) for i, points in enumerate(xy)] for group in range(n_groups)]
+    units = units_of(groups)
+    n_turns = min(max(units) + 1, max_turns or len(xy))
+    return [
+        [np.full(len(points), unit % n_turns == turn) for unit, points in zip(units, xy, strict=True)]
+        for turn in range(n_turns)
+    ]
+
+
+def units_of(groups: Sequence[str | None]) -> list[int]:
+    """Tell by a number what each section is left out with: its group where there are several, else itself alone."""
+    if len(set(groups)) < 2:
+        return list(range(len(groups)))
+    order = list(dict.fromkeys(groups))
+    return [order.index(group) for group in groups]

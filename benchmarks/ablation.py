@@ -1,9 +1,9 @@
 """What each part of the default's network earns: the paper's Figure 4 on real sections, one part changed at a time.
 
-One network is alone here, without the two others of its ensemble and without the linear path, which accuracy.py sets
-apart.
+One network is alone here, without the two others of its ensemble, cross-fitting and the linear path, which accuracy.py
+sets apart.
 
-    python benchmarks/ablation.py              # one seed, two cores: about half an hour
+    python benchmarks/ablation.py              # one seed, one core: fits of 85 minutes in all, 22 with --no-pixels
     python benchmarks/ablation.py --seeds 0 1 2
 
 Leave one section out of B4, C2, C3, C4, C5 of her2st, as in accuracy.py. Parts that look at pixels (GEM, CBAM, a

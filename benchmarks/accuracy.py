@@ -2,27 +2,32 @@
 
     python benchmarks/accuracy.py                        # all that this machine can do in its time
     python benchmarks/accuracy.py her2st --methods default low_rank_ridge --seeds 0 1 2
-    python benchmarks/accuracy.py her2st --methods paper --folds B4
+    python benchmarks/accuracy.py her2st --methods published --folds B4 --epochs 50
 
-`low_rank_ridge` is the linear path alone, `network_alone` the network without it, `default` their weighed sum.
+`network_alone` are the default's three networks without the linear path, whose weights are found without it; parts.py
+takes one fit of the default apart.
 
 `her2st`    B4, C2, C3, C4, C5: 785-gene panel, counts scaled by their panel totals
 `mob`       MOB1, MOB2, MOB3: all 1,000 genes, counts scaled by the library
 
 Without a GPU the presets `paper` and `published` are left out, and named, unless asked for by `--methods`: a step of
-theirs takes 4 and 20 s on a core, and they take hundreds of epochs. `--epochs` shortens them.
+theirs takes 4 and 20 s on a core, and they take hundreds of epochs. `--epochs` shortens them, and is named in the
+tables: "published, 50 epochs".
 
 Needs HGGEP_SHARED, the folder of real sections (`data`) and trunk weights (`weights`). Every
-finished fold is kept in `--store` and not run again. After each method results/accuracy.csv and .md beside this file
-are renewed: rows of this run replace those of the same fold, method and seed, others stay, so that parts may be run
-on different machines. An interrupted run loses at most the fold it was at.
+finished fold is kept in `--store` and not run again; what the package's code has become since then is not known there:
+take another folder after a change to it. After each method results/accuracy.csv and .md beside this file are renewed:
+rows of this run replace those of the same fold, method and seed, others stay, so that parts may be run on different
+machines. An interrupted run loses at most the fold it was at.
 """
 
 import argparse
 import logging
 import os
+import platform
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -92,12 +97,12 @@ def markdown(rows: pd.DataFrame) -> str:
         pairs = pairs[pairs["n_folds"] > 0]
         if len(pairs):
             parts += ["", "Methods in pairs, over folds:", "", table(pairs.set_index("method"))]
-        missing = [name for name in METHODS if name not in set(of_data["method"])]
-        if missing:
-            parts += [
-                "",
-                f"Not run yet: {', '.join(missing)}" + (" (want a GPU)." if set(missing) <= set(NEED_GPU) else "."),
-            ]
+        missing = {
+            name: [fold for fold in DATA[data] if fold not in set(of_data.loc[of_data["method"] == name, "fold"])]
+            for name in METHODS
+        }
+        if unrun := [f"{name} on {' '.join(folds)}" for name, folds in missing.items() if folds]:
+            parts += ["", f"Not run with all epochs: {'; '.join(unrun)}."]
         for _, failed in everything[everything["error"] != ""].iterrows():
             parts += ["", f"Failed: {failed['method']} on {failed['fold']}, seed {failed['seed']}: {failed['error']}"]
     parts += [
@@ -107,6 +112,29 @@ def markdown(rows: pd.DataFrame) -> str:
         "patient. Times are as measured, also beside other work on the same cores.",
     ]
     return "\n".join(parts) + "\n"
+
+
+def place(method: str) -> int:
+    """Where a method stands in the tables, with however many epochs."""
+    return [*METHODS].index(method.split(",")[0])
+
+
+def made_by() -> dict[str, str]:
+    """Tell what a row is measured with."""
+    return {
+        "hggep_sc": hggep.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def made(rows: pd.DataFrame) -> str:
+    """Say what rows were measured with."""
+    kinds = rows[list(made_by())].drop_duplicates().to_numpy()
+    return "; ".join(
+        f"hggep_sc {own}, torch {torch_}, Python {python}, {machine}" for own, torch_, python, machine in kinds
+    )
 
 
 def as_text(value: object) -> str:
@@ -148,20 +176,19 @@ def main() -> None:
         print(f"no GPU: {', '.join(left_out)} are left out")
     RESULTS.mkdir(exist_ok=True)
     csv = RESULTS / "accuracy.csv"
-    rows = pd.read_csv(csv, keep_default_na=True).fillna({"error": ""}) if csv.exists() else pd.DataFrame()
-    rows = rows[rows["method"].isin(METHODS)] if len(rows) else rows
     for data in options.data or DATA:
         sections, how = load(data, shared)
         chosen = [name for name in METHODS if name in (options.methods or METHODS) and name not in left_out]
         for name in chosen:
-            method = dict(METHODS[name])
+            method, label = dict(METHODS[name]), name
             if options.epochs and "preset" in method:
                 method["config"] = {**method.get("config", {}), "epochs": options.epochs}
+                label = f"{name}, {options.epochs} epochs"
             # a baseline that learns from several sections draws nothing at random
             seeds = options.seeds if "preset" in method else options.seeds[:1]
             result = hggep.tl.cross_validate(
                 sections,
-                methods={name: method},
+                methods={label: method},
                 only=options.folds,
                 seeds=seeds,
                 weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
@@ -171,9 +198,10 @@ def main() -> None:
             )
             of_data = rows_of(data, result)
             print(of_data.to_string(), flush=True)
+            # read again: another run may have added to them meanwhile
+            rows = pd.read_csv(csv).fillna({"error": ""}) if csv.exists() else pd.DataFrame()
             rows = pd.concat([rows, of_data], ignore_index=True).drop_duplicates(KEYS, keep="last")
-            order = rows[["data", "method"]].apply(lambda column: column.map([*DATA, *METHODS].index))
-            rows = rows.loc[order.sort_values(["data", "method"], kind="stable").index]
+            rows = rows.iloc[np.lexsort([rows["method"].map(place), rows["data"].map([*DATA].index)])]
             rows.to_csv(csv, index=False, float_format="%.5f")
             (RESULTS / "accuracy.md").write_text(markdown(rows))
 

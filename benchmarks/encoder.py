@@ -11,7 +11,6 @@ stay.
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import torch
-from accuracy import RESULTS, table
+from accuracy import RESULTS, made, made_by, table
 
-import hggep_sc as hggep
 from hggep_sc.config import Config
 from hggep_sc.device import compute_alone
 from hggep_sc.nn import shufflenet_encoder
@@ -105,13 +103,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=PATCHES)
     options = parser.parse_args()
-    found = rows_of(torch.device(options.device))
+    found = rows_of(torch.device(options.device)).assign(**made_by())
     file = RESULTS / "encoder.csv"
     if file.exists():
         found = pd.concat([pd.read_csv(file), found]).drop_duplicates(["device", "encoder"], keep="last")
     found.to_csv(file, index=False, float_format="%.5f")
-    text = ["# Ways of running the frozen encoder", "", table(found.set_index("device")), ""]
-    text += [f"{platform.machine()}; hggep_sc {hggep.__version__}, torch {torch.__version__}."]
+    text = ["# Ways of running the frozen encoder", "", table(found.drop(columns=[*made_by()]).set_index("device")), ""]
+    text += [f"{made(found)}."]
     (RESULTS / "encoder.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
 

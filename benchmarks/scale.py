@@ -2,14 +2,16 @@
 
     python benchmarks/scale.py                                    # 2,500, 10,000 and 40,000 spots, one view a patch
     python benchmarks/scale.py --spots 10000 --views 8            # as `preset="default"` predicts
+    python benchmarks/scale.py --spots 10000 --image zarr         # a SpatialData on disk in place of a TIFF
     python benchmarks/scale.py --spots 100000 --spacing 64 --views 8 --device cuda
     python benchmarks/scale.py --arrays                           # coordinates like those of Visium and Visium HD
 
-Each size runs in a process of its own: a tiled, pyramidal JPEG TIFF is written (which is not timed), then
-`pp.tile` and `tl.predict` are. Spots lie `--spacing` px of 0.5 um apart, so that the slide grows with their number. The
-model is a `default` with random weights, 1,000 genes and a linear path: what it predicts is meaningless, its cost is
-that of any other. `--arrays` takes all spots of an array through `tl.fit` and `tl.predict`, with settings so small
-(one field of 16 px, one view, one network, one epoch, 20 genes, no cross-fitting) that what grows with the spots shows.
+Each size runs in a process of its own: a tiled, pyramidal JPEG TIFF is written, or a SpatialData with a multi-scale
+image (not timed); `pp.tile`, with all of the image as tissue, and `tl.predict` are. Spots lie `--spacing` px of
+0.5 um apart, so that the slide grows with their number. The model is a `default` with random weights, 1,000 genes and a
+linear path: what it predicts is meaningless, its cost is that of any other. `--arrays` takes all spots of an array
+through `tl.fit` and `tl.predict`, with settings so small (one field of 16 px, one view, one network, one epoch, 20
+genes, no cross-fitting) that what grows with the spots shows.
 
 Rows are added to results/scale.csv or results/scale_arrays.csv beside this file; those of the same case and device are
 replaced. results/scale.md shows both.
@@ -17,18 +19,20 @@ replaced. results/scale.md shows both.
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import spatialdata
 import torch
-from accuracy import RESULTS, table
+from accuracy import RESULTS, made, made_by, table
 from anndata import AnnData
 from scipy import sparse
 from slides import write_slide
@@ -36,7 +40,7 @@ from slides import write_slide
 import hggep_sc as hggep
 
 MPP = 0.5
-KEYS = ["device", "threads", "views", "spacing_px", "spots"]
+KEYS = ["device", "threads", "image", "views", "spacing_px", "spots"]
 ARRAYS = {"Visium": (78, 64, 100.0, True), "Visium HD 8 um": (316, 316, 8.0, False)}  # rows, columns, um, hexagonal
 ARRAY_KEYS = ["device", "threads", "array"]
 SMALL = {
@@ -58,27 +62,43 @@ def model() -> "hggep.HGGEP":
     return hggep.tl.fit(training, **how)
 
 
-def one(n_spots: int, spacing: int, views: int, device: str) -> dict[str, object]:
+def write_spatialdata(path: Path, side: int) -> None:
+    """Write a SpatialData of one multi-scale image of noise."""
+    from dask import array
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel
+
+    pixels = array.random.default_rng(0).integers(0, 256, (3, side, side), dtype=np.uint8, chunks=(3, 1024, 1024))
+    image = Image2DModel.parse(pixels, dims=("c", "y", "x"), scale_factors=[4, 4], chunks=(3, 512, 512))
+    SpatialData(images={"slide": image}).write(path)
+
+
+def one(n_spots: int, spacing: int, views: int, image: str, device: str) -> dict[str, object]:
     """Predict a slide of so many spots in this process."""
     fitted = model()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "slide.tif"
+        path = Path(folder) / f"slide.{image}"
         side = round(n_spots**0.5 * spacing)
-        write_slide(path, side)
+        with ProcessPoolExecutor(1, get_context("spawn")) as writer:  # whose memory is not the prediction's
+            writer.submit({"tif": write_slide, "zarr": write_spatialdata}[image], path, side).result()
+        data = path if image == "tif" else spatialdata.read_zarr(path)
         everywhere = hggep.pp.TissueMask(np.ones((1, 1), dtype=bool), np.array([side, side]), MPP)
         started = time.perf_counter()
-        slide = hggep.pp.tile(path, spacing_um=spacing * MPP, mpp=MPP, model=fitted, tissue=everywhere)
+        slide = hggep.pp.tile(data, spacing_um=spacing * MPP, mpp=MPP, model=fitted, tissue=everywhere)
+        slide = data if slide is None else slide
         tiled = time.perf_counter()
         hggep.tl.predict(slide, fitted, device=device, average_flips=views == 8, progress=False)
         done = time.perf_counter()
     return {
         **on(device),
+        "image": image,
         "views": views,
         "spacing_px": spacing,
-        "spots": slide.n_obs,
+        "spots": n_spots,
         "tile_s": tiled - started,
         "predict_s": done - tiled,
-        "ms_a_spot": 1e3 * (done - started) / slide.n_obs,
+        "ms_a_spot": 1e3 * (done - started) / n_spots,
+        "image_gib": 3 * side**2 / GIB,
         **memory(device),
     }
 
@@ -140,7 +160,7 @@ def growth(rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for _, same in rows.groupby(KEYS[:-1]):
         same = same.sort_values("spots")
-        part = same[["device", "views"]].copy()
+        part = same[["device", "image", "views"]].copy()
         part["from"], part["to"] = same["spots"].shift(), same["spots"]
         part["spots x"] = same["spots"] / same["spots"].shift()
         part["time x"] = (same["tile_s"] + same["predict_s"]) / (same["tile_s"] + same["predict_s"]).shift()
@@ -155,17 +175,18 @@ def main() -> None:
     parser.add_argument("--spots", nargs="+", type=int, default=[2_500, 10_000, 40_000])
     parser.add_argument("--spacing", type=int, default=200, help="px between spots")
     parser.add_argument("--views", type=int, choices=[1, 8], default=1, help="flips and turns of each patch")
+    parser.add_argument("--image", choices=["tif", "zarr"], default="tif", help="the file that it is read from")
     parser.add_argument("--arrays", nargs="*", choices=ARRAYS, help="arrays instead of slides; all where none is named")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         (array,) = options.arrays or (None,)
-        slide = (options.spots[0], options.spacing, options.views)
+        slide = (options.spots[0], options.spacing, options.views, options.image)
         print(json.dumps(one(*slide, options.device) if array is None else one_array(array, options.device)))
         return
     if options.arrays is None:
-        layout = ["--spacing", str(options.spacing), "--views", str(options.views)]
+        layout = ["--spacing", str(options.spacing), "--views", str(options.views), "--image", options.image]
         cases, file, keys = [["--spots", str(n), *layout] for n in options.spots], "scale.csv", KEYS
     else:
         cases, file, keys = [["--arrays", name] for name in options.arrays or ARRAYS], "scale_arrays.csv", ARRAY_KEYS
@@ -174,7 +195,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--one", "--device", options.device, *case]
         rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         print(rows[-1], flush=True)
-    found = pd.DataFrame(rows)
+    found = pd.DataFrame(rows).assign(**made_by())
     if (RESULTS / file).exists():
         found = pd.concat([pd.read_csv(RESULTS / file), found]).drop_duplicates(keys, keep="last").sort_values(keys)
     found.to_csv(RESULTS / file, index=False, float_format="%.4f")
@@ -187,17 +208,18 @@ def report() -> str:
     text = ["# A slide from its image to the predicted layer", ""]
     if (RESULTS / "scale.csv").exists():
         slides = pd.read_csv(RESULTS / "scale.csv")
-        text += [table(slides.set_index("device")), "", "Growth:", "", table(growth(slides).set_index("device")), ""]
-        text += ['`preset="default"`, 1,000 genes.', ""]
+        shown = slides.drop(columns=[*made_by()]).set_index("device")
+        text += [table(shown), "", "Growth:", "", table(growth(slides).set_index("device")), ""]
+        text += [f'`preset="default"`, 1,000 genes. {made(slides)}.', ""]
     if (RESULTS / "scale_arrays.csv").exists():
         arrays = pd.read_csv(RESULTS / "scale_arrays.csv")
-        text += ["Fit and prediction of all spots of an array:", "", table(arrays.set_index("device")), ""]
-        text += ["One field of 16 px, one view, one network, one epoch, 20 genes, no cross-fitting.", ""]
-    text += [
-        f"Host memory: peak of the whole process, Python and libraries with it. {platform.machine()}; hggep_sc "
-        f"{hggep.__version__}, torch {torch.__version__}, Python {platform.python_version()}.",
-        "",
-    ]
+        shown = arrays.drop(columns=[*made_by()]).set_index("device")
+        text += ["Fit and prediction of all spots of an array:", "", table(shown), ""]
+        text += [
+            f"One field of 16 px, one view, one network, one epoch, 20 genes, no cross-fitting. {made(arrays)}.",
+            "",
+        ]
+    text += ["Host memory: peak of the whole process, Python and libraries with it.", ""]
     return "\n".join(text)
 
 

@@ -4,7 +4,8 @@
     python benchmarks/speed.py --device cuda
 
 One section of 180 spots, 785 genes, patches in memory, random weights. A step is forward, backward and update, as
-Lightning runs it; of `default` it is one of each of its three networks. `published` sees every patch six times (five
+Lightning runs it, less the transfer to the device, clipping and augmentation; of `default` it is one of each of its
+three networks. `published` sees every patch six times (five
 augmented views); `default` looks at features that its frozen encoder computed once, which is the third row: it is
 spread over all epochs of a fit. The floor is the arithmetic of the step (its multiplications and additions, counted) at
 the rate of a large matrix product in the same precision on the same device; no schedule of the same arithmetic can be
@@ -12,14 +13,13 @@ faster. Writes results/speed.csv and .md beside this file; rows of another devic
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import torch
-from accuracy import RESULTS, table
+from accuracy import RESULTS, made, made_by, table
 from torch.utils.flop_counter import FlopCounterMode
 
 import hggep_sc as hggep
@@ -164,17 +164,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    found = rows_of(torch.device(options.device))
+    found = rows_of(torch.device(options.device)).assign(**made_by())
     file = RESULTS / "speed.csv"
     if file.exists():
         found = pd.concat([pd.read_csv(file), found]).drop_duplicates(["device", "what", "preset"], keep="last")
     found.to_csv(file, index=False, float_format="%.6f")
-    text = ["# A section of 180 spots, by preset", "", table(found.set_index("device")), ""]
+    text = ["# A section of 180 spots, by preset", "", table(found.drop(columns=[*made_by()]).set_index("device")), ""]
     for device, rows in found.groupby("device"):
         steps = rows[rows["what"] == "training step"].set_index("preset")["seconds"]
         ratio = steps["published"] / steps["default"]
         text += [f"{device}: a training step of `published` takes {ratio:.0f} times as long as one of `default`.", ""]
-    text += [f"{platform.machine()}; hggep_sc {hggep.__version__}, torch {torch.__version__}."]
+    text += [f"{made(found)}."]
     (RESULTS / "speed.md").write_text("\n".join(text) + "\n")
     print("\n".join(text))
 

@@ -6,7 +6,7 @@ import pytest
 
 from hggep_sc.config import Config
 from hggep_sc.image import SectionImage
-from hggep_sc.patches import fields_of_view, model_mpp, read_patches, say_if_coarse
+from hggep_sc.patches import fields_of_view, model_mpp, read_patches, say_if_coarse, say_if_scale_differs
 
 DEFAULT, PAPER = Config.from_preset("default"), Config.from_preset("paper")
 
@@ -62,6 +62,26 @@ def test_coarse_images_are_told(caplog, fields, said):
     with caplog.at_level(logging.WARNING):
         say_if_coarse(section, fields, 112)
     assert ("full-resolution" in caplog.text) is said
+
+
+@pytest.mark.parametrize(
+    ("mpp", "said"),
+    [
+        (0.5, None),
+        (0.7, None),
+        (0.35, None),
+        (0.8, "was scanned at 0.8"),
+        (0.3, "was scanned at 0.3"),
+        (None, "unknown"),
+    ],
+)
+def test_scales_from_one_and_a_half_times_the_models_on_are_told(caplog, mpp, said):
+    say_if_scale_differs(SimpleNamespace(name="S1", mpp=mpp), 0.5)
+    assert (said is None) == (not caplog.text)
+    assert said is None or ("section 'S1'" in caplog.text and said in caplog.text)
+    caplog.clear()
+    say_if_scale_differs(SimpleNamespace(name="S1", mpp=mpp), None)  # what is a px of a model without a scale?
+    assert not caplog.text
 
 
 def test_model_scale_is_the_finest():

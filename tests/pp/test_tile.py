@@ -224,10 +224,11 @@ class TestRefuses:
         assert "physical scale that the model was trained at is unknown" in caplog.text
 
 
-def test_from_a_real_slide_to_maps(shared, trained):
+def test_from_a_real_slide_to_maps(shared, trained, caplog):
     """Of a tissue that the model never saw: it says so."""
     slide = hggep.pp.tile(shared / "data" / "wsi" / "CMU-1-Small-Region.svs", model=trained)
     assert slide.uns["spatial"]["CMU-1-Small-Region"]["scalefactors"]["microns_per_pixel"] == pytest.approx(0.499)
     assert 40 < slide.n_obs < 110  # of 1.1 x 1.5 mm, about half tissue
     predict(slide, trained)
+    assert "looks unlike the training sections" in caplog.text
     assert len(hggep.pl.gene_map(slide, trained.genes[:2])) == 2

@@ -57,6 +57,14 @@ def test_what_learns(settings, backbone, pixels):
     assert (config.learns_backbone, config.learns_from_pixels) == (backbone, pixels)
 
 
+@pytest.mark.parametrize(
+    "other", [{"gem": False}, {"lstm": False}, {"patch_size": 64}, {"width": 512}, {"cross_fit": True}], ids=str
+)
+def test_the_published_network_has_no_other_settings(other):
+    with pytest.raises(ValueError, match=rf"config\.{next(iter(other))}: the published network has"):
+        Config.from_preset("published", **other)
+
+
 def test_published_scale():
     config = Config.from_preset("published")
     assert (config.normalize, config.target_sum, config.log_base) == ("panel", 1e4, "10")

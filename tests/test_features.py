@@ -1,5 +1,6 @@
 import errno
 import gc
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from threading import Event, current_thread
@@ -304,6 +305,52 @@ def test_an_error_in_the_encoder_ends_reading_before_the_image_is_closed(section
     with pytest.raises(RuntimeError, match="encoder"):
         features_of(section, ModuleEncoder(Broken(), 16), batch_size=10)
     assert closed == [0]
+
+
+# --- a GPU without room
+
+
+class Crowded(MeanColour):
+    """Runs out of memory with more than some spots."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room, self.sizes = room, []
+
+    def forward(self, pixels):
+        self.sizes.append(len(pixels) // len(FIELDS))
+        if self.sizes[-1] > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(pixels)
+
+
+@pytest.mark.parametrize(("room", "halves"), [(20, []), (19, [10]), (6, [10, 5]), (1, [10, 5, 3, 2, 1])])
+def test_out_of_memory_halves_what_is_encoded_at_once(section, monkeypatch, caplog, room, halves):
+    """From there on in the whole section, whose spots are asked for in two parts."""
+    monkeypatch.setattr(features_module, "CPU_PATCHES", 1000)  # all at once, as on a GPU
+    crowded = Crowded(room)
+    encoder = ModuleEncoder(crowded, 16)
+    still = CONFIG.replace(flips=False, linear=False)
+    undisturbed = features_of(section, ModuleEncoder(MeanColour(), 16), still)
+    crowded.sizes.clear()  # of when it was tried
+    with caplog.at_level(logging.WARNING), opened(section, encoder, still, batch_size=20) as features:
+        found = torch.cat([features(part) for part in (ALL[:25], ALL[25:])])
+    torch.testing.assert_close(found, undisturbed)
+    *too_many, most = 20, *halves
+    assert [size for size in crowded.sizes if size > room] == too_many
+    assert max(size for size in crowded.sizes if size <= room) == most
+    assert len(caplog.messages) == len(halves)
+    for message, half in zip(caplog.messages, halves, strict=True):
+        assert f"batch_size={half} in tl.predict" in message
+
+
+def test_out_of_memory_with_a_spot_alone(section):
+    crowded = Crowded(1)
+    encoder = ModuleEncoder(crowded, 16)
+    crowded.room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        features_of(section, encoder)
+    assert not [thread for thread in enumerate_threads() if thread.name.startswith("patches")]
 
 
 # --- colours beside

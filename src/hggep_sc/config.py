@@ -215,8 +215,9 @@ class Config(BaseConfig):
         if self.width % self.vit_heads:
             raise ValueError(f"config.width ({self.width}) must be a multiple of config.vit_heads ({self.vit_heads})")
         if self.preset == "published":
-            for name in ("gem", "cbam", "vit", "ham", "lstm", "patch_size", "width"):
-                if getattr(self, name) != (released := {"patch_size": 112, "width": 1024}.get(name, True)):
+            others = {"patch_size": 112, "width": 1024, "cross_fit": False}
+            for name in ("gem", "cbam", "vit", "ham", "lstm", *others):
+                if getattr(self, name) != (released := others.get(name, True)):
                     raise ValueError(f"config.{name}: the published network has {released!r} and no other")
             if len(self.fields_px) != 1:
                 raise ValueError(f"config.fields_px: the published network has one field, not {self.fields_px}")

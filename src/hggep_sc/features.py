@@ -1,5 +1,6 @@
 """Features of spots: patches read and encoded a batch at a time, or embeddings that the table holds."""
 
+import logging
 import math
 import os
 from collections import deque
@@ -29,6 +30,8 @@ from .weights import load_pretrained, locate_weights
 if TYPE_CHECKING:
     from .image import SectionImage
     from .section import Section
+
+logger = logging.getLogger(__name__)
 
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
 CPU_PATCHES = 16  # looked at once by each thread: the maps of more do not fit a core's cache, and take twice the time
@@ -132,6 +135,35 @@ class Spool:
         self._file.close()
 
 
+class BatchSize:
+    """How many spots are described at once: half as many from where the GPU runs out of memory."""
+
+    def __init__(self, spots: int) -> None:
+        self.spots = spots
+
+    def apply(self, describe: Callable[[Tensor], list[Tensor]], patches: Tensor) -> Iterator[list[Tensor]]:
+        """Yield what a function makes of the patches, of some spots at a time, in order."""
+        start = 0
+        while start < len(patches):
+            part = patches[start : start + self.spots]
+            try:
+                found = describe(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self.spots = -(-len(part) // 2)
+                logger.warning(
+                    "the GPU ran out of memory with the patches of %d spots at once; going on with %d (batch_size=%d "
+                    "in tl.predict starts with these)",
+                    len(part),
+                    self.spots,
+                    self.spots,
+                )
+                continue
+            yield found
+            start += len(part)
+
+
 def describe_spots(
     image: "SectionImage",
     xy: np.ndarray,
@@ -139,14 +171,15 @@ def describe_spots(
     patch_size: int,
     describe: Sequence[Callable[[Tensor], Tensor]],
     *,
-    batch_size: int,
+    batch_size: int | BatchSize,
     device: torch.device,
     concurrently: bool = True,
 ) -> list[Tensor]:
     """Read the patches around spots once, and apply each function to them, without gradients, a batch at a time.
 
     A CPU's threads share a batch: each reads some of the spots and describes them by itself, which is faster than all
-    of them at work on every convolution. For a GPU several threads read ahead.
+    of them at work on every convolution. For a GPU several threads read ahead; where it runs out of memory, the spots
+    at once are halved from there on, with a warning.
 
     Parameters
     ----------
@@ -161,7 +194,8 @@ def describe_spots(
     describe
         Take (n, fields, 3, S, S) uint8.
     batch_size
-        Spots whose patches are given to the functions at once.
+        Spots whose patches are given to the functions at once; a `BatchSize` that several calls share is halved for
+        all of them.
     device
         Where the functions find the patches.
     concurrently
@@ -182,15 +216,16 @@ def describe_spots(
         there = patches.to(device, non_blocking=True)
         return [function(there) for function in describe]
 
+    at_once = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
     if device.type == "cpu" and concurrently:
         n_threads = torch.get_num_threads()
-        batches = _batches(len(xy), -(-batch_size // n_threads))
+        batches = _batches(len(xy), -(-at_once.spots // n_threads))
         with closing(_ahead(lambda spots: described(read(spots)), batches, n_threads, compute_alone)) as results:
             found = list(results)
     else:
         n_readers = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
-        with closing(_ahead(read, _batches(len(xy), batch_size), n_readers)) as arrived:
-            found = [described(patches) for patches in arrived]
+        with closing(_ahead(read, _batches(len(xy), at_once.spots), n_readers)) as arrived:
+            found = [part for patches in arrived for part in at_once.apply(described, patches)]
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
@@ -223,7 +258,7 @@ def encode_spots(
     encode: Callable[[Tensor], Tensor],
     *,
     views: tuple[View, ...],
-    batch_size: int,
+    batch_size: int | BatchSize,
     device: torch.device,
 ) -> Tensor:
     """Read and encode the patches around spots, in all `views`: (n, views, ...). See `describe_spots`."""
@@ -364,6 +399,7 @@ def open_features(
     if config.linear and config.cross_fit:
         describe.append(of_patches(colour_and_texture))
     size = 4 * len(section.xy) * len(views) * len(fields) * sum(encoder.groups)
+    at_once = BatchSize(batch_size)
 
     with ExitStack() as stack:
         image = cache(lambda: stack.enter_context(section.open_image()))  # not opened for what is kept
@@ -376,7 +412,7 @@ def open_features(
                     fields,
                     config.patch_size,
                     describe,
-                    batch_size=batch_size,
+                    batch_size=at_once,
                     device=device,
                     concurrently=not isinstance(encoder, ModuleEncoder),  # it may note things as it goes
                 )

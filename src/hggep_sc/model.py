@@ -25,6 +25,7 @@ from .features import (
     DIHEDRAL,
     PLAIN,
     SHUFFLENET,
+    BatchSize,
     Features,
     Spool,
     encode_spots,
@@ -331,6 +332,7 @@ class HGGEP:
             return
         assert not isinstance(network, Ensemble)  # whose encoder is frozen
         say_if_coarse(section, fields, config.patch_size)
+        at_once = BatchSize(batch_size)
         with section.open_image() as image:
             yield lambda spots: encode_spots(
                 image,
@@ -339,7 +341,7 @@ class HGGEP:
                 config.patch_size,
                 network.encode,
                 views=views,
-                batch_size=batch_size,
+                batch_size=at_once,
                 device=device,
             )
 

@@ -246,6 +246,10 @@ def test_missing_folder_empty_and_foreign_files(tmp_path) -> None:
     Image.fromarray(noise(20, 20)).save(preview, format="JPEG")
     with pytest.raises(ValueError, match=r"slide\.mrxs is a MIRAX slide.*vips tiffsave"):
         SectionImage.from_file(preview)
+    overview = tmp_path / "slide.VSI"
+    tifffile.imwrite(overview, noise(20, 20), photometric="rgb")
+    with pytest.raises(ValueError, match=r"slide\.VSI is an Olympus slide.*pyramidal OME-TIFF.*QuPath"):
+        SectionImage.from_file(overview)
     bilevel = tmp_path / "mask.png"
     Image.fromarray(noise(20, 20)[..., 0] > 100).save(bilevel)
     with pytest.raises(ValueError, match=r"mask\.png.*mode '1'.*convert"):

@@ -1,6 +1,8 @@
 import json
+import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -366,6 +368,30 @@ class TestEnsemble:
         assert cuts >= 3
         assert_same_model(whole, resumed)
 
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({}, None),
+            ({"preset": "paper"}, None),
+            ({"preset": "published"}, None),
+            ({"config": LEARNING}, "config.ensemble=3 and config.linear=True"),
+            ({"config": {**LEARNING, "ensemble": 1}}, "config.ensemble=1 and config.linear=True"),
+            ({"config": {**LEARNING, "linear": False}}, "config.ensemble=3 and config.linear=False"),
+            ({"config": {**LEARNING, "ensemble": 1, "linear": False}}, None),
+            ({"config": {**LEARNING, "ensemble": 1, "cross_fit": False}}, None),
+        ],
+    )
+    def test_what_an_encoder_that_learns_leaves_unused_is_said(self, training, monkeypatch, caplog, settings, said):
+        def stop(*_, **__):
+            raise RuntimeError("before sections are read")
+
+        monkeypatch.setattr(module, "read_sections", stop)
+        with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="before sections are read"):
+            hggep.tl.fit(training, **settings, **TEN_GENES)
+        found = [message for message in caplog.messages if "an encoder that learns" in message]
+        assert len(found) == (said is not None)
+        assert all(said in message for message in found)
+
     def test_networks_whose_encoder_learns_are_none(self, training):
         model = hggep.tl.fit(training, config={**TWO, **LEARNING, "epochs": 1}, **TEN_GENES)
         assert model.config.ensemble == 1
@@ -490,6 +516,47 @@ class TestCheckpoints:
         )
         assert_same_model(whole, hggep.tl.fit(training, resume=True, **how))
         assert set(trained_anew) == {2}
+
+    @pytest.mark.parametrize("step", [7, 10], ids=["of an ensemble", "without a section"])
+    def test_ctrl_c_in_a_further_network_names_the_folder_of_the_fit(self, training, tmp_path, monkeypatch, step):
+        """In its second epoch: two networks of four steps each come before those that see one section alone."""
+        how = {**TEN_GENES, "config": {**TWO, "epochs": 2, "cross_fit": True}}
+        whole = hggep.tl.fit(training, **how)
+        handler, real, steps = signal.getsignal(signal.SIGINT), TrainingPlan.training_step, []
+
+        def press(self, batch, number):
+            steps.append(number)
+            if len(steps) == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            return real(self, batch, number)
+
+        monkeypatch.setattr(TrainingPlan, "training_step", press)
+        with pytest.raises(KeyboardInterrupt, match="resume=True goes on from the last checkpoint") as pressed:
+            hggep.tl.fit(training, checkpoint_dir=tmp_path / "run", **how)
+        assert signal.getsignal(signal.SIGINT) is handler
+        folder = re.search("checkpoint_dir='(.*)', resume", str(pressed.value))[1]
+        assert folder == str(tmp_path / "run")
+        steps.clear()
+        monkeypatch.setattr(TrainingPlan, "training_step", lambda *given: steps.append(given) or real(*given))
+        assert_same_model(whole, hggep.tl.fit(training, checkpoint_dir=folder, resume=True, **how))
+        assert len(steps) == 2 * 4 + 4 * 2 - {7: 6, 10: 9}[step]  # up to the last checkpoint
+
+    @encoders
+    def test_ctrl_c_while_images_are_read_names_the_folder(self, training, tmp_path, monkeypatch, caplog, encoder):
+        how = {**TEN_GENES, "config": {**TINY, **encoder, "epochs": 1}, "checkpoint_dir": tmp_path / "run"}
+        whole = hggep.tl.fit(training, **{**how, "checkpoint_dir": None})
+        real = SectionImage.read_patches
+
+        def press(self, *given, **settings):
+            os.kill(os.getpid(), signal.SIGINT)
+            return real(self, *given, **settings)
+
+        monkeypatch.setattr(SectionImage, "read_patches", press)
+        with pytest.raises(KeyboardInterrupt, match=rf"checkpoint_dir='{tmp_path / 'run'}', resume=True goes on"):
+            hggep.tl.fit(training, **how)
+        monkeypatch.undo()
+        assert_same_model(whole, hggep.tl.fit(training, resume=True, **how))
+        assert "holds no checkpoint yet" in caplog.text
 
     @pytest.mark.slow
     @pytest.mark.parametrize("number", [0, 2], ids=["of the whole", "of a fit without a section"])

@@ -1,4 +1,7 @@
+import errno
+import io
 import logging
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import torch
 
 from hggep_sc import settings
 from hggep_sc.expression import ExpressionScale
-from hggep_sc.training.data import array_store, section_data
+from hggep_sc.training.data import _reserve, array_store, section_data
 
 
 class FakeSection:
@@ -78,6 +81,41 @@ def test_patches_above_the_limit_are_on_disk(monkeypatch, tmp_path, caplog, fail
         else:
             use()
     assert "temporary file" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_on_disk_have_their_room(monkeypatch):
+    """By the count of the file system, before anything is written."""
+    monkeypatch.setattr(settings, "patch_memory", 0)
+    with array_store([(2**20,), (3, 2**18)], np.float32) as stores:
+        for store in stores:
+            found = Path(store.filename).stat()
+            assert found.st_size == store.nbytes
+            assert found.st_blocks * 512 >= store.nbytes
+        assert stores[1].shape == (3, 2**18)
+
+
+@pytest.mark.parametrize("size", [5, 2**24, 2**24 + 5])
+def test_room_is_written_where_the_system_cannot_reserve_it(monkeypatch, size):
+    monkeypatch.delattr("os.posix_fallocate")
+    file = io.BytesIO()
+    _reserve(file, size)
+    assert file.getvalue() == bytes(size)
+
+
+def test_no_room_names_the_folder_and_leaves_it_empty(monkeypatch, tmp_path):
+    """In a process that may write no file above 2 GiB."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**31, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised, array_store([(9,), (5 * 2**30,)], np.uint8):
+            pytest.fail("there was room")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.errno == errno.EFBIG
+    for part in ("take 5.0 GiB", str(tmp_path), "TMPDIR", "settings.patch_memory"):
+        assert part in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 

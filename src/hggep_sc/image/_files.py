@@ -15,6 +15,14 @@ from ._levels import Whole
 from ._ome_zarr import ome_zarr_image
 from ._tiff import tiff_levels, tiff_mpp
 
+# slides whose file holds a preview, a JPEG or TIFF, and whose pixels lie in a folder beside it
+PREVIEWS = {
+    ".mrxs": (
+        "a MIRAX slide",
+        "convert it to a tiled TIFF, for instance with `vips tiffsave --tile --pyramid --compression jpeg`",
+    ),
+    ".vsi": ("an Olympus slide", "export it as a pyramidal OME-TIFF, for instance with QuPath"),
+}
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # pillow's limits are module globals; they are lifted for one file at a time and put back
 PILLOW_LOCK = threading.Lock()
@@ -40,6 +48,9 @@ def open_file(path: Path) -> OpenFile:
         magic = file.read(4)
     if not magic:
         raise ValueError(f"image file {path} is empty: copy or download it again")
+    if (suffix := path.suffix.lower()) in PREVIEWS:
+        slide, remedy = PREVIEWS[suffix]
+        raise ValueError(f"image file {path} is {slide}, which is not read: {remedy}")
     return _open_tiff(path) if magic in TIFF_MAGIC else _open_picture(path)
 
 
@@ -59,12 +70,6 @@ def _open_tiff(path: Path) -> OpenFile:
 
 def _open_picture(path: Path) -> OpenFile:
     """Read the header of a file that pillow decodes whole."""
-    if path.suffix.lower() == ".mrxs":
-        # a JPEG: the preview of a slide whose pixels lie in the folder beside it
-        raise ValueError(
-            f"image file {path} is a MIRAX slide, which is not read: convert it to a tiled TIFF, for instance with "
-            "`vips tiffsave --tile --pyramid --compression jpeg`"
-        )
     try:
         with _pillow(path) as image:
             mode, size = image.mode, image.size

@@ -23,7 +23,7 @@ from .checkpoint import FURTHER, checkpoint_to_resume, identity_of, last_checkpo
 from .cross_fit import Weights, cross_fit
 from .data import SectionData
 from .devices import Devices
-from .lightning_manners import quiet
+from .lightning_manners import interruptible, quiet
 from .network import fit_network
 from .read import read_sections
 
@@ -72,9 +72,16 @@ def train(
     require_resume_is_meant(checkpoint_dir, resume)
     progress = progress and devices.rank == 0
     if not is_frozen(encoder, config):
+        if config.ensemble > 1 or (config.linear and config.cross_fit):
+            logger.warning(
+                "an encoder that learns is trained as one network without a linear path: config.ensemble=%d and "
+                "config.linear=%s are not used (set 1 and False)",
+                config.ensemble,
+                config.linear,
+            )
         config = config.replace(ensemble=1)  # networks that share no encoder are no ensemble of ours
     fields = [fields_of_view(config, mpp, section.mpp) for section in sections]
-    with isolate_rng(), quiet():
+    with interruptible(checkpoint_dir), isolate_rng(), quiet():
         torch.manual_seed(seed)
         with read_sections(
             sections,

@@ -26,21 +26,22 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def interruptible(checkpoint_dir: Path | None) -> Iterator[None]:
-    """Turn Ctrl-C back into KeyboardInterrupt: Lightning answers it by ignoring the signal and leaving Python.
+    """Make Ctrl-C a KeyboardInterrupt that says how to go on from the last checkpoint in `checkpoint_dir`.
 
-    Its message says how to go on from the checkpoint in `checkpoint_dir`.
+    Lightning answers it by ignoring the signal from then on and leaving Python.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit as exit_:
-        if isinstance(exit_.__context__, KeyboardInterrupt):
+    except (KeyboardInterrupt, SystemExit) as left:
+        if isinstance(left, SystemExit):
+            if not isinstance(left.__context__, KeyboardInterrupt):
+                raise
             signal.signal(signal.SIGINT, handler)
-            remedy = (
-                "with checkpoint_dir= it could be resumed"
-                if checkpoint_dir is None
-                else f"the same call with checkpoint_dir={str(checkpoint_dir)!r}, resume=True goes on from the last "
-                "checkpoint"
-            )
-            raise KeyboardInterrupt(f"training was interrupted: {remedy}") from None
-        raise
+        remedy = (
+            "with checkpoint_dir= it could be resumed"
+            if checkpoint_dir is None
+            else f"the same call with checkpoint_dir={str(checkpoint_dir)!r}, resume=True goes on from the last "
+            "checkpoint"
+        )
+        raise KeyboardInterrupt(f"training was interrupted: {remedy}") from None

@@ -18,7 +18,6 @@ from ..weights import load_weights, locate_weights
 from .checkpoint import CHECKPOINT, WholeCheckpoints
 from .data import SectionData
 from .devices import Devices
-from .lightning_manners import interruptible
 from .plan import EpochProgress, History, KeepBest, StopEarly, TrainingPlan, without_frozen_encoder
 
 
@@ -204,6 +203,5 @@ def _run(
         log_every_n_steps=1,
     )
     plan = TrainingPlan(network.train(), config, seed)  # Lightning keeps the mode that it finds
-    with interruptible(checkpoint_dir):
-        trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
+    trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
     return history.records

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .._progress import over_sections
+from .._progress import of_spots, over_sections
 from ..chunks import spatial_chunks
 from ..config import Config
 from ..expression import ExpressionScale
@@ -69,10 +69,10 @@ def _seen(
 ) -> Iterator[list[np.ndarray]]:
     """Give what is learnt from, per section: patches; features where the encoder is frozen."""
     size = config.patch_size
-    watched = over_sections(sections, "images", progress)
     if not is_frozen(encoder, config):
         shapes = [(len(s.xy), len(f), 3, size, size) for s, f in zip(sections, fields, strict=True)]
         with array_store(shapes, np.uint8) as stores:
+            watched = over_sections(sections, "images", progress)
             for section, views, store in zip(watched, fields, stores, strict=True):
                 say_if_coarse(section, views, size)
                 with section.open_image() as image:
@@ -85,8 +85,10 @@ def _seen(
         lengths = ", ".join(f"{s.name!r}: {shape[-1]}" for s, shape in zip(sections, held, strict=True))
         raise ValueError(f"obsm[{encoder!r}] has embeddings of different lengths: {lengths}")
     with array_store(held, np.float32) as stores:
-        for section, views, store in zip(watched, fields, stores, strict=True):
-            with open_features(section, encoder, views, config, device=device) as features:
-                for spots in spatial_chunks(section.xy, config.chunk_spots):
-                    store[spots] = features(spots).cpu().numpy()
+        with of_spots(sections, "images", progress) as bar:
+            for section, views, store in zip(sections, fields, stores, strict=True):
+                with open_features(section, encoder, views, config, device=device) as features:
+                    for spots in spatial_chunks(section.xy, config.chunk_spots):
+                        store[spots] = features(spots).cpu().numpy()
+                        bar.update(len(spots))
         yield stores

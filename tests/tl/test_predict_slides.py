@@ -200,19 +200,21 @@ def test_an_interruption_cancels_what_has_not_begun(slides, trained, tmp_path, m
     assert len(begun) < 4
 
 
-def test_a_full_disk_leaves_no_half(slides, trained, tmp_path):
+def test_a_full_disk_leaves_no_half(slides, sections, trained, tmp_path):
     """As large as a file may get stands in for the disk: the system refuses the write likewise.
 
     In a process of its own: what HDF5 could not write it tries again when Python ends, and crashes.
     """
     del slides["S3"]
+    slides["stored"] = tmp_path / "stored.zarr"
+    as_spatialdata(sections["S2"]).write(slides["stored"])
     out, (_, hard) = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
     limited = {"initializer": resource.setrlimit, "initargs": (resource.RLIMIT_FSIZE, (20_000, hard))}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **limited) as executor:
         table = hggep.tl.predict_slides(slides, trained, out, executor=executor, **HOW)
     for name, error in zip(table["slide"], table["error"], strict=True):
         assert error.startswith("OSError")
-        assert str(out / f"{name}.h5ad") in error
+        assert str(out / f"{name}.{'zarr' if name == 'stored' else 'h5ad'}") in error
     assert list(out.iterdir()) == []
     assert hggep.tl.predict_slides(slides, trained, out, **HOW)["error"].eq("").all()
 

@@ -108,7 +108,7 @@ def main() -> None:
         parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
     shared = Path(os.environ["HGGEP_SHARED"])
     data_sets = {name: load(name, shared) for name in DATA}
-    foreign = {"her2st": data_sets["mob"][0]["MOB1"], "mob": data_sets["her2st"][0]["B4"]}
+    foreign = {"her2st": {"MOB1": data_sets["mob"][0]["MOB1"]}, "mob": {"B4": data_sets["her2st"][0]["B4"]}}
     csv = RESULTS / "parts.csv"
     for data in options.data or DATA:
         sections, how = data_sets[data]
@@ -128,7 +128,7 @@ def main() -> None:
                     "fold": fold,
                     "seed": seed,
                     "fit_s": time.perf_counter() - started,
-                    **row_of(model, *open_sections({fold: sections[fold], "other": foreign[data]})),
+                    **row_of(model, *open_sections({fold: sections[fold], **foreign[data]})),
                     "device": next(model.network.parameters()).device.type,
                     "threads": torch.get_num_threads(),
                     **made_by(),

@@ -40,7 +40,8 @@ def result():
     return hggep.CrossValidation(table, pd.DataFrame([*folds, failed]))
 
 
-def test_report_of_a_run_in_which_a_fold_failed(accuracy, result):
+def test_report_of_a_run_in_which_a_fold_failed(accuracy, result, monkeypatch):
+    monkeypatch.setitem(accuracy.DATA, "her2st", ["A", "B"])
     rows = accuracy.rows_of("her2st", result)
     report = accuracy.markdown(rows)
     assert "| ridge | 0.250 | 0.350 | 0.300 |" in report
@@ -48,7 +49,19 @@ def test_report_of_a_run_in_which_a_fold_failed(accuracy, result):
     assert "| noise ceiling | 1.125 | 1.050 | 1.087 |" in report
     assert "| default | ridge | 0.250 |" in report  # in pairs, over the one fold that both have
     assert "Failed: default on B, seed 0: out of memory" in report
-    assert "Not run yet: gene_mean, nearest_patches, low_rank_ridge, network_alone, paper, published" in report
+    others = ["gene_mean", "nearest_patches", "low_rank_ridge", "network_alone"]
+    unrun = [f"{name} on A B" for name in others] + ["default on B", "paper on A B", "published on A B"]
+    assert f"Not run with all epochs: {'; '.join(unrun)}." in report
+
+
+def test_a_shortened_run_is_told_apart(accuracy, result):
+    """It stands beside the whole one, in its place, and does not count as that."""
+    shortened = result.table.replace({"method": {"default": "published, 5 epochs"}})
+    runs = result.folds.replace({"method": {"default": "published, 5 epochs"}})
+    report = accuracy.markdown(accuracy.rows_of("her2st", hggep.CrossValidation(shortened, runs)))
+    assert "| published, 5 epochs | 0.500 |" in report
+    assert "published on B4 C2 C3 C4 C5" in report
+    assert accuracy.place("published, 5 epochs") == accuracy.place("published") > accuracy.place("default")
 
 
 @pytest.mark.parametrize(

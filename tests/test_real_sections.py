@@ -1,4 +1,4 @@
-"""The main job on real tissue, shortened; benchmarks/real_sections.py holds the full figures."""
+"""The main job on real tissue, shortened; benchmarks/accuracy.py and shuffled.py hold the full figures."""
 
 import numpy as np
 import pytest

@@ -14,12 +14,11 @@ Needs HGGEP_SHARED. Finished folds are kept in `--store`; results/ablation.csv, 
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
-from accuracy import RESULTS, load, table
+from accuracy import RESULTS, load, parse, table
 
 import hggep_sc as hggep
 
@@ -73,11 +72,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--store", type=Path, default=Path(__file__).parent / "folds", help="folder of finished folds")
     parser.add_argument("--no-pixels", action="store_true", help="leave GEM, CBAM and the trained backbone out")
-    options = parser.parse_args()
-    if "HGGEP_SHARED" not in os.environ:
-        parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
+    options, shared = parse(parser)
     matplotlib.use("Agg")
-    shared = Path(os.environ["HGGEP_SHARED"])
     sections, how = load("her2st", shared)
     parts = PARTS if options.no_pixels else {**PARTS, **PIXELS}
     result = hggep.tl.cross_validate(

@@ -59,6 +59,16 @@ def load(data: str, shared: Path):
     return hggep.datasets.her2st(DATA[data]), {"genes": panel, "normalize": "panel"}
 
 
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path]:
+    """Read the command line; return it and the folder of real sections and weights, without which there is nothing."""
+    options = parser.parse_args()
+    if "HGGEP_SHARED" not in os.environ:
+        parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
+    if unknown := set(getattr(options, "data", [])) - set(DATA):
+        parser.error(f"unknown data {', '.join(unknown)}; there are {', '.join(DATA)}")
+    return options, Path(os.environ["HGGEP_SHARED"])
+
+
 def rows_of(data: str, result: "hggep.CrossValidation") -> pd.DataFrame:
     """One row per fold, method and seed: means over genes, times, device, versions, and the error where it failed."""
     means = result.table.pivot_table(index=KEYS[1:], columns="metric", values="value", aggfunc="mean", dropna=False)
@@ -163,14 +173,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the networks, instead of the preset's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--store", type=Path, default=Path(__file__).parent / "folds", help="folder of finished folds")
-    options = parser.parse_args()
-    if "HGGEP_SHARED" not in os.environ:
-        parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
+    options, shared = parse(parser)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    shared = Path(os.environ["HGGEP_SHARED"])
     gpu = torch.cuda.is_available() and options.device != "cpu"
-    if unknown := set(options.data) - set(DATA):
-        parser.error(f"unknown data {', '.join(unknown)}; there are {', '.join(DATA)}")
     left_out = [] if gpu or options.methods else NEED_GPU
     if left_out:
         print(f"no GPU: {', '.join(left_out)} are left out")

@@ -13,13 +13,12 @@ Needs HGGEP_SHARED. Folds that accuracy.py has stored in `--store` are read, not
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from accuracy import DATA, METHODS, RESULTS, load, table
+from accuracy import DATA, METHODS, RESULTS, load, parse, table
 from scipy.stats import spearmanr
 
 import hggep_sc as hggep
@@ -106,13 +105,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--store", type=Path, default=Path(__file__).parent / "folds", help="folder of finished folds")
-    options = parser.parse_args()
-    if "HGGEP_SHARED" not in os.environ:
-        parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
-    if unknown := set(options.data) - set(DATA):
-        parser.error(f"unknown data {', '.join(unknown)}; there are {', '.join(DATA)}")
+    options, shared = parse(parser)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    shared = Path(os.environ["HGGEP_SHARED"])
     rows = []
     for data in options.data or DATA:
         sections, how = load(data, shared)

@@ -16,16 +16,14 @@ results/parts.md shows them.
 
 import argparse
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from pathlib import Path
 
 import pandas as pd
 import torch
-from accuracy import DATA, RESULTS, load, made, made_by, table
+from accuracy import DATA, RESULTS, load, made, made_by, parse, table
 from torch import nn
 
 import hggep_sc as hggep
@@ -103,10 +101,7 @@ def main() -> None:
     parser.add_argument("data", nargs="*", help=f"{', '.join(DATA)}; all where none is named")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
-    if "HGGEP_SHARED" not in os.environ:
-        parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
-    shared = Path(os.environ["HGGEP_SHARED"])
+    options, shared = parse(parser)
     data_sets = {name: load(name, shared) for name in DATA}
     foreign = {"her2st": {"MOB1": data_sets["mob"][0]["MOB1"]}, "mob": {"B4": data_sets["her2st"][0]["B4"]}}
     csv = RESULTS / "parts.csv"

@@ -10,12 +10,10 @@ shuffled.md.
 """
 
 import argparse
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from accuracy import RESULTS, load, made, made_by, table
+from accuracy import RESULTS, load, made, made_by, parse, table
 
 import hggep_sc as hggep
 
@@ -27,10 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
-    if "HGGEP_SHARED" not in os.environ:
-        parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
-    shared = Path(os.environ["HGGEP_SHARED"])
+    options, shared = parse(parser)
     sections, how = load("her2st", shared)
     test, rng = sections.pop(TEST), np.random.default_rng(options.seed)
     for section in sections.values():

@@ -12,14 +12,13 @@ draws docs/images/tiling.png anew.
 
 import argparse
 import logging
-import os
 import time
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 import torch
-from accuracy import RESULTS, load, made_by
+from accuracy import RESULTS, load, made_by, parse
 
 import hggep_sc as hggep
 
@@ -31,12 +30,9 @@ def main() -> None:
     """Fit, tile, predict and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
-    if "HGGEP_SHARED" not in os.environ:
-        parser.error("HGGEP_SHARED is not set: it names the folder of real sections and weights")
+    options, shared = parse(parser)
     matplotlib.use("Agg")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # the warnings are part of what is shown
-    shared = Path(os.environ["HGGEP_SHARED"])
     sections, how = load("her2st", shared)
     weights = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
     started = time.perf_counter()

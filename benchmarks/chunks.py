@@ -2,15 +2,16 @@
 
     HGGEP_SHARED=../shared python benchmarks/chunks.py
 
-Real sections that fit one chunk are cut into small ones, with a halo and without, and compared with the whole;
-sections of random features are predicted by a network of the default's size. Writes results/chunks.csv,
-results/chunks_growth.csv and results/chunks.md beside this file.
+Real sections that fit one chunk are cut into small ones, with a halo and without, and compared with the whole, and so
+is a real image with more spots than were sequenced, 80 um apart; sections of random features are predicted by a network
+of the default's size. Writes results/chunks.csv, results/chunks_growth.csv and results/chunks.md beside this file.
 """
 
 import multiprocessing
 import os
 import platform
 import time
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,11 +19,12 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from anndata import AnnData
 from scipy.spatial import KDTree
 
 import hggep_sc as hggep
 from hggep_sc.chunks import chunks_with_halo, predict_in_chunks, spatial_chunks
-from hggep_sc.features import open_features
+from hggep_sc.features import features_of
 from hggep_sc.metrics import pearson
 from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.patches import fields_of_view
@@ -30,7 +32,8 @@ from hggep_sc.section import open_sections
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(os.environ["HGGEP_SHARED"])
-SIZES = (64, 128, 256)
+SIZES = (64, 128, 256, 512)
+DENSE_UM = 80.0  # between spots, whose fields of view overlap more than those of 200 um
 SPOTS = (10_000, 40_000)
 GENES = 300
 
@@ -43,14 +46,19 @@ def agreement(training: dict, name: str, section: object) -> list[dict[str, obje
     (opened,) = open_sections(section)
     fields, device = fields_of_view(model.config, model.mpp, opened.mpp), torch.device("cpu")
     xy, n = opened.xy, len(opened.xy)
-    with open_features(opened, model.encoder, fields, model.config, device=device) as features:
-        seen = features(np.arange(n))
+    (seen,) = features_of(opened, model.encoder, fields, model.config, device=device)([np.arange(n)])
     positions = torch.as_tensor(model.network.positions(opened)).float()
 
     def predict(spots: np.ndarray, size: int) -> np.ndarray:
         here = seen[spots]
         expression, _ = predict_in_chunks(
-            model.network, lambda i: here[i], xy[spots], positions[spots], model.config, name=name, chunk_spots=size
+            model.network,
+            lambda parts: (here[part] for part in parts),
+            xy[spots],
+            positions[spots],
+            model.config,
+            name=name,
+            max_spots=size,
         )
         return expression
 
@@ -89,6 +97,12 @@ def agreement(training: dict, name: str, section: object) -> list[dict[str, obje
     return table
 
 
+def dense(section: AnnData) -> AnnData:
+    """Lay spots over all of a section's tissue, more than were sequenced."""
+    (opened,) = open_sections(section)
+    return hggep.pp.tile(opened.image_name, spacing_um=DENSE_UM, mpp=opened.mpp)
+
+
 def peak_memory() -> int:
     """Most bytes that this process held; unlike `ru_maxrss`, without those of the process that started it."""
     status = Path("/proc/self/status").read_text()  # Linux
@@ -105,13 +119,13 @@ def growth(n: int) -> dict[str, float]:
     xy = 100.0 * np.argwhere(np.ones((side, side)))
     positions = torch.from_numpy(xy).float()
 
-    def random_features(spots: np.ndarray) -> torch.Tensor:
-        return torch.rand(len(spots), 8, 4, 336)
+    def random_features(parts: Sequence[np.ndarray]) -> Generator[torch.Tensor, None, None]:
+        return (torch.rand(len(spots), 8, 4, 336) for spots in parts)
 
     with torch.inference_mode():
-        network.decode(random_features(np.arange(512))[:, 0], positions[:512])  # what a first call costs once
+        network.decode(torch.rand(512, 4, 336), positions[:512])  # what a first call costs once
     before, started = psutil.Process().memory_info().rss, time.process_time()
-    outputs = predict_in_chunks(network, random_features, xy, positions, config, name="random")
+    outputs = predict_in_chunks(network, random_features, xy, positions, config, name="random", max_spots=512)
     taken, results, peak = time.process_time() - started, sum(output.nbytes for output in outputs), peak_memory()
     return {
         "spots": len(xy),
@@ -138,7 +152,8 @@ def report(compared: pd.DataFrame, grown: pd.DataFrame) -> str:
             *markdown(compared),
             "",
             f"Pearson's r of chunks with the whole section, per gene over spots, of {GENES} genes; the network of the "
-            "default alone, fitted to the other sections of the tissue (C2, C3, C4; MOB1, MOB2). Without a halo a "
+            "default alone, fitted to the other sections of the tissue (C2, C3, C4; MOB1, MOB2). Spots of the dense "
+            f"section lie {DENSE_UM:.0f} um apart over the image of B4. Without a halo a "
             "chunk is predicted by itself; with one, at most half of its spots are, and `decoded_per_spot` is what "
             "that costs. `seam` is how much chunks alter the difference between neighbours in different cores, over "
             "the mean difference between neighbours in the whole prediction.",
@@ -163,8 +178,10 @@ def main() -> None:
     """Compare on both tissues, and measure growth, each size in a process of its own."""
     torch.set_num_threads(1)
     hggep.settings.dataset_dir = SHARED / "data"
-    tissues = [(hggep.datasets.her2st(["C2", "C3", "C4", "B4"]), "B4"), (hggep.datasets.mob(), "MOB3")]
-    compared = pd.DataFrame([row for others, name in tissues for row in agreement(others, name, others.pop(name))])
+    her2st, mob = hggep.datasets.her2st(["C2", "C3", "C4", "B4"]), hggep.datasets.mob()
+    b4, mob3 = her2st.pop("B4"), mob.pop("MOB3")
+    cases = [(her2st, "B4", b4), (her2st, "B4, dense", dense(b4)), (mob, "MOB3", mob3)]
+    compared = pd.DataFrame([row for case in cases for row in agreement(*case)])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         grown = pd.DataFrame(list(pool.map(growth, SPOTS)))

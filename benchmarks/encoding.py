@@ -23,7 +23,7 @@ import torch
 import hggep_sc as hggep
 from hggep_sc.colours import colour_and_texture
 from hggep_sc.config import Config
-from hggep_sc.features import DIHEDRAL, describe_spots, of_patches, of_views
+from hggep_sc.describe import DIHEDRAL, describe_parts, of_patches, of_views
 from hggep_sc.nn import shufflenet_encoder
 from hggep_sc.patches import fields_of_view, read_patches
 from hggep_sc.section import open_sections
@@ -77,7 +77,7 @@ def main() -> None:
                 fast(few), colours(few)
 
         def at_once(encode: Callable[[torch.Tensor], torch.Tensor] = fast) -> None:
-            describe_spots(image, xy, fields, size, [encode, colours], batch_size=BATCH, device=cpu)
+            list(describe_parts(image, [xy], fields, size, [encode, colours], batch_size=BATCH, device=cpu))
 
         patches = read()
         flat = patches.flatten(0, 1).numpy()

@@ -1,9 +1,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers import CPU, TINY
+from hggep_sc.section import open_sections
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,10 @@ def trained(_synthetic):
 
     training = {name: _synthetic[name].copy() for name in ("S1", "S2")}
     return tl.fit(training, genes=20, config=TINY, **CPU)
+
+
+@pytest.fixture
+def section(sections):
+    """On whole pixels, so that a patch is a slice of the image."""
+    sections["S1"].obsm["spatial"] = np.floor(sections["S1"].obsm["spatial"])
+    return open_sections(sections["S1"])[0]

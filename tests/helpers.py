@@ -25,6 +25,13 @@ LEARNING = {"gem": True, "cbam": True, "backbone_learning_rate": 1e-4}  # an enc
 CPU = {"weights": None, "device": "cpu", "progress": False}
 
 
+class Corner(nn.Module):
+    """What turning and mirroring change: four pixels of a corner."""
+
+    def forward(self, pixels):
+        return pixels[:, :, :2, 3:5].flatten(1)
+
+
 class MeanColour(nn.Module):
     """The smallest encoder: mean red, green and blue of a patch, through a fixed matrix where there is one."""
 

@@ -10,7 +10,7 @@ import torch
 from scipy.spatial import KDTree
 
 from hggep_sc import Config
-from hggep_sc.chunks import CORE, chunks_with_halo, predict_in_chunks, spatial_chunks
+from hggep_sc.chunks import CORE, chunks_with_halo, predict_in_chunks, spatial_chunks, spots_at_once
 from hggep_sc.nn import HGGEPNetwork, Output, average_views
 
 
@@ -20,6 +20,10 @@ def cloud(n, seed=0, scale=(1000.0, 1000.0)):
 
 def grid(rows, columns):
     return 100.0 * np.argwhere(np.ones((rows, columns)))
+
+
+def free_memory(monkeypatch, free):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free})())
 
 
 def everything(xy):
@@ -135,10 +139,19 @@ class Smoother:
         return Output(mean, 2 * mean, None)
 
 
-def predict(network, xy, features, chunk_spots=None, config=None, name="A"):
+def predict(network, xy, features, chunk_spots=None, config=None, name="A", checkpoint=None):
     positions = torch.from_numpy(xy).float()
     config = config or Config()
-    return predict_in_chunks(network, lambda s: features[s], xy, positions, config, name=name, chunk_spots=chunk_spots)
+    return predict_in_chunks(
+        network,
+        lambda parts: (features[spots] for spots in parts),
+        xy,
+        positions,
+        config,
+        name=name,
+        max_spots=spots_at_once(len(xy), config, positions.device, name=name, chunk_spots=chunk_spots),
+        checkpoint=checkpoint,
+    )
 
 
 @pytest.fixture
@@ -202,17 +215,24 @@ def test_a_cpus_threads_share_the_views_each_computing_alone(network, monkeypatc
     assert all(inference for *_, inference in inside)
 
 
-def test_a_section_taken_whole_has_one_view_in_memory(network, monkeypatch):
-    """Free memory is reckoned for one."""
+@pytest.mark.parametrize("room", [1, 2, 4])
+def test_as_many_views_at_once_as_memory_holds(network, monkeypatch, room):
     inside, decode = set(), network.decode
-    monkeypatch.setattr(network, "decode", lambda *given: inside.add(current_thread().name) or decode(*given))
+
+    def noted(*given):
+        inside.add(current_thread().name)
+        sleep(0.02)
+        return decode(*given)
+
+    monkeypatch.setattr(network, "decode", noted)
+    free_memory(monkeypatch, room * 2 * 4 * 8 * 50**2)  # scores and weights of eight heads
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         predict(network, cloud(50), torch.randn(50, 8, 2, 10), config=Config.from_preset("paper"))
     finally:
         torch.set_num_threads(before)
-    assert inside == {current_thread().name}
+    assert len(inside) == min(room, 3)
 
 
 def test_what_looks_no_farther_than_the_halo_does_not_see_the_chunks(features):
@@ -228,16 +248,20 @@ def test_what_looks_no_farther_than_the_halo_does_not_see_the_chunks(features):
 
 def test_features_are_computed_once_and_let_go():
     """On a long strip, what is held of it does not grow with its length."""
-    xy, alive, most, asked = grid(4, 1000), WeakSet(), [], []
+    xy, alive, most, asked, calls = grid(4, 1000), WeakSet(), [], [], []
 
-    def computed(spots):
-        asked.append(spots)
-        values = torch.zeros(len(spots), 1, 3)
-        alive.add(values)
-        most.append(len(alive))
-        return values
+    def computed(parts):
+        calls.append(parts)
+        for spots in parts:
+            asked.append(spots)
+            values = torch.zeros(len(spots), 1, 3)
+            alive.add(values)
+            most.append(len(alive))
+            yield values
+            del values
 
-    predict_in_chunks(Smoother(), computed, xy, torch.from_numpy(xy).float(), Config(chunk_spots=100), name="A")
+    predict_in_chunks(Smoother(), computed, xy, torch.from_numpy(xy).float(), Config(), name="A", max_spots=100)
+    assert len(calls) == 1  # so that all of them may be read ahead
     np.testing.assert_array_equal(np.sort(np.concatenate(asked)), np.arange(4000))
     assert [len(spots) for spots in asked] == [len(spots) for spots in spatial_chunks(xy, 100)]  # as in training
     assert len(asked) == 64
@@ -270,14 +294,13 @@ def test_another_error_is_not_taken_for_it(features, monkeypatch):
         predict(network, grid(5, 4), features[:20])
 
 
-class TestWholeSections:
+class TestFreeMemory:
     """A network that takes sections whole, and memory that does not hold one."""
 
     paper = Config.from_preset("paper")  # eight heads
 
     def available(self, monkeypatch, n):
-        free = 2 * 4 * 8 * n**2
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free})())
+        free_memory(monkeypatch, 2 * 4 * 8 * n**2)
 
     def test_held(self, features, monkeypatch, caplog):
         self.available(monkeypatch, 500)
@@ -293,7 +316,7 @@ class TestWholeSections:
             predict(network, grid(25, 20), features, config=self.paper, name="slide")
         assert set(network.sizes) == {100}
         (message,) = caplog.messages
-        for part in ("'slide'", "'paper'", "500 spots", "chunks of 100", "chunk_spots="):
+        for part in ("'slide'", "500 spots at once", "chunks of 100", "chunk_spots="):
             assert part in message
 
     def test_a_given_number_counts(self, features, monkeypatch, caplog):
@@ -301,4 +324,16 @@ class TestWholeSections:
         network = Smoother()
         predict(network, grid(25, 20), features, config=self.paper, chunk_spots=250)
         assert set(network.sizes) == {250}
+        assert not caplog.messages
+
+    def test_bounds_the_chunks_of_any_preset(self, features, monkeypatch, caplog):
+        free_memory(monkeypatch, 2 * 4 * 4 * 60**2)
+        network = Smoother()
+        with caplog.at_level(logging.WARNING):
+            predict(network, grid(25, 20), features, config=Config())
+        assert set(network.sizes) == {60}
+        assert "chunks of 60" in caplog.text
+        caplog.clear()
+        predict(network, grid(25, 20), features, config=Config(chunk_spots=60))
+        assert set(network.sizes) == {60}
         assert not caplog.messages

@@ -1,9 +1,10 @@
 """A section predicted in compact chunks: each spot once, among the spots around it."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager
+from itertools import chain
 from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checkpoint import Checkpoint
 from .device import compute_alone, mixed_precision
 from .nn import Output, average_views
 
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
     from scipy.spatial import KDTree
 
     from .config import Config
+    from .features import Features
     from .nn.interface import Network
 
 logger = logging.getLogger(__name__)
 
 CORE = 0.5  # share of a chunk's spots that are predicted, at most; the rest is their surroundings
+DESCRIBED = 512  # spots whose patches are described at a time, at most: what a kill loses
+SCORES = 2 * 4  # bytes for each head and pair of spots, where attention is not fused: scores and weights
 
 
 class Chunk(NamedTuple):
@@ -30,6 +35,11 @@ class Chunk(NamedTuple):
 
     spots: np.ndarray  # sorted indices
     core: np.ndarray  # bool, one per spot; the others are the halo
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Indices of the core's spots."""
+        return self.spots[self.core]
 
 
 def spatial_chunks(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
@@ -50,6 +60,11 @@ def spatial_chunks(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
         order = spots[np.lexsort((points[:, 1 - axis], points[:, axis]))]
         todo += [order[len(order) // 2 :], order[: len(order) // 2]]
     return chunks
+
+
+def described_together(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
+    """Split spots into the parts whose patches are described at a time, where so many make a chunk."""
+    return spatial_chunks(xy, min(max_spots or DESCRIBED, DESCRIBED))
 
 
 def chunks_with_halo(xy: np.ndarray, core: np.ndarray, max_spots: int) -> list[Chunk]:
@@ -94,16 +109,50 @@ def _surrounded(own: np.ndarray, xy: np.ndarray, tree: "KDTree", size: int) -> C
     return Chunk(spots, np.isin(spots, own))
 
 
+def spots_at_once(n: int, config: "Config", device: torch.device, *, name: str, chunk_spots: int | None = None) -> int:
+    """Return the spots of a chunk: as asked for, else as many as the model's `config.chunk_spots` and memory allow.
+
+    Parameters
+    ----------
+    n
+        Spots of the section.
+    config
+        The model's.
+    device
+        Whose memory it is: what is free has to hold the scores and weights of attention that is not fused, heads x n x
+        n. Where it does not, a warning says so.
+    name
+        The section's, for it.
+    chunk_spots
+        What was asked for.
+    """
+    if chunk_spots is not None:
+        return min(n, chunk_spots)
+    wanted = min(n, config.chunk_spots or n)
+    limit = max(isqrt(_free_memory(device) // (SCORES * config.vit_heads)), 1)
+    if wanted > limit:
+        logger.warning(
+            "section %r: %d spots at once may not fit into the %.1f GiB that are free; it is predicted in chunks of %d "
+            "(chunk_spots= in tl.predict sets another number)",
+            name,
+            wanted,
+            _free_memory(device) / 2**30,
+            limit,
+        )
+    return min(wanted, limit)
+
+
 @torch.inference_mode()
 def predict_in_chunks(
     network: "Network",
-    features: Callable[[np.ndarray], Tensor],
+    features: "Features",
     xy: np.ndarray,
     positions: Tensor,
     config: "Config",
     *,
     name: str,
-    chunk_spots: int | None = None,
+    max_spots: int,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict all spots of a section from their features, which are computed once.
 
@@ -114,38 +163,53 @@ def predict_in_chunks(
     network
         In evaluation mode.
     features
-        Takes indices of spots and gives their features (n, views, ...), on the network's device.
+        Takes parts of the spots and gives the features of each, (n, views, ...), on the network's device.
     xy
         (n_spots, 2) spot centres, by which the section is cut.
     positions
         (n_spots, 2) what the network takes for them, on its device.
     config
-        `chunk_spots` of the model; where it is None, a section is cut only if free memory does not hold it.
+        The network's.
     name
         The section's, for warnings.
-    chunk_spots
-        Spots of a chunk instead of these.
+    max_spots
+        Spots of a chunk, see `spots_at_once`.
+    checkpoint
+        Holds the predictions of chunks that are not to be predicted again, and is given those that are; features that
+        no later chunk needs are removed from it.
 
     Returns
     -------
     Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
     """
-    n = len(xy)
-    bounded = chunk_spots or config.chunk_spots
-    limit = bounded or _spots_in_memory(n, config, positions.device, name)
-    chunks = chunks_with_halo(xy, np.ones(n, dtype=bool), limit)
-    predicted: list[np.ndarray] | None = None
-    # a section taken whole fills the memory there is with one view
-    with _views_at_once(positions.device) if bounded else nullcontext(map) as each:
-        decoder = _Decoder(network, xy, positions, limit, each, name)
-        for chunk, seen in zip(chunks, _features_of(chunks, features, spatial_chunks(xy, limit)), strict=True):
+    checkpoint = checkpoint or Checkpoint()
+    predicted: list[np.ndarray] = []
+
+    def put(spots: np.ndarray, values: Sequence[np.ndarray]) -> None:
+        if not predicted:
+            predicted.extend(np.empty((len(xy), value.shape[1]), dtype=np.float32) for value in values)
+        for whole, value in zip(predicted, values, strict=True):
+            whole[spots] = value
+
+    todo = []
+    for chunk in chunks_with_halo(xy, np.ones(len(xy), dtype=bool), max_spots):
+        if chunk.predicted not in checkpoint.predicted:
+            todo.append(chunk)
+            continue
+        known = checkpoint.predicted.read(chunk.predicted)
+        put(chunk.predicted, [known[name].numpy() for name in ("expression", "latent")])
+    parts = described_together(xy, max_spots)
+    with (
+        _views_at_once(positions.device, max_spots, config) as each,
+        closing(_features_of(todo, features, parts, checkpoint)) as arriving,
+    ):
+        decoder = _Decoder(network, xy, positions, max_spots, each, name)
+        for chunk, seen in zip(todo, arriving, strict=True):
             for spots, values in decoder.core(chunk, seen):
-                if predicted is None:
-                    predicted = [np.empty((n, value.shape[1]), dtype=np.float32) for value in values]
-                for whole, value in zip(predicted, values, strict=True):
-                    whole[spots] = value
-    assert predicted is not None  # a section has spots
-    expression, latent = predicted
+                put(spots, values)
+            kept = [torch.from_numpy(whole[chunk.predicted]) for whole in predicted]
+            checkpoint.predicted.write(chunk.predicted, expression=kept[0], latent=kept[1])
+    expression, latent = predicted  # a section has spots
     return expression, latent
 
 
@@ -208,10 +272,16 @@ class _Decoder:
 
 
 @contextmanager
-def _views_at_once(device: torch.device) -> Iterator[Callable[..., Iterable[Output]]]:
-    """Give a `map` over views: by a CPU's threads, each computing alone, which is faster than all of them at one."""
-    n_threads = torch.get_num_threads()
-    if device.type != "cpu" or n_threads == 1:
+def _views_at_once(device: torch.device, max_spots: int, config: "Config") -> Iterator[Callable[..., Iterable[Output]]]:
+    """Give a `map` over views: by a CPU's threads, each computing alone, which is faster than all of them at one.
+
+    There are as many as free memory holds, see `spots_at_once`.
+    """
+    n_threads = 1
+    if device.type == "cpu":
+        room = _free_memory(device) // (SCORES * config.vit_heads * max_spots**2)
+        n_threads = min(torch.get_num_threads(), room)
+    if n_threads <= 1:
         yield map
         return
     with ThreadPoolExecutor(n_threads, "views", compute_alone) as pool:
@@ -223,8 +293,8 @@ def _views_at_once(device: torch.device) -> Iterator[Callable[..., Iterable[Outp
 
 
 def _features_of(
-    chunks: Sequence[Chunk], features: Callable[[np.ndarray], Tensor], parts: Sequence[np.ndarray]
-) -> Iterator[Tensor]:
+    chunks: Sequence[Chunk], features: "Features", parts: Sequence[np.ndarray], checkpoint: Checkpoint
+) -> Generator[Tensor, None, None]:
     """Give the features of each chunk in turn.
 
     They are computed by `parts`, a partition of the spots, and held until no later chunk needs them: in memory are
@@ -234,37 +304,30 @@ def _features_of(
     part_of, row_of = np.empty(n, dtype=int), np.empty(n, dtype=int)
     for i, spots in enumerate(parts):
         part_of[spots], row_of[spots] = i, np.arange(len(spots))
-    last_use = {part: i for i, chunk in enumerate(chunks) for part in np.unique(part_of[chunk.spots])}
+    needed = [np.unique(part_of[chunk.spots]) for chunk in chunks]
+    last_use = {part: i for i, of_chunk in enumerate(needed) for part in of_chunk}
     held: dict[int, Tensor] = {}
-    for i, (spots, _) in enumerate(chunks):
-        needed = np.unique(part_of[spots])
-        held |= {part: features(parts[part]) for part in needed if part not in held}
-        some = held[needed[0]]
-        seen = some.new_empty((len(spots), *some.shape[1:]))
-        for part in needed:
-            here = part_of[spots] == part
-            seen[here] = held[part][row_of[spots[here]]]
-        held = {part: values for part, values in held.items() if last_use[part] > i}
-        yield seen
+    with closing(features([parts[part] for part in dict.fromkeys(chain.from_iterable(needed))])) as arriving:
+        for i, ((spots, _), of_chunk) in enumerate(zip(chunks, needed, strict=True)):
+            held |= {part: next(arriving) for part in of_chunk if part not in held}
+            some = held[of_chunk[0]]
+            seen = some.new_empty((len(spots), *some.shape[1:]))
+            for part in of_chunk:
+                here = part_of[spots] == part
+                seen[here] = held[part][row_of[spots[here]]]
+            done = [part for part in held if last_use[part] == i]
+            for part in done:
+                del held[part]
+            yield seen
+            for part in done:  # the chunk has been predicted
+                checkpoint.features.remove(parts[part])
 
 
-def _spots_in_memory(n: int, config: "Config", device: torch.device, name: str) -> int:
-    """Return n, or where attention that is not fused (scores and weights, heads x n x n) does not fit, what does."""
+def _free_memory(device: torch.device) -> int:
+    """Bytes that are free: of a GPU, else of the machine."""
     import psutil
 
-    free = psutil.virtual_memory().available
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
-    limit = max(isqrt(free // (2 * 4 * config.vit_heads)), 1)
-    if n > limit:
-        logger.warning(
-            "section %r: preset %r takes sections whole, but %d spots may not fit into the %.1f GiB that are free; "
-            "it is predicted in chunks of %d (chunk_spots= in tl.predict sets another number)",
-            name,
-            config.preset,
-            n,
-            free / 2**30,
-            limit,
-        )
-    return min(n, limit)
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own
+    return int(torch.cuda.mem_get_info(device)[0] + unused)

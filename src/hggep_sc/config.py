@@ -100,7 +100,7 @@ class Config(BaseConfig):
         rate 0 is frozen; without GEM and CBAM, which look at pixels, its features are then computed once.
     chunk_spots
         Sections with more spots are handled in compact chunks of at most this many, in training and in
-        prediction. None: always whole; in prediction as far as free memory holds it.
+        prediction. None: always whole. In prediction fewer, where free memory does not hold so many.
     patience
         Epochs without a better validation score before training stops; used with `validation=` only.
     ensemble

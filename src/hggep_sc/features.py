@@ -1,18 +1,14 @@
-"""Features of spots: patches read and encoded a batch at a time, or embeddings that the table holds."""
+"""Features of spots: of patches by a frozen encoder, kept for another use, or embeddings that the table holds."""
 
 import logging
 import math
-import os
-from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from functools import cache
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
 from threading import Lock
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import numpy as np
@@ -22,28 +18,20 @@ from torch import Tensor, nn
 from ._settings import settings
 from .colours import N_STATISTICS, colour_and_texture
 from .config import Config
-from .device import compute_alone, mixed_precision
+from .describe import DIHEDRAL, PLAIN, View, describe_parts, of_patches, of_views
 from .nn import Encoder, ModuleEncoder, shufflenet_encoder
-from .patches import BATCH_SPOTS, read_patches, say_if_coarse
+from .patches import BATCH_SPOTS, say_if_coarse
 from .weights import load_pretrained, locate_weights
 
 if TYPE_CHECKING:
-    from .image import SectionImage
     from .section import Section
 
 logger = logging.getLogger(__name__)
 
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
-CPU_PATCHES = 16  # looked at once by each thread: the maps of more do not fit a core's cache, and take twice the time
 SPOOLED = 2**25  # bytes of features above which they wait on disk
-GPU_READERS = 8  # threads that read for a GPU
 
-View = tuple[int, bool]  # quarter turns, and whether mirrored first
-PLAIN: tuple[View, ...] = ((0, False),)
-DIHEDRAL: tuple[View, ...] = tuple((turns, flip) for flip in (False, True) for turns in range(4))
-
-Features = Callable[[np.ndarray], Tensor]  # indices of spots -> (n, views, ...)
-Result = TypeVar("Result")
+Features = Callable[[Sequence[np.ndarray]], Generator[Tensor, None, None]]  # parts of the spots -> (n, views, ...) each
 
 
 class _Memory:
@@ -54,23 +42,27 @@ class _Memory:
         self._uses = count()  # when each was last used
         self._lock = Lock()  # folds may be run by threads
 
-    def get(self, section: "Section", key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """Return what is kept, or compute and keep it."""
+    def recall(self, section: "Section", key: Hashable) -> Tensor | None:
+        """Return what is kept under a key; None for nothing."""
         with self._lock:
-            of_section = self._kept.setdefault(section, {})
-            if key in of_section:
-                of_section[key] = next(self._uses), of_section[key][1]
-                return of_section[key][1]
-        features = compute()
+            of_section = self._kept.get(section, {})
+            if key not in of_section:
+                return None
+            of_section[key] = next(self._uses), of_section[key][1]
+            return of_section[key][1]
+
+    def keep(self, section: "Section", key: Hashable, features: Tensor) -> None:
+        """Keep features of a section, unless no other call will see it."""
+        if section in _used_once:
+            return
         with self._lock:
-            of_section[key] = next(self._uses), features
+            self._kept.setdefault(section, {})[key] = next(self._uses), features
             everything = [(use, part, name) for part in self._kept.values() for name, (use, _) in part.items()]
             total = sum(part[name][1].nbytes for _, part, name in everything)
             for _, part, name in sorted(everything, key=lambda entry: entry[0]):
                 if total <= settings.feature_memory:
                     break
                 total -= part.pop(name)[1].nbytes
-        return features
 
 
 _memory = _Memory()
@@ -83,18 +75,16 @@ def use_once(sections: "Iterable[Section]") -> None:
         _used_once.add(section)
 
 
-def kept_features(section: "Section", key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-    """Return features of a section that are kept under a key, or compute and keep them."""
-    return compute() if section in _used_once else _memory.get(section, key, compute)
-
-
 def kept_colours(section: "Section", fields: tuple[float, ...], patch_size: int) -> np.ndarray:
     """Return the statistics of colour and texture of a section's spots, (n, fields, 90); NaN where not yet known.
 
     What is found out later goes into it.
     """
-    shape = len(section.xy), len(fields), N_STATISTICS
-    return kept_features(section, ("colour", fields, patch_size), lambda: torch.full(shape, torch.nan)).numpy()
+    key = "colour", fields, patch_size
+    if (kept := _memory.recall(section, key)) is None:
+        kept = torch.full((len(section.xy), len(fields), N_STATISTICS), torch.nan)
+        _memory.keep(section, key, kept)
+    return kept.numpy()
 
 
 class Spool:
@@ -102,17 +92,17 @@ class Spool:
 
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(SPOOLED)  # noqa: SIM115  # closed by __exit__
-        self._parts: list[tuple[np.ndarray, tuple[int, ...]]] = []
+        self._parts: dict[int, tuple[np.ndarray, tuple[int, ...], int]] = {}  # by the first spot; and where it begins
 
     def add(self, spots: np.ndarray, features: np.ndarray) -> None:
-        """Put away the features of some spots.
+        """Put away the features of some spots, in place of any that begin with the same.
 
         Raises
         ------
         OSError
             If there is no room for them on disk.
         """
-        self._parts.append((spots, features.shape))
+        self._parts[int(spots[0])] = spots, features.shape, self._file.tell()
         try:
             self._file.write(features.tobytes())
         except OSError as error:
@@ -123,9 +113,9 @@ class Spool:
             ) from error
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the spots and features of each part, as they were added."""
-        self._file.seek(0)
-        for spots, shape in self._parts:
+        """Yield the spots and features of each part, in the order of the spots, whatever that of adding."""
+        for _, (spots, shape, start) in sorted(self._parts.items()):
+            self._file.seek(start)
             yield spots, np.frombuffer(self._file.read(4 * math.prod(shape)), dtype=np.float32).reshape(shape)
 
     def __enter__(self) -> Self:
@@ -133,164 +123,6 @@ class Spool:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-
-class BatchSize:
-    """How many spots are described at once: half as many from where the GPU runs out of memory."""
-
-    def __init__(self, spots: int) -> None:
-        self.spots = spots
-
-    def apply(self, describe: Callable[[Tensor], list[Tensor]], patches: Tensor) -> Iterator[list[Tensor]]:
-        """Yield what a function makes of the patches, of some spots at a time, in order."""
-        start = 0
-        while start < len(patches):
-            part = patches[start : start + self.spots]
-            try:
-                found = describe(part)
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
-                    raise
-                self.spots = -(-len(part) // 2)
-                logger.warning(
-                    "the GPU ran out of memory with the patches of %d spots at once; going on with %d (batch_size=%d "
-                    "in tl.predict starts with these)",
-                    len(part),
-                    self.spots,
-                    self.spots,
-                )
-                continue
-            yield found
-            start += len(part)
-
-
-def describe_spots(
-    image: "SectionImage",
-    xy: np.ndarray,
-    fields: Sequence[float],
-    patch_size: int,
-    describe: Sequence[Callable[[Tensor], Tensor]],
-    *,
-    batch_size: int | BatchSize,
-    device: torch.device,
-    concurrently: bool = True,
-) -> list[Tensor]:
-    """Read the patches around spots once, and apply each function to them, without gradients, a batch at a time.
-
-    A CPU's threads share a batch: each reads some of the spots and describes them by itself, which is faster than all
-    of them at work on every convolution. For a GPU several threads read ahead; where it runs out of memory, the spots
-    at once are halved from there on, with a warning.
-
-    Parameters
-    ----------
-    image
-        An open image.
-    xy
-        (n, 2) centres, px of the image's finest level.
-    fields
-        Sides of the fields of view, px of the image's finest level.
-    patch_size
-        Side of the patches, px.
-    describe
-        Take (n, fields, 3, S, S) uint8.
-    batch_size
-        Spots whose patches are given to the functions at once; a `BatchSize` that several calls share is halved for
-        all of them.
-    device
-        Where the functions find the patches.
-    concurrently
-        Whether several threads may be in a function at once. If not, a CPU's are at work on one batch, while the next
-        is read.
-
-    Returns
-    -------
-    What each function makes of all spots, (n, ...).
-    """
-
-    def read(spots: slice) -> Tensor:
-        patches = torch.from_numpy(read_patches(image, xy[spots], fields, patch_size))
-        return patches.pin_memory() if device.type == "cuda" else patches
-
-    @torch.no_grad()
-    def described(patches: Tensor) -> list[Tensor]:
-        there = patches.to(device, non_blocking=True)
-        return [function(there) for function in describe]
-
-    at_once = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
-    if device.type == "cpu" and concurrently:
-        n_threads = torch.get_num_threads()
-        batches = _batches(len(xy), -(-at_once.spots // n_threads))
-        with closing(_ahead(lambda spots: described(read(spots)), batches, n_threads, compute_alone)) as results:
-            found = list(results)
-    else:
-        n_readers = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
-        with closing(_ahead(read, _batches(len(xy), at_once.spots), n_readers)) as arrived:
-            found = [part for patches in arrived for part in at_once.apply(described, patches)]
-    return [torch.cat(parts) for parts in zip(*found, strict=True)]
-
-
-def _batches(n: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, n, size)]
-
-
-def _ahead(
-    work: Callable[[slice], Result],
-    batches: Sequence[slice],
-    n_threads: int,
-    initializer: Callable[[], object] | None = None,
-) -> Generator[Result, None, None]:
-    """Yield what threads make of each batch, in order, while they are at work on the next; closed, they have ended."""
-    with ThreadPoolExecutor(n_threads, "patches", initializer) as pool:
-        ahead: deque[Future[Result]] = deque()
-        for batch in batches:
-            ahead.append(pool.submit(work, batch))
-            if len(ahead) > n_threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-def encode_spots(
-    image: "SectionImage",
-    xy: np.ndarray,
-    fields: tuple[float, ...],
-    patch_size: int,
-    encode: Callable[[Tensor], Tensor],
-    *,
-    views: tuple[View, ...],
-    batch_size: int | BatchSize,
-    device: torch.device,
-) -> Tensor:
-    """Read and encode the patches around spots, in all `views`: (n, views, ...). See `describe_spots`."""
-    in_views = [of_views(encode, views)]
-    return describe_spots(image, xy, fields, patch_size, in_views, batch_size=batch_size, device=device)[0]
-
-
-def of_views(encode: Callable[[Tensor], Tensor], views: tuple[View, ...]) -> Callable[[Tensor], Tensor]:
-    """Return a function that encodes all patches in one view after the other, (n, ...) to (n, views, ...)."""
-
-    def apply(patches: Tensor) -> Tensor:
-        with mixed_precision(patches.device):
-            return torch.stack([encode(view) for view in turned(patches, views)], dim=1)
-
-    return apply
-
-
-def of_patches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a function of (n, fields, 3, S, S) that applies one of (N, 3, S, S) to every patch, (n, fields, ...)."""
-
-    def apply(patches: Tensor) -> Tensor:
-        flat = patches.flatten(0, 1)
-        parts = flat.split(CPU_PATCHES * torch.get_num_threads()) if flat.device.type == "cpu" else [flat]
-        return torch.cat([function(part) for part in parts]).unflatten(0, patches.shape[:2])
-
-    return apply
-
-
-def turned(patches: Tensor, views: tuple[View, ...]) -> Iterator[Tensor]:
-    """Yield all patches in one view after the other."""
-    for turns, flip in views:
-        yield torch.rot90(patches.flip(-1) if flip else patches, turns, (-2, -1)).contiguous()
 
 
 def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path | None) -> Encoder | str | None:
@@ -350,8 +182,7 @@ def feature_shape(section: "Section", encoder: Encoder | str, config: Config) ->
     return len(section.xy), len(views_of(encoder, config)), len(config.fields_px), sum(encoder.groups)
 
 
-@contextmanager
-def open_features(
+def features_of(
     section: "Section",
     encoder: Encoder | str,
     fields: tuple[float, ...],
@@ -361,8 +192,8 @@ def open_features(
     views: tuple[View, ...] | None = None,
     batch_size: int = BATCH_SPOTS,
     colours: np.ndarray | None = None,
-) -> Iterator[Features]:
-    """Give the features of a section's spots by a frozen encoder, (n, views, fields, D).
+) -> Features:
+    """Return what gives the features of a section's spots by a frozen encoder, (n, views, fields, D).
 
     Features are kept as long as the section is in use, for another fit to it or a prediction of it; not where those of
     all its spots are more than `settings.feature_memory` holds.
@@ -380,15 +211,14 @@ def open_features(
     views
         Turns and mirrorings instead of those.
     device, batch_size
-        As in `encode_spots`.
+        As in `describe_parts`.
     colours
         (n_spots, fields, 90), where statistics of colour and texture go, if the linear path will ask for them; None
         for what `kept_colours` gives.
     """
     if isinstance(encoder, str):
         embeddings = torch.from_numpy(section.embeddings(encoder))
-        yield lambda spots: embeddings[spots][:, None, None].to(device)
-        return
+        return lambda parts: (embeddings[spots][:, None, None].to(device) for spots in parts)
     say_if_coarse(section, fields, config.patch_size)
     encoder.to(device).eval()
     views = views or views_of(encoder, config)
@@ -399,32 +229,38 @@ def open_features(
     if config.linear and config.cross_fit:
         describe.append(of_patches(colour_and_texture))
     size = 4 * len(section.xy) * len(views) * len(fields) * sum(encoder.groups)
-    at_once = BatchSize(batch_size)
 
-    with ExitStack() as stack:
-        image = cache(lambda: stack.enter_context(section.open_image()))  # not opened for what is kept
+    def described(parts: Sequence[np.ndarray]) -> Generator[Tensor, None, None]:
+        with section.open_image() as image:
+            stream = describe_parts(
+                image,
+                [section.xy[spots] for spots in parts],
+                fields,
+                config.patch_size,
+                describe,
+                batch_size=batch_size,
+                device=device,
+                concurrently=not isinstance(encoder, ModuleEncoder),  # it may note things as it goes
+            )
+            with closing(stream):
+                for spots, (found, *seen) in zip(parts, stream, strict=True):
+                    if not found.isfinite().all():
+                        raise ValueError(
+                            f"section {section.name!r}: the encoder gives features that are NaN or infinite"
+                        )
+                    for of_spots in seen:
+                        into = kept_colours(section, fields, config.patch_size) if colours is None else colours
+                        into[spots] = of_spots.cpu().numpy()
+                    yield found
 
-        def features(spots: np.ndarray) -> Tensor:
-            def compute() -> Tensor:
-                found, *seen = describe_spots(
-                    image(),
-                    section.xy[spots],
-                    fields,
-                    config.patch_size,
-                    describe,
-                    batch_size=at_once,
-                    device=device,
-                    concurrently=not isinstance(encoder, ModuleEncoder),  # it may note things as it goes
-                )
-                if not found.isfinite().all():
-                    raise ValueError(f"section {section.name!r}: the encoder gives features that are NaN or infinite")
-                for of_spots in seen:
-                    into = kept_colours(section, fields, config.patch_size) if colours is None else colours
-                    into[spots] = of_spots.cpu().numpy()
-                return found.cpu()
+    def features(parts: Sequence[np.ndarray]) -> Generator[Tensor, None, None]:
+        keys = [(name, fields, config.patch_size, views, spots.tobytes()) for spots in parts]
+        kept = [_memory.recall(section, key) for key in keys]
+        with closing(described([spots for spots, there in zip(parts, kept, strict=True) if there is None])) as computed:
+            for key, there in zip(keys, kept, strict=True):
+                found = next(computed) if there is None else there
+                if there is None and size <= settings.feature_memory:
+                    _memory.keep(section, key, found.cpu())
+                yield found.to(device)
 
-            if size > settings.feature_memory:
-                return compute().to(device)
-            return kept_features(section, (name, fields, config.patch_size, views, spots.tobytes()), compute).to(device)
-
-        yield features
+    return features

@@ -12,7 +12,8 @@ from .baselines import BaselineConfig, LowRankRidge
 from .baselines.features import Moments, standardise
 from .baselines.selection import Training
 from .colours import colour_and_texture
-from .features import Spool, describe_spots, kept_colours, of_patches
+from .describe import describe_parts, of_patches
+from .features import Spool, kept_colours
 from .patches import BATCH_SPOTS
 
 if TYPE_CHECKING:
@@ -138,9 +139,9 @@ def fill_in_colours(colours: np.ndarray, section: "Section", fields: tuple[float
     missing = np.flatnonzero(np.isnan(colours[:, 0, 0]))
     if len(missing):
         with section.open_image() as image:
-            (found,) = describe_spots(
+            ((found,),) = describe_parts(
                 image,
-                section.xy[missing],
+                [section.xy[missing]],
                 fields,
                 patch_size,
                 [of_patches(colour_and_texture)],

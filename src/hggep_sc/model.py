@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,24 +16,14 @@ from torch import nn
 
 from ._settings import settings
 from .baselines.features import Moments
-from .chunks import predict_in_chunks
+from .checkpoint import Checkpoint
+from .chunks import predict_in_chunks, spots_at_once
 from .confidence import Confidence, optical_density
 from .config import Config
+from .describe import DIHEDRAL, PLAIN, encode_parts
 from .device import resolve_device
 from .expression import ExpressionScale
-from .features import (
-    DIHEDRAL,
-    PLAIN,
-    SHUFFLENET,
-    BatchSize,
-    Features,
-    Spool,
-    encode_spots,
-    is_frozen,
-    kept_colours,
-    make_encoder,
-    open_features,
-)
+from .features import SHUFFLENET, Features, Spool, features_of, is_frozen, kept_colours, make_encoder
 from .fingerprint import Fingerprint
 from .genes import training_genes
 from .linear import LinearPath, add_linear, fill_in_colours
@@ -218,6 +208,7 @@ class HGGEP:
         average_flips: bool | None = None,
         chunk_spots: int | None = None,
         advance: Callable[[int], object] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Predict one section.
 
@@ -233,10 +224,12 @@ class HGGEP:
             Average over the eight flips and rotations of every patch; None does so where the network learnt on all
             of them (`config.flips`).
         chunk_spots
-            Spots that attention and hypergraph see at once; None for `config.chunk_spots`, or as many as fit into
-            free memory where that is None.
+            Spots that attention and hypergraph see at once; None for as many as `config.chunk_spots` and free memory
+            allow.
         advance
             Told how many more spots were read and encoded, which is nearly all of the work.
+        checkpoint
+            What is known of the section, and is not computed again; what comes to be known goes into it.
 
         Returns
         -------
@@ -256,36 +249,28 @@ class HGGEP:
         positions = torch.as_tensor(network.positions(section))
         positions = positions.float() if positions.is_floating_point() else positions
         fields, size = fields_of_view(self.config, self.mpp, section.mpp), self.config.patch_size
-        looks = not self.embeddings
+        looks, learnt = not self.embeddings, self.confidence is not None or self.linear is not None
         colours = kept_colours(section, fields, size) if looks and self.linear is not None else None
-        moments = Moments()  # of the features' mean over views
+        max_spots = spots_at_once(len(section.xy), self.config, target, name=section.name, chunk_spots=chunk_spots)
+        known = (checkpoint or Checkpoint()).of_chunks(max_spots)
         with Spool() as encoded:
-            with self._features(section, target, spots_per_batch(batch_size), average_flips, colours) as features:
-
-                def noted(spots: np.ndarray) -> torch.Tensor:
-                    seen = features(spots)
-                    if self.confidence is not None or self.linear is not None:
-                        mean = seen.float().mean(1).flatten(1).cpu().numpy()
-                        moments.add(mean)
-                        if self.linear is not None:
-                            encoded.add(spots, mean)
-                    if advance is not None:
-                        advance(len(spots))
-                    return seen
-
-                expression, latent = predict_in_chunks(
-                    network,
-                    noted,
-                    section.xy,
-                    positions.to(target),
-                    self.config,
-                    name=section.name,
-                    chunk_spots=chunk_spots,
-                )
+            features = self._features(section, target, spots_per_batch(batch_size), average_flips, colours)
+            expression, latent = predict_in_chunks(
+                network,
+                _noted(features, target, known, encoded if learnt else None, colours, advance),
+                section.xy,
+                positions.to(target),
+                self.config,
+                name=section.name,
+                max_spots=max_spots,
+                checkpoint=known,
+            )
+            moments = Moments.of_parts(mean for _, mean in encoded)
             if self.confidence is not None:
                 stain = optical_density(section, min(fields), size) if looks else None
-                mean = moments.mean.reshape(self.confidence.feature_mean.shape)
-                self.confidence.say_if_unlike(section.name, mean, stain)
+                self.confidence.say_if_unlike(
+                    section.name, moments.mean.reshape(self.confidence.feature_mean.shape), stain
+                )
             if self.linear is not None:
                 if colours is not None:
                     fill_in_colours(colours, section, fields, size)
@@ -301,7 +286,6 @@ class HGGEP:
                 f"section {section.name!r}: obsm[{self.encoder!r}] has {found} columns; the model learnt from {wanted}"
             )
 
-    @contextmanager
     def _features(
         self,
         section: Section,
@@ -309,8 +293,8 @@ class HGGEP:
         batch_size: int,
         average_flips: bool | None,
         colours: np.ndarray | None = None,
-    ) -> Iterator[Features]:
-        """Give the features of spots, (n, views, ...); for `colours` see `open_features`."""
+    ) -> Features:
+        """Return what gives the features of spots, (n, views, ...); for `colours` see `features_of`."""
         fields, config, network = fields_of_view(self.config, self.mpp, section.mpp), self.config, self.network
         averaged = config.flips if average_flips is None else average_flips
         views = DIHEDRAL if averaged else PLAIN
@@ -318,7 +302,7 @@ class HGGEP:
             assert self.encoder is not None
             if isinstance(self.encoder, str):
                 self._require_length(section)
-            with open_features(
+            return features_of(
                 section,
                 self.encoder,
                 fields,
@@ -327,23 +311,27 @@ class HGGEP:
                 views=views,
                 batch_size=batch_size,
                 colours=colours,
-            ) as features:
-                yield features
-            return
+            )
         assert not isinstance(network, Ensemble)  # whose encoder is frozen
         say_if_coarse(section, fields, config.patch_size)
-        at_once = BatchSize(batch_size)
-        with section.open_image() as image:
-            yield lambda spots: encode_spots(
-                image,
-                network.centres(section.xy[spots]),
-                fields,
-                config.patch_size,
-                network.encode,
-                views=views,
-                batch_size=at_once,
-                device=device,
-            )
+
+        def features(parts: Sequence[np.ndarray]) -> Generator[torch.Tensor, None, None]:
+            with section.open_image() as image:
+                centres = [network.centres(section.xy[spots]) for spots in parts]
+                found = encode_parts(
+                    image,
+                    centres,
+                    fields,
+                    config.patch_size,
+                    network.encode,
+                    views=views,
+                    batch_size=batch_size,
+                    device=device,
+                )
+                with closing(found):
+                    yield from found
+
+        return features
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder: the network as safetensors, everything else as JSON.
@@ -534,3 +522,58 @@ def _required_module(entry: dict[str, Any], module: nn.Module | None, config: Co
     if given.id != entry["id"]:
         raise IncompleteError("encoder= is another module, or has other weights, than the one it was fitted with")
     return given
+
+
+def _noted(
+    features: Features,
+    device: torch.device,
+    checkpoint: Checkpoint,
+    encoded: Spool | None,
+    colours: np.ndarray | None,
+    advance: Callable[[int], object] | None,
+) -> Features:
+    """Return features of which is noted, on their way to the network, what is needed after all are known.
+
+    Parameters
+    ----------
+    features
+        Of parts of the spots, (n, views, ...) each.
+    device
+        Where they are.
+    checkpoint
+        Holds those that are not to be computed again, and what was noted; is given the others.
+    encoded
+        Is given the mean over views, (n, D); None where nobody asks for it.
+    colours
+        (n_spots, fields, 90), which `features` fills in and the checkpoint holds too; None where nobody asks for it.
+    advance
+        Told how many more spots are done.
+    """
+    advance = advance or (lambda _: None)
+    for spots, part in checkpoint.described:
+        if encoded is not None:
+            encoded.add(spots, part["mean"].numpy())
+        if colours is not None:
+            colours[spots] = part["colours"]
+        advance(len(spots))
+
+    def noted(parts: Sequence[np.ndarray]) -> Generator[torch.Tensor, None, None]:
+        known = [spots in checkpoint.described and spots in checkpoint.features for spots in parts]
+        with closing(features([spots for spots, there in zip(parts, known, strict=True) if not there])) as computed:
+            for spots, there in zip(parts, known, strict=True):
+                if there:
+                    yield checkpoint.features.read(spots)["features"].to(device)
+                    continue
+                seen = next(computed)
+                part = {}
+                if encoded is not None:
+                    part["mean"] = seen.float().mean(1).flatten(1).cpu()
+                    encoded.add(spots, part["mean"].numpy())
+                if colours is not None:
+                    part["colours"] = torch.from_numpy(colours[spots])
+                checkpoint.features.write(spots, features=seen)
+                checkpoint.described.write(spots, **part)  # last: it says that the features are there
+                advance(len(spots))
+                yield seen
+
+    return noted

@@ -128,10 +128,10 @@ class TestEmbeddings:
         assert_same(before, predict(sections["S3"], again, copy=True))
 
     def test_the_image_is_not_read(self, training, monkeypatch):
-        from hggep_sc import features, patches
+        from hggep_sc import describe, patches
         from hggep_sc.training import read
 
-        for module in (features, patches, read):
+        for module in (describe, patches, read):
             monkeypatch.setattr(module, "read_patches", lambda *_, **__: pytest.fail("patches are not needed"))
         model = tl.fit(embed(training), encoder="X_emb", **HOW)
         predict(training["S1"], model)

@@ -255,7 +255,7 @@ class TestKindsOfInput:
     def test_in_mixed_precision_as_on_a_gpu(self, test_section, trained, monkeypatch):
         (section,) = _open(test_section)
         single, _ = trained.predict(section, device="cpu")
-        for module in ("features", "chunks"):
+        for module in ("describe", "chunks"):
             monkeypatch.setattr(
                 f"hggep_sc.{module}.mixed_precision", lambda device: torch.autocast(device.type, torch.bfloat16)
             )

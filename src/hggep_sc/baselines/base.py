@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._progress import over_sections
+from ..checkpoint import Checkpoint, Parts
 from ..device import resolve_device
 from ..expression import ExpressionScale
 from ..fingerprint import Fingerprint
@@ -153,6 +154,7 @@ class Baseline(ABC):
         average_flips: bool | None = None,
         chunk_spots: int | None = None,
         advance: Callable[[int], object] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Predict one section.
 
@@ -168,7 +170,9 @@ class Baseline(ABC):
         average_flips, chunk_spots
             For networks alone.
         advance
-            Told how many spots are done.
+            Told how many more spots are done.
+        checkpoint
+            What is known of the section, and is not computed again.
 
         Returns
         -------
@@ -186,11 +190,18 @@ class Baseline(ABC):
             raise ValueError(f"chunk_spots={chunk_spots} is for HGGEP: method={self.method!r} has no use for it")
         batch_size = spots_per_batch(batch_size)
         say_if_scale_differs(section, self.mpp)
-        features = self._features(section, self.config, self.mpp, self.trunk, resolve_device(device), batch_size)
+        features = self._features(
+            section,
+            self.config,
+            self.mpp,
+            self.trunk,
+            resolve_device(device),
+            batch_size,
+            kept=None if checkpoint is None else checkpoint.features,
+            advance=advance,
+        )
         centred, latent = self._respond(features)
         expression = (self.arrays["gene_mean"] + centred).astype(np.float32)
-        if advance is not None:
-            advance(len(expression))
         return expression, None if latent is None else latent.astype(np.float32)
 
     @classmethod
@@ -202,10 +213,24 @@ class Baseline(ABC):
         trunk: Trunk | None,
         device: torch.device,
         batch_size: int,
+        *,
+        kept: Parts | None = None,
+        advance: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        if not cls.reads_image:
-            return np.empty((len(section.xy), 0), dtype=np.float32)
-        return patch_features(section, config, mpp=mpp, trunk=trunk, device=device, batch_size=batch_size)
+        if cls.reads_image:
+            return patch_features(
+                section,
+                config,
+                mpp=mpp,
+                trunk=trunk,
+                device=device,
+                batch_size=batch_size,
+                kept=kept,
+                advance=advance,
+            )
+        if advance is not None:
+            advance(len(section.xy))
+        return np.empty((len(section.xy), 0), dtype=np.float32)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder; see `HGGEP.save`.

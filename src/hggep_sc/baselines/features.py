@@ -1,6 +1,7 @@
 """What a ridge sees of a patch: statistics of colour and texture, and the maps of a pretrained trunk, pooled."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Self
 
@@ -8,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint import Parts
+from ..chunks import described_together
 from ..colours import colour_and_texture
-from ..features import describe_spots, of_patches
+from ..describe import describe_parts, of_patches
 from ..nn import ShuffleNetEncoder
 from ..patches import fields_of_view, say_if_coarse
 from ..section import Section
@@ -52,6 +55,8 @@ def patch_features(
     trunk: Trunk | None,
     device: torch.device,
     batch_size: int,
+    kept: Parts | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> np.ndarray:
     """Compute the features of every spot of a section, at all fields of view, standardised within the section.
 
@@ -69,6 +74,10 @@ def patch_features(
         Where they are computed.
     batch_size
         Spots whose patches are in memory at once.
+    kept
+        Holds features of spots whose patches are not to be looked at again, and is given those of the others.
+    advance
+        Told how many more spots are done.
 
     Returns
     -------
@@ -77,14 +86,35 @@ def patch_features(
     """
     fields = fields_of_view(config.shared, mpp, section.mpp)
     say_if_coarse(section, fields, config.patch_size)
-    describe = [of_patches(colour_and_texture)]
+    describe = {"colours": of_patches(colour_and_texture)}
     if trunk is not None:
-        describe.append(of_patches(trunk.to(device).for_inference()))
+        describe["trunk"] = of_patches(trunk.to(device).for_inference())
+    kept = kept or Parts(None)
+    parts = described_together(section.xy, None)
+    missing = [section.xy[spots] for spots in parts if spots not in kept]
+    found = []
     with section.open_image() as image, torch.inference_mode():
-        blocks = describe_spots(
-            image, section.xy, fields, config.patch_size, describe, batch_size=batch_size, device=device
+        functions = list(describe.values())
+        described = describe_parts(
+            image, missing, fields, config.patch_size, functions, batch_size=batch_size, device=device
         )
-    return np.hstack([standardise(block.flatten(1).cpu().numpy()) for block in blocks])
+        with closing(described):
+            for spots in parts:
+                if spots in kept:
+                    found.append(kept.read(spots))
+                else:
+                    values = [of_spots.flatten(1).cpu() for of_spots in next(described)]
+                    found.append(dict(zip(describe, values, strict=True)))
+                    kept.write(spots, **found[-1])
+                if advance is not None:
+                    advance(len(spots))
+    blocks = []
+    for name in describe:
+        block = np.empty((len(section.xy), found[0][name].shape[1]), dtype=np.float32)
+        for spots, there in zip(parts, found, strict=True):
+            block[spots] = there.pop(name)
+        blocks.append(standardise(block))
+    return np.hstack(blocks)
 
 
 class Moments:
@@ -105,8 +135,13 @@ class Moments:
     @classmethod
     def of(cls, block: np.ndarray) -> Self:
         """Return the moments of all of a section's spots."""
+        return cls.of_parts(_parts(block))
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[np.ndarray]) -> Self:
+        """Return the moments of all of a section's spots, which come a part at a time."""
         moments = cls()
-        for part in _parts(block):
+        for part in parts:
             moments.add(part)
         return moments
 

@@ -1,12 +1,17 @@
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _keys
 from .._progress import of_spots
+from .._version import __version__
+from ..checkpoint import Checkpoint, open_checkpoints
 from ..features import use_once
+from ..fingerprint import content_hash
 from ..methods import Model, require_model
+from ..model import HGGEP
 from ..record import confidence_of, prediction_record
-from ..section import copy_of, open_sections, require_writable, write_prediction
+from ..section import Section, copy_of, open_sections, require_writable, write_prediction
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,6 +38,7 @@ def predict(
     batch_size: int | None = None,
     average_flips: bool | None = None,
     chunk_spots: int | None = None,
+    checkpoint_dir: str | Path | None = None,
     progress: bool | None = None,
     copy: bool = False,
 ) -> "Data | None":
@@ -61,9 +67,12 @@ def predict(
         Average over the eight flips and rotations of every patch: eight times the work. None: as the network learnt,
         which for `preset="default"` is on all eight; False is faster, and a little less accurate.
     chunk_spots
-        Spots that attention and hypergraph see at once, for HGGEP alone; None for the model's `config.chunk_spots`, or
-        as many as fit into free memory where that is None. A section with more spots is predicted in chunks of so many:
-        half are predicted at most, and the others surround them. Where the GPU runs out of memory, chunks are halved.
+        Spots that attention and hypergraph see at once, for HGGEP alone; None for as many as the model's
+        `config.chunk_spots` and free memory allow. A section with more spots is predicted in chunks of so many: half
+        are predicted at most, and the others surround them. Where the GPU runs out of memory, chunks are halved.
+    checkpoint_dir
+        Folder for what is known so far, written at least every 512 spots. After an interruption, a kill too, the same
+        call goes on from there, to the same result. The folder is yours to remove when the result is saved.
     progress
         Show a progress bar over spots; None for `hggep_sc.settings.progress`.
     copy
@@ -88,7 +97,12 @@ def predict(
     Raises
     ------
     ValueError, KeyError, TypeError, FileNotFoundError
-        For input that cannot be used; the message names the slot and the remedy, and `data` is unchanged.
+        For input that cannot be used, and a `checkpoint_dir` of another prediction; the message names the slot and the
+        remedy, and `data` is unchanged.
+    OSError
+        If the disk of `checkpoint_dir` is full; `data` is unchanged.
+    KeyboardInterrupt
+        At Ctrl-C; the message says how to go on, and `data` is unchanged.
     """
     require_model(model)
     sections = open_sections(
@@ -105,19 +119,27 @@ def predict(
     )
     require_writable(data, model.genes, key=key_added, table_key=table_key)
     use_once(sections)
+    how: dict[str, Any] = {"average_flips": average_flips, "chunk_spots": chunk_spots}
+    checkpoints: Sequence[Checkpoint | None] = [None for _ in sections]
     predictions = []
-    with of_spots(sections, "predict", progress) as bar:
-        for section in sections:
-            predictions.append(
-                model.predict(
-                    section,
-                    device=device,
-                    batch_size=batch_size,
-                    average_flips=average_flips,
-                    chunk_spots=chunk_spots,
-                    advance=bar.update,
+    try:
+        if checkpoint_dir is not None:
+            checkpoints = open_checkpoints(Path(checkpoint_dir), _identity(sections, model, how), len(sections))
+        with of_spots(sections, "predict", progress) as bar:
+            for section, checkpoint in zip(sections, checkpoints, strict=True):
+                predictions.append(
+                    model.predict(
+                        section,
+                        device=device,
+                        batch_size=batch_size,
+                        advance=bar.update,
+                        checkpoint=checkpoint,
+                        **how,
+                    )
                 )
-            )
+    except KeyboardInterrupt:
+        remedy = "goes on" if checkpoint_dir is not None else "begins anew; with checkpoint_dir= it would go on"
+        raise KeyboardInterrupt(f"prediction was interrupted: the same call {remedy}") from None
     target = copy_of(data) if copy else data
     write_prediction(
         target,
@@ -130,3 +152,14 @@ def predict(
         table_key=table_key,
     )
     return target if copy else None
+
+
+def _identity(sections: Sequence[Section], model: Model, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what has to agree for a prediction to go on from a checkpoint."""
+    slots = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
+    return {
+        "version of hggep_sc": __version__,
+        "model": model.id,
+        "data": [content_hash(section.portable(slots)) for section in sections],
+        **how,
+    }

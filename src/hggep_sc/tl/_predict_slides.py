@@ -2,10 +2,12 @@ import hashlib
 import json
 import logging
 import pickle
+import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SHORT = 12  # digits of a task's hash in the name of its checkpoint
+
 
 def predict_slides(
     slides: "Mapping[str, Data | str | Path]",
@@ -55,6 +59,10 @@ def predict_slides(
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """Predict many slides, each written to a file as it ends; a rerun does what is not done yet.
+
+    What is known of a slide under way is in a folder beside its file, `<file>.<hash>.unfinished`, written at least every
+    512 spots: after an interruption, a kill too, or a full disk a rerun goes on from there, to the same result. The
+    folder is removed when the slide is finished.
 
     A finished slide is known by the model, the settings, the version of the package and the slide: a file by its size
     and time of change, an object by its spots, counts, scale and the look of its image. Where one of them has changed,
@@ -127,7 +135,9 @@ def predict_slides(
         except Exception as error:  # noqa: BLE001 - one slide's failure is reported by name, the others go on
             rows[name] = _failed(name, error)
             continue
-        if earlier is not None and earlier["task"] == task:
+        finished = earlier is not None and earlier["task"] == task
+        _remove_checkpoints(files[name], but=None if finished else task)
+        if earlier is not None and finished:
             rows[name] = {"spots": int(earlier["spots"]), "seconds": float(earlier["seconds"]), "error": ""}
             continue
         if earlier is not None:
@@ -173,7 +183,7 @@ def _predict_slide(slide: _Slide) -> tuple[int, float]:
     started = time.perf_counter()
     model: Model = pickle.loads(slide.model) if isinstance(slide.model, bytes) else slide.model
     data = _read(slide.data) if isinstance(slide.data, Path) else copy_of(slide.data)
-    predict(data, model, progress=False, **slide.options)
+    predict(data, model, checkpoint_dir=_checkpoint(slide.file, slide.task), progress=False, **slide.options)
     key, table = slide.options["key_added"], table_of(data, slide.options["table_key"])
     known = np.flatnonzero(table.var[_keys.predicted(key)])[0]
     spots, seconds = int(np.isfinite(table.layers[key][:, known]).sum()), time.perf_counter() - started
@@ -183,7 +193,20 @@ def _predict_slide(slide: _Slide) -> tuple[int, float]:
             data.write_h5ad(part)
         else:
             data.write(part)
+    _remove_checkpoints(slide.file)
     return spots, seconds
+
+
+def _checkpoint(file: Path, task: str) -> Path:
+    """Folder for what is known of a slide until its file is there."""
+    return file.with_name(f"{file.name}.{task[:SHORT]}.unfinished")
+
+
+def _remove_checkpoints(file: Path, but: str | None = None) -> None:
+    """Remove the checkpoints of a slide, other than that of a task."""
+    for folder in file.parent.glob(f"{escape(file.name)}.{'[0-9a-f]' * SHORT}.unfinished"):
+        if but is None or folder != _checkpoint(file, but):
+            shutil.rmtree(folder)
 
 
 def _packed(model: Model) -> bytes:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..chunks import predict_in_chunks
+from ..chunks import predict_in_chunks, spots_at_once
+from ..describe import DIHEDRAL, PLAIN, of_views
 from ..expression import ExpressionScale
-from ..features import DIHEDRAL, PLAIN, of_views
 from ..linear import LinearPath
 from ..nn import Ensemble, HGGEPNetwork
 from ..patches import BATCH_SPOTS
@@ -136,11 +136,12 @@ def predict_data(network: HGGEPNetwork | Ensemble, data: SectionData) -> np.ndar
     device = network.gene_mean.device
     expression, _ = predict_in_chunks(
         network,
-        lambda spots: data_features(network, data, spots).to(device),
+        lambda parts: (data_features(network, data, spots).to(device) for spots in parts),
         data.xy,
         torch.from_numpy(data.positions).to(device),
         network.config,
         name=data.name,
+        max_spots=spots_at_once(len(data.xy), network.config, device, name=data.name),
     )
     return expression
 

@@ -1,7 +1,7 @@
 """Sections read for training: their counts, and patches or what a frozen encoder makes of them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from .._progress import of_spots, over_sections
-from ..chunks import spatial_chunks
+from ..chunks import described_together
 from ..config import Config
 from ..expression import ExpressionScale
-from ..features import feature_shape, is_frozen, open_features
+from ..features import feature_shape, features_of, is_frozen
 from ..linear import linear_features
 from ..nn import Encoder, HGGEPNetwork, PublishedNetwork
 from ..patches import read_patches, say_if_coarse
@@ -87,8 +87,9 @@ def _seen(
     with array_store(held, np.float32) as stores:
         with of_spots(sections, "images", progress) as bar:
             for section, views, store in zip(sections, fields, stores, strict=True):
-                with open_features(section, encoder, views, config, device=device) as features:
-                    for spots in spatial_chunks(section.xy, config.chunk_spots):
-                        store[spots] = features(spots).cpu().numpy()
+                parts = described_together(section.xy, config.chunk_spots)
+                with closing(features_of(section, encoder, views, config, device=device)(parts)) as features:
+                    for spots, found in zip(parts, features, strict=True):
+                        store[spots] = found.cpu().numpy()
                         bar.update(len(spots))
         yield stores

@@ -1,0 +1,186 @@
+"""Predictions that are interrupted, and go on."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import hggep_sc as hggep
+import hggep_sc.describe as describe_module
+from helpers import assert_same
+
+HOW = {"device": "cpu", "progress": False}
+CHUNKS = {"chunk_spots": 16}  # of 40 spots: in four parts to describe
+FIRST = 3  # files of a prediction, of which the first part's are two
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """How many spots had their patches read, batch by batch."""
+    numbers, read = [], describe_module.read_patches
+    monkeypatch.setattr(
+        describe_module, "read_patches", lambda image, xy, *args: numbers.append(len(xy)) or read(image, xy, *args)
+    )
+    return numbers
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Call a function; Ctrl-C when the so-many-th file is about to be put in its place."""
+    put = Path.replace
+
+    def run(times, function, *given, **keywords):
+        done = []
+
+        def stopped(self, target):
+            done.append(target)
+            if len(done) == times:
+                raise KeyboardInterrupt
+            return put(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stopped)
+            with pytest.raises(KeyboardInterrupt, match="prediction was interrupted: the same call goes on"):
+                function(*given, **keywords)
+
+    return run
+
+
+@pytest.mark.parametrize("times", [1, 2, FIRST, FIRST + 1, FIRST + 2, 9, 12])
+def test_goes_on_to_the_same_result(sections, trained, tmp_path, interrupted, looked_at, times):
+    expected = hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
+    assert looked_at == 4 * [10]
+    before, keywords = sections["S3"].copy(), {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
+    interrupted(times, hggep.tl.predict, sections["S3"], trained, **keywords)
+    assert_same(sections["S3"], before)
+    known = len(list(tmp_path.rglob("described/*.safetensors")))
+    assert (known > 0) == (times > FIRST)
+    looked_at.clear()
+    hggep.tl.predict(sections["S3"], trained, **keywords)
+    assert looked_at == (4 - known) * [10]  # what was done is not done again
+    assert_same(sections["S3"], expected)
+    assert not list(tmp_path.rglob("features/*.safetensors"))  # which are large
+
+
+def test_chunks_that_are_predicted_are_not_predicted_again(sections, trained, tmp_path, monkeypatch, interrupted):
+    sizes, decode = [], trained.network.decode
+    monkeypatch.setattr(trained.network, "decode", lambda seen, xy: sizes.append(len(seen)) or decode(seen, xy))
+    keywords = {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
+    hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
+    whole = len(sizes)
+    interrupted(13, hggep.tl.predict, sections["S3"], trained, **keywords)
+    known = len(list(tmp_path.rglob("predicted/*.safetensors")))
+    assert known > 1
+    sizes.clear()
+    hggep.tl.predict(sections["S3"], trained, **keywords)
+    chunks = len(list(tmp_path.rglob("predicted/*.safetensors")))
+    assert len(sizes) == whole * (chunks - known) // chunks
+
+
+def test_several_sections_in_one_object(sections, trained, tmp_path, interrupted, looked_at):
+    both = ad.concat([sections["S2"], sections["S3"]], label="library", index_unique="-", uns_merge="unique")
+    keywords = {"library_key": "library", **CHUNKS, **HOW}
+    both.obs["library"] = both.obs["library"].map({"0": "S2", "1": "S3"})
+    expected = hggep.tl.predict(both, trained, copy=True, **keywords)
+    interrupted(21, hggep.tl.predict, both, trained, checkpoint_dir=tmp_path / "run", **keywords)
+    assert len(list(tmp_path.rglob("section_*"))) == 2
+    looked_at.clear()
+    hggep.tl.predict(both, trained, checkpoint_dir=tmp_path / "run", **keywords)
+    assert 0 < sum(looked_at) < 40
+    assert_same(both, expected)
+
+
+@pytest.mark.parametrize("method", ["low_rank_ridge", "nearest_patches", "gene_mean"])
+def test_baselines(sections, tmp_path, monkeypatch, interrupted, looked_at, method):
+    monkeypatch.setattr("hggep_sc.chunks.DESCRIBED", 16)
+    model = hggep.tl.fit(sections["S1"], method=method, genes=20, weights=None, progress=False)
+    expected = hggep.tl.predict(sections["S3"], model, copy=True, **HOW)
+    keywords = {"checkpoint_dir": tmp_path / "run", **HOW}
+    interrupted(1 if method == "gene_mean" else 4, hggep.tl.predict, sections["S3"], model, **keywords)
+    looked_at.clear()
+    hggep.tl.predict(sections["S3"], model, **keywords)
+    assert sum(looked_at) == (0 if method == "gene_mean" else 20)
+    assert_same(sections["S3"], expected)
+
+
+def test_without_a_folder_the_message_names_it(sections, trained, monkeypatch):
+    monkeypatch.setattr(trained.network, "decode", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt, match="the same call begins anew; with checkpoint_dir= it would go on"):
+        hggep.tl.predict(sections["S3"], trained, **HOW)
+
+
+@pytest.mark.parametrize("change", ["model", "data", "average_flips", "chunk_spots"])
+def test_another_prediction_is_refused(sections, trained, tmp_path, change):
+    section, model, how = sections["S3"], trained, {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
+    hggep.tl.predict(section, model, copy=True, **how)
+    if change == "model":
+        model = hggep.tl.fit(sections["S1"], method="gene_mean", genes=10)
+        how["chunk_spots"] = None
+    elif change == "data":
+        section.obsm["spatial"][3] += 1
+    else:
+        how[change] = {"average_flips": False, "chunk_spots": 20}[change]
+    before = section.copy()
+    with pytest.raises(ValueError, match=rf"run' belongs to another prediction \(different .*{change}.*\)"):
+        hggep.tl.predict(section, model, **how)
+    assert_same(section, before)
+
+
+def test_a_full_disk_is_named_and_the_object_is_unchanged(sections, trained, tmp_path, monkeypatch):
+    before = sections["S3"].copy()
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"run/section_0/.*safetensors could not be written.*No space left"):
+            hggep.tl.predict(sections["S3"], trained, checkpoint_dir=tmp_path / "run", **HOW)
+    assert_same(sections["S3"], before)
+    hggep.tl.predict(sections["S3"], trained, checkpoint_dir=tmp_path / "run", **HOW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [5, 12])
+def test_a_slide_goes_on_after_a_kill(sections, trained, tmp_path, looked_at, times):
+    out = tmp_path / "out"
+    trained.save(tmp_path / "model")
+    sections["S3"].write_h5ad(tmp_path / "slide.h5ad")
+    script = Path(__file__).with_name("killed_prediction.py")
+    arguments = [str(given) for given in (script, tmp_path / "model", tmp_path / "slide.h5ad", out, times)]
+    killed = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (unfinished,) = out.iterdir()
+    assert unfinished.name.startswith("slide.h5ad.")
+    assert unfinished.suffix == ".unfinished"
+    known = len(list(out.rglob("described/*.safetensors")))
+    assert known > 0
+    table = hggep.tl.predict_slides({"slide": tmp_path / "slide.h5ad"}, trained, out, **CHUNKS, **HOW)
+    assert table["error"].tolist() == [""]
+    assert sum(looked_at) == 40 - 10 * known
+    assert [file.name for file in out.iterdir()] == ["slide.h5ad"]
+    result = ad.read_h5ad(out / "slide.h5ad")
+    expected = hggep.tl.predict(ad.read_h5ad(tmp_path / "slide.h5ad"), trained, copy=True, **CHUNKS, **HOW)
+    np.testing.assert_allclose(result.layers["hggep"], expected.layers["hggep"], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_known_of_a_slide_goes_with_its_settings(sections, trained, tmp_path, interrupted, looked_at):
+    """A rerun with others leaves nothing of the earlier; what other slides and the user have there stays."""
+    out, slides = tmp_path / "out", {"S3": sections["S3"]}
+    kept = [out / "S3.h5ad.mine.unfinished", out / f"S3.h5ad.{12 * 'g'}.unfinished", out / "S3.h5ad.x.h5ad"]
+    interrupted(6, hggep.tl.predict_slides, slides, trained, out, **CHUNKS, **HOW)
+    for folder in kept:
+        folder.mkdir()
+    (first,) = set(out.iterdir()) - set(kept)
+    interrupted(6, hggep.tl.predict_slides, slides, trained, out, chunk_spots=20, **HOW)
+    (second,) = set(out.iterdir()) - set(kept)
+    assert first != second
+    hggep.tl.predict_slides(slides, trained, out, chunk_spots=20, **HOW)
+    assert set(out.iterdir()) == {out / "S3.h5ad", *kept}
+    second.mkdir()  # as a kill between writing and tidying leaves it
+    hggep.tl.predict_slides(slides, trained, out, chunk_spots=20, **HOW)
+    assert set(out.iterdir()) == {out / "S3.h5ad", *kept}

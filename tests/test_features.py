@@ -8,6 +8,7 @@ import torch
 import hggep_sc.features as features_module
 from helpers import Corner, MeanColour
 from hggep_sc import settings
+from hggep_sc.checkpoint import Parts
 from hggep_sc.colours import colour_and_texture
 from hggep_sc.config import Config
 from hggep_sc.describe import DIHEDRAL, PLAIN, turned
@@ -20,6 +21,7 @@ from hggep_sc.features import (
     is_frozen,
     kept_colours,
     make_encoder,
+    stored_features,
     use_once,
     views_of,
 )
@@ -105,36 +107,61 @@ def test_own_encoder_gives_what_its_plain_forward_pass_gives(sections, section):
 
 def test_colours_come_with_the_features(section, reads):
     """One pass over the image; the linear path finds them."""
-    encoder = ModuleEncoder(MeanColour(), 16)
-    seen_by(section, encoder, parts=[ALL[:15]])
-    known = kept_colours(section, FIELDS, 16)
+    encoder, known = ModuleEncoder(MeanColour(), 16), kept_colours(section, FIELDS, 16)
+    seen_by(section, encoder, parts=[ALL[:15]], colours=known)
     assert np.isfinite(known[:15]).all()
     assert np.isnan(known[15:]).all()
-    seen_by(section, encoder, parts=[ALL[15:]])
+    seen_by(section, encoder, parts=[ALL[15:]], colours=known)
     with section.open_image() as image:
         patches = torch.from_numpy(read_patches(image, section.xy, FIELDS, 16))
     expected = torch.stack([colour_and_texture(patches[:, i]) for i in range(2)], dim=1).numpy()
-    np.testing.assert_allclose(kept_colours(section, FIELDS, 16), expected, atol=1e-6)
+    np.testing.assert_allclose(known, expected, atol=1e-6)
     reads.clear()
     linear_features(section, np.zeros((40, 2, 3)), FIELDS, CONFIG, looks=True)
     assert not reads
 
 
 def test_colours_are_left_out_where_nothing_asks_for_them(section):
-    seen_by(section, ModuleEncoder(MeanColour(), 16), CONFIG.replace(linear=False))
+    seen_by(section, ModuleEncoder(MeanColour(), 16))
     assert np.isnan(kept_colours(section, FIELDS, 16)).all()
 
 
 @pytest.mark.parametrize("known", [0, 15])
 def test_colours_that_are_not_known_are_read(section, known):
     encoder = ModuleEncoder(MeanColour(), 16)
-    seen_by(section, encoder)
+    seen_by(section, encoder, colours=kept_colours(section, FIELDS, 16))
     expected = linear_features(section, np.zeros((40, 2, 3)), FIELDS, CONFIG, looks=True)
     _memory._kept.clear()
     with torch.inference_mode():  # as in prediction
-        seen_by(section, encoder, parts=[ALL[:known]]) if known else None
+        seen_by(section, encoder, parts=[ALL[:known]], colours=kept_colours(section, FIELDS, 16)) if known else None
     found = linear_features(section, np.zeros((40, 2, 3)), FIELDS, CONFIG, looks=True)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+# --- on disk
+
+
+@pytest.mark.parametrize("with_colours", [False, True])
+def test_what_is_stored_is_not_computed_again(section, tmp_path, with_colours):
+    """Two parts of three are there, from another process; the third then joins them."""
+
+    def run(wanted):
+        _memory._kept.clear()
+        asked, colours = [], np.full((40, 2, 90), np.nan, dtype=np.float32) if with_colours else None
+        computed = features_of(section, ModuleEncoder(Corner(), 16), FIELDS, CONFIG, device=CPU, colours=colours)
+        through = stored_features(lambda few: asked.extend(few) or computed(few), Parts(tmp_path), CPU, colours)
+        return torch.cat(list(through(wanted))), colours, [len(spots) for spots in asked]
+
+    parts = [ALL[:10], ALL[10:25], ALL[25:]]
+    assert run(parts[:2])[2] == [10, 15]
+    features, colours, asked = run(parts)
+    assert asked == [15]
+    expected = np.full((40, 2, 90), np.nan, dtype=np.float32)
+    _memory._kept.clear()
+    assert torch.equal(features, seen_by(section, ModuleEncoder(Corner(), 16), parts=parts, colours=expected))
+    if with_colours:
+        np.testing.assert_array_equal(colours, expected)
+    assert run(parts)[2] == []
 
 
 # --- memory

@@ -1,4 +1,4 @@
-"""Checkpoints of a prediction: what is known of its sections so far, in a folder, from which it goes on."""
+"""What is known of sections so far, in a folder, from which a prediction or a fit goes on after a kill."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._replace import replacing
 
-IDENTITY = "prediction.json"
+IDENTITY = "identity.json"
 SUFFIX = ".safetensors"
 SPOTS = "indices"  # of the part, in its file
 
@@ -94,17 +94,21 @@ class Checkpoint:
         return Checkpoint(self._folder and self._folder / f"chunks_of_{max_spots}")
 
 
-def open_checkpoints(folder: Path, identity: Mapping[str, Any], n_sections: int) -> list[Checkpoint]:
+def open_checkpoints(
+    folder: Path, identity: Mapping[str, Any], n_sections: int, of: str = "prediction"
+) -> list[Checkpoint]:
     """Return a checkpoint for each section, and mark the folder as this prediction's own.
 
     Parameters
     ----------
     folder
-        Of the whole prediction; made if it does not exist.
+        Of all sections; made if it does not exist.
     identity
-        What has to agree for a prediction to go on, by what a user would call it.
+        What has to agree for it to go on, by what a user would call it.
     n_sections
         How many sections it has.
+    of
+        What it is, for messages.
 
     Raises
     ------
@@ -116,11 +120,11 @@ def open_checkpoints(folder: Path, identity: Mapping[str, Any], n_sections: int)
         earlier = json.loads(mark.read_text())
         if changed := sorted(name for name in identity if earlier.get(name) != identity[name]):
             raise ValueError(
-                f"checkpoint_dir={str(folder)!r} belongs to another prediction (different {', '.join(changed)}): go on "
+                f"checkpoint_dir={str(folder)!r} belongs to another {of} (different {', '.join(changed)}): go on "
                 "with the same model, data and settings, or choose another folder"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"checkpoint_dir={str(folder)!r} is there, and not of a prediction: choose another folder")
+        raise ValueError(f"checkpoint_dir={str(folder)!r} is there, and not of a {of}: choose another folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(mark) as part:

@@ -175,8 +175,8 @@ def predict_in_chunks(
     max_spots
         Spots of a chunk, see `spots_at_once`.
     checkpoint
-        Holds the predictions of chunks that are not to be predicted again, and is given those that are; features that
-        no later chunk needs are removed from it.
+        Holds the predictions of chunks that are not to be predicted again, and is given those of the others; features
+        that no later chunk needs are removed from it.
 
     Returns
     -------

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ._settings import settings
+from .checkpoint import Parts
 from .colours import N_STATISTICS, colour_and_texture
 from .config import Config
 from .describe import DIHEDRAL, PLAIN, View, describe_parts, of_patches, of_views
@@ -213,8 +214,7 @@ def features_of(
     device, batch_size
         As in `describe_parts`.
     colours
-        (n_spots, fields, 90), where statistics of colour and texture go, if the linear path will ask for them; None
-        for what `kept_colours` gives.
+        (n_spots, fields, 90), where statistics of colour and texture go; None where nothing will ask for them.
     """
     if isinstance(encoder, str):
         embeddings = torch.from_numpy(section.embeddings(encoder))
@@ -226,7 +226,7 @@ def features_of(
     name = encoder.id, ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
 
     describe = [of_views(of_patches(encoder.for_inference()), views)]
-    if config.linear and config.cross_fit:
+    if colours is not None:
         describe.append(of_patches(colour_and_texture))
     size = 4 * len(section.xy) * len(views) * len(fields) * sum(encoder.groups)
 
@@ -248,9 +248,8 @@ def features_of(
                         raise ValueError(
                             f"section {section.name!r}: the encoder gives features that are NaN or infinite"
                         )
-                    for of_spots in seen:
-                        into = kept_colours(section, fields, config.patch_size) if colours is None else colours
-                        into[spots] = of_spots.cpu().numpy()
+                    if colours is not None:
+                        colours[spots] = seen[0].cpu().numpy()
                     yield found
 
     def features(parts: Sequence[np.ndarray]) -> Generator[Tensor, None, None]:
@@ -264,3 +263,36 @@ def features_of(
                 yield found.to(device)
 
     return features
+
+
+def stored_features(features: Features, store: Parts, device: torch.device, colours: np.ndarray | None) -> Features:
+    """Return features that are read from a store where it has them, and go into it where they are computed.
+
+    Parameters
+    ----------
+    features
+        Of parts of the spots, (n, views, ...) each.
+    store
+        Where they are kept.
+    device
+        Where they are to be.
+    colours
+        (n_spots, fields, 90), which `features` fills in, and which are kept with them; None where nothing asks for it.
+    """
+
+    def through(parts: Sequence[np.ndarray]) -> Generator[Tensor, None, None]:
+        known = [spots in store for spots in parts]
+        with closing(features([spots for spots, there in zip(parts, known, strict=True) if not there])) as computed:
+            for spots, there in zip(parts, known, strict=True):
+                if not there:
+                    found = next(computed)
+                    beside = {} if colours is None else {"colours": torch.from_numpy(colours[spots])}
+                    store.write(spots, features=found, **beside)
+                    yield found
+                    continue
+                part = store.read(spots)
+                if colours is not None:
+                    colours[spots] = part["colours"]
+                yield part["features"].to(device)
+
+    return through

@@ -23,7 +23,16 @@ from .config import Config
 from .describe import DIHEDRAL, PLAIN, encode_parts
 from .device import resolve_device
 from .expression import ExpressionScale
-from .features import SHUFFLENET, Features, Spool, features_of, is_frozen, kept_colours, make_encoder
+from .features import (
+    SHUFFLENET,
+    Features,
+    Spool,
+    features_of,
+    is_frozen,
+    kept_colours,
+    make_encoder,
+    stored_features,
+)
 from .fingerprint import Fingerprint
 from .genes import training_genes
 from .linear import LinearPath, add_linear, fill_in_colours
@@ -255,9 +264,10 @@ class HGGEP:
         known = (checkpoint or Checkpoint()).of_chunks(max_spots)
         with Spool() as encoded:
             features = self._features(section, target, spots_per_batch(batch_size), average_flips, colours)
+            features = stored_features(features, known.features, target, colours)
             expression, latent = predict_in_chunks(
                 network,
-                _noted(features, target, known, encoded if learnt else None, colours, advance),
+                _noted(features, known, encoded if learnt else None, colours, advance),
                 section.xy,
                 positions.to(target),
                 self.config,
@@ -526,7 +536,6 @@ def _required_module(entry: dict[str, Any], module: nn.Module | None, config: Co
 
 def _noted(
     features: Features,
-    device: torch.device,
     checkpoint: Checkpoint,
     encoded: Spool | None,
     colours: np.ndarray | None,
@@ -538,14 +547,12 @@ def _noted(
     ----------
     features
         Of parts of the spots, (n, views, ...) each.
-    device
-        Where they are.
     checkpoint
-        Holds those that are not to be computed again, and what was noted; is given the others.
+        Holds what was noted of spots that were described before; is given what is of others.
     encoded
         Is given the mean over views, (n, D); None where nobody asks for it.
     colours
-        (n_spots, fields, 90), which `features` fills in and the checkpoint holds too; None where nobody asks for it.
+        (n_spots, fields, 90), which `features` fills in, and which are noted too; None where nobody asks for it.
     advance
         Told how many more spots are done.
     """
@@ -558,22 +565,17 @@ def _noted(
         advance(len(spots))
 
     def noted(parts: Sequence[np.ndarray]) -> Generator[torch.Tensor, None, None]:
-        known = [spots in checkpoint.described and spots in checkpoint.features for spots in parts]
-        with closing(features([spots for spots, there in zip(parts, known, strict=True) if not there])) as computed:
-            for spots, there in zip(parts, known, strict=True):
-                if there:
-                    yield checkpoint.features.read(spots)["features"].to(device)
-                    continue
-                seen = next(computed)
-                part = {}
-                if encoded is not None:
-                    part["mean"] = seen.float().mean(1).flatten(1).cpu()
-                    encoded.add(spots, part["mean"].numpy())
-                if colours is not None:
-                    part["colours"] = torch.from_numpy(colours[spots])
-                checkpoint.features.write(spots, features=seen)
-                checkpoint.described.write(spots, **part)  # last: it says that the features are there
-                advance(len(spots))
+        with closing(features(parts)) as arriving:
+            for spots, seen in zip(parts, arriving, strict=True):
+                if spots not in checkpoint.described:
+                    part = {}
+                    if encoded is not None:
+                        part["mean"] = seen.float().mean(1).flatten(1).cpu()
+                        encoded.add(spots, part["mean"].numpy())
+                    if colours is not None:
+                        part["colours"] = torch.from_numpy(colours[spots])
+                    checkpoint.described.write(spots, **part)
+                    advance(len(spots))
                 yield seen
 
     return noted

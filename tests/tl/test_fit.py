@@ -18,6 +18,7 @@ import torch
 import helpers
 import hggep_sc as hggep
 from helpers import CPU, LEARNING
+from hggep_sc import describe
 from hggep_sc.image import SectionImage
 from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.nn.shufflenet import ShuffleNetV2
@@ -597,6 +598,40 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
         assert epochs == ([2, 2, 0, 1, 2, 0, 1, 2] if number == 0 else [2])
         assert_same_model(hggep.tl.fit(training, genes=15, config=config, **CPU), resumed)
 
+    @pytest.mark.parametrize("resume", [True, False])
+    def test_what_was_encoded_is_not_encoded_again(self, sections, tmp_path, monkeypatch, resume):
+        """Ctrl-C when the features of the third section are about to be put away; those of two are there."""
+        run = tmp_path / "run"
+        how = {**TEN_GENES, "config": {**TINY, "epochs": 1}}
+        whole = hggep.tl.fit(sections, **how)
+        put, read, spots = Path.replace, describe.read_patches, []
+
+        def stopped(self, target):
+            if len(list(run.rglob("*.safetensors"))) == 2:
+                raise KeyboardInterrupt
+            return put(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stopped)
+            with pytest.raises(KeyboardInterrupt, match="resume=True goes on"):
+                hggep.tl.fit(sections, checkpoint_dir=run, **how)
+        monkeypatch.setattr(describe, "read_patches", lambda *given: spots.append(len(given[1])) or read(*given))
+        assert_same_model(whole, hggep.tl.fit(sections, checkpoint_dir=run, resume=resume, **how))
+        assert sum(spots) == (40 if resume else 120)
+        assert not (run / "features").exists()  # which are large, and no longer of use
+        assert (run / "last.ckpt").exists()
+
+    def test_features_of_other_sections_are_refused(self, sections, tmp_path, monkeypatch):
+        how = {**TEN_GENES, "config": {**TINY, "epochs": 1}, "checkpoint_dir": tmp_path}
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingPlan, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                hggep.tl.fit(sections, **how)
+        sections["S1"].obsm["spatial"] += 1
+        with pytest.raises(ValueError, match=r"features' belongs to another fit \(different data\)"):
+            hggep.tl.fit(sections, resume=True, **how)
+        hggep.tl.fit(sections, **how)  # begins anew
+
     def test_what_interrupts_the_writing_of_a_checkpoint_leaves_the_last(self, training, tmp_path, monkeypatch):
         how = {"genes": 15, "config": TINY, "checkpoint_dir": tmp_path / "run", **CPU}
         real, written = Path.write_bytes, []
@@ -613,7 +648,8 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
         with pytest.raises(OSError, match=r"last\.ckpt could not be written.*no space left"):
             hggep.tl.fit(training, **how)
         monkeypatch.undo()
-        assert sorted(file.name for file in how["checkpoint_dir"].iterdir()) == ["fit.json", "last.ckpt"]
+        there = sorted(file.name for file in how["checkpoint_dir"].iterdir())
+        assert there == ["features", "fit.json", "last.ckpt"]
         resumed = hggep.tl.fit(training, resume=True, **how)
         assert_same_model(hggep.tl.fit(training, genes=15, config=TINY, **CPU), resumed)
 

@@ -60,9 +60,9 @@ def predict_slides(
 ) -> pd.DataFrame:
     """Predict many slides, each written to a file as it ends; a rerun does what is not done yet.
 
-    What is known of a slide under way is in a folder beside its file, `<file>.<hash>.unfinished`, written at least every
-    512 spots: after an interruption, a kill too, or a full disk a rerun goes on from there, to the same result. The
-    folder is removed when the slide is finished.
+    What is known of a slide under way is in a folder beside its file, `<file>.<hash>.unfinished`, written at least
+    every 512 spots: after an interruption, a kill too, or a full disk a rerun goes on from there, to the same result.
+    The folder is removed when the slide is finished.
 
     A finished slide is known by the model, the settings, the version of the package and the slide: a file by its size
     and time of change, an object by its spots, counts, scale and the look of its image. Where one of them has changed,

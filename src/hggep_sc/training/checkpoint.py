@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,12 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from .._replace import replacing
+from .._version import __version__
+from ..checkpoint import Parts, open_checkpoints
 from ..config import Config
+from ..fingerprint import content_hash
+from ..nn import Encoder
+from ..section import Section
 from .data import SectionData
 
 logger = logging.getLogger(__name__)
@@ -21,6 +27,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "last.ckpt"
 FURTHER = "fit"  # start of the name of the folder of each further network: of an ensemble, or without some sections
 IDENTITY = "fit.json"
+FEATURES = "features"  # folder of what a frozen encoder made of the sections, until the fit has ended
 
 
 def require_resume_is_meant(checkpoint_dir: Path | None, resume: bool) -> None:
@@ -86,6 +93,52 @@ def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: di
         stale.unlink(missing_ok=True)
     mark.write_text(json.dumps(identity, indent=1))
     return None
+
+
+def stores_of_features(
+    checkpoint_dir: Path | None,
+    resume: bool,
+    sections: Sequence[Section],
+    fields: Sequence[tuple[float, ...]],
+    encoder: Encoder | str,
+    config: Config,
+) -> list[Parts]:
+    """Return where the features of each section are kept, from which an interrupted fit goes on.
+
+    Parameters
+    ----------
+    checkpoint_dir
+        Of the fit; None: they are not kept.
+    resume
+        Whether those of an earlier call are used; else they are removed.
+    sections, fields, encoder, config
+        As in `read_sections`.
+
+    Raises
+    ------
+    ValueError
+        If those in the folder are of other sections, or by another encoder.
+    """
+    if checkpoint_dir is None or isinstance(encoder, str):  # embeddings are there already
+        return [Parts(None) for _ in sections]
+    if not resume:
+        remove_features(checkpoint_dir)
+    settings = ("patch_size", "flips", "chunk_spots", "linear", "cross_fit")
+    identity = {
+        "version of hggep_sc": __version__,
+        "data": [content_hash(section.portable()) for section in sections],
+        "encoder": encoder.id,
+        "fields of view": [list(views) for views in fields],
+        "config": {name: getattr(config, name) for name in settings},
+    }
+    folder = checkpoint_dir / FEATURES
+    return [checkpoint.features for checkpoint in open_checkpoints(folder, identity, len(sections), of="fit")]
+
+
+def remove_features(checkpoint_dir: Path) -> None:
+    """Remove what `stores_of_features` kept."""
+    if (folder := checkpoint_dir / FEATURES).exists():
+        shutil.rmtree(folder)
 
 
 def identity_of(

@@ -19,7 +19,14 @@ from ..features import is_frozen
 from ..linear import LinearPath
 from ..nn import Encoder, Ensemble, HGGEPNetwork, PublishedNetwork, averaged
 from ..patches import fields_of_view
-from .checkpoint import FURTHER, checkpoint_to_resume, identity_of, last_checkpoint, require_resume_is_meant
+from .checkpoint import (
+    FURTHER,
+    checkpoint_to_resume,
+    identity_of,
+    last_checkpoint,
+    remove_features,
+    require_resume_is_meant,
+)
 from .cross_fit import Weights, cross_fit
 from .data import SectionData
 from .devices import Devices
@@ -92,6 +99,8 @@ def train(
             fields=fields,
             held_out=held_out,
             device=devices.own,
+            checkpoint_dir=checkpoint_dir if devices.rank == 0 else None,
+            resume=resume,
             progress=progress,
         ) as data:
             identity = identity_of(data, genes, config, held_out, seed, devices.number)
@@ -114,6 +123,8 @@ def train(
                 densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
                 stain = np.array(densities).reshape(-1, 3)
                 _learn_from_left_out(trained, fits, training, scale, stain, seed, devices, progress)
+    if checkpoint_dir is not None and devices.rank == 0:
+        remove_features(checkpoint_dir)
     return trained
 
 

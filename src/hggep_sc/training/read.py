@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +13,11 @@ from .._progress import of_spots, over_sections
 from ..chunks import described_together
 from ..config import Config
 from ..expression import ExpressionScale
-from ..features import feature_shape, features_of, is_frozen
+from ..features import feature_shape, features_of, is_frozen, kept_colours, stored_features
 from ..linear import linear_features
 from ..nn import Encoder, HGGEPNetwork, PublishedNetwork
 from ..patches import read_patches, say_if_coarse
+from .checkpoint import stores_of_features
 from .data import SectionData, array_store, section_data
 
 if TYPE_CHECKING:
@@ -33,11 +35,14 @@ def read_sections(
     fields: Sequence[tuple[float, ...]],
     held_out: Sequence[np.ndarray] | None,
     device: torch.device,
+    checkpoint_dir: Path | None,
+    resume: bool,
     progress: bool,
 ) -> Iterator[list[SectionData]]:
     """Give what training holds of each section; see `train` for the parameters.
 
-    `fields` are the fields of view of each section, px of its image.
+    `fields` are the fields of view of each section, px of its image. What a frozen encoder makes of them is kept in
+    `checkpoint_dir`.
     """
     network_class = PublishedNetwork if encoder is None else HGGEPNetwork
     masks: Sequence[np.ndarray | None] = held_out if held_out is not None else [None for _ in sections]
@@ -46,7 +51,12 @@ def read_sections(
         section_data(section, genes, scale, unseen, network_class.positions(section), mask)
         for section, mask in zip(sections, masks, strict=True)
     ]
-    with _seen(sections, fields, encoder, config, network_class, device, progress) as stores:
+    if is_frozen(encoder, config):
+        assert encoder is not None  # the released network is not frozen
+        reading = _described(sections, fields, encoder, config, device, checkpoint_dir, resume, progress)
+    else:
+        reading = _patches(sections, fields, config, network_class, progress)
+    with reading as stores:
         data = [replace(part, seen=seen) for part, seen in zip(data, stores, strict=True)]
         if config.linear and config.cross_fit and is_frozen(encoder, config):
             looks = not isinstance(encoder, str)
@@ -58,38 +68,52 @@ def read_sections(
 
 
 @contextmanager
-def _seen(
+def _patches(
     sections: Sequence["Section"],
     fields: Sequence[tuple[float, ...]],
-    encoder: Encoder | str | None,
     config: Config,
     network_class: type[HGGEPNetwork] | type[PublishedNetwork],
-    device: torch.device,
     progress: bool,
 ) -> Iterator[list[np.ndarray]]:
-    """Give what is learnt from, per section: patches; features where the encoder is frozen."""
+    """Give the patches of each section, (n, fields, 3, S, S)."""
     size = config.patch_size
-    if not is_frozen(encoder, config):
-        shapes = [(len(s.xy), len(f), 3, size, size) for s, f in zip(sections, fields, strict=True)]
-        with array_store(shapes, np.uint8) as stores:
-            watched = over_sections(sections, "images", progress)
-            for section, views, store in zip(watched, fields, stores, strict=True):
-                say_if_coarse(section, views, size)
-                with section.open_image() as image:
-                    read_patches(image, network_class.centres(section.xy), views, size, out=store)
-            yield stores
-        return
-    assert encoder is not None  # the released network is not frozen
+    shapes = [(len(s.xy), len(f), 3, size, size) for s, f in zip(sections, fields, strict=True)]
+    with array_store(shapes, np.uint8) as stores:
+        watched = over_sections(sections, "images", progress)
+        for section, views, store in zip(watched, fields, stores, strict=True):
+            say_if_coarse(section, views, size)
+            with section.open_image() as image:
+                read_patches(image, network_class.centres(section.xy), views, size, out=store)
+        yield stores
+
+
+@contextmanager
+def _described(
+    sections: Sequence["Section"],
+    fields: Sequence[tuple[float, ...]],
+    encoder: Encoder | str,
+    config: Config,
+    device: torch.device,
+    checkpoint_dir: Path | None,
+    resume: bool,
+    progress: bool,
+) -> Iterator[list[np.ndarray]]:
+    """Give what a frozen encoder makes of each section, (n, views, fields, D)."""
     held = [feature_shape(section, encoder, config) for section in sections]
     if len({shape[1:] for shape in held}) > 1:
         lengths = ", ".join(f"{s.name!r}: {shape[-1]}" for s, shape in zip(sections, held, strict=True))
         raise ValueError(f"obsm[{encoder!r}] has embeddings of different lengths: {lengths}")
+    looks = not isinstance(encoder, str)
+    kept = stores_of_features(checkpoint_dir, resume, sections, fields, encoder, config)
     with array_store(held, np.float32) as stores:
         with of_spots(sections, "images", progress) as bar:
-            for section, views, store in zip(sections, fields, stores, strict=True):
+            for section, views, store, known in zip(sections, fields, stores, kept, strict=True):
+                asked = looks and config.linear and config.cross_fit
+                colours = kept_colours(section, views, config.patch_size) if asked else None
+                features = features_of(section, encoder, views, config, device=device, colours=colours)
                 parts = described_together(section.xy, config.chunk_spots)
-                with closing(features_of(section, encoder, views, config, device=device)(parts)) as features:
-                    for spots, found in zip(parts, features, strict=True):
+                with closing(stored_features(features, known, device, colours)(parts)) as arriving:
+                    for spots, found in zip(parts, arriving, strict=True):
                         store[spots] = found.cpu().numpy()
                         bar.update(len(spots))
         yield stores

@@ -11,7 +11,7 @@ image (not timed); `pp.tile`, with all of the image as tissue, and `tl.predict` 
 0.5 um apart, so that the slide grows with their number. The model is a `default` with random weights, 1,000 genes and a
 linear path: what it predicts is meaningless, its cost is that of any other. `--arrays` takes all spots of an array
 through `tl.fit` and `tl.predict`, with settings so small (one field of 16 px, one view, one network, one epoch, 20
-genes, no cross-fitting) that what grows with the spots shows.
+genes, no cross-fitting) that what grows with the spots shows. Decodes of a tile are those of a TIFF in `tl.predict`.
 
 Rows are added to results/scale.csv or results/scale_arrays.csv beside this file; those of the same case and device are
 replaced. results/scale.md shows both.
@@ -35,7 +35,7 @@ import torch
 from accuracy import RESULTS, made, made_by, table
 from anndata import AnnData
 from scipy import sparse
-from slides import write_slide
+from slides import count_decodes, write_slide
 
 import hggep_sc as hggep
 
@@ -86,7 +86,7 @@ def one(n_spots: int, spacing: int, views: int, image: str, device: str) -> dict
         started = time.perf_counter()
         slide = hggep.pp.tile(data, spacing_um=spacing * MPP, mpp=MPP, model=fitted, tissue=everywhere)
         slide = data if slide is None else slide
-        tiled = time.perf_counter()
+        tiled, decodes = time.perf_counter(), count_decodes()
         hggep.tl.predict(slide, fitted, device=device, average_flips=views == 8, progress=False)
         done = time.perf_counter()
     return {
@@ -99,6 +99,7 @@ def one(n_spots: int, spacing: int, views: int, image: str, device: str) -> dict
         "predict_s": done - tiled,
         "ms_a_spot": 1e3 * (done - started) / n_spots,
         "image_gib": 3 * side**2 / GIB,
+        "decodes_a_tile": decodes.total() / len(decodes) if decodes else float("nan"),
         **memory(device),
     }
 

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from tifffile.zarr import ZarrTiffStore
 
+import hggep_sc as hggep
 from hggep_sc import settings
 from hggep_sc.image import SectionImage
 from hggep_sc.patches import read_patches
@@ -33,6 +34,10 @@ def raster(height: int, width: int, spacing: int = 100) -> np.ndarray:
     """Spots row by row, from edge to edge."""
     x, y = np.meshgrid(np.arange(20, width, spacing), np.arange(20, height, spacing))
     return np.column_stack([x.ravel(), y.ravel()]).astype(float)
+
+
+def everywhere(height: int, width: int) -> "hggep.pp.TissueMask":
+    return hggep.pp.TissueMask(np.ones((1, 1), dtype=bool), np.array([width, height]), 1.0)
 
 
 class CountedArray:
@@ -98,6 +103,19 @@ def test_each_tile_is_decoded_about_once_in_a_pass(slide, decoded, batch: int, o
     # the thumbnail that the background was sought in has read the second level
     assert len(decoded) == 12 * 8
     assert max(decoded.values()) == 1
+
+
+@pytest.mark.slow
+def test_a_prediction_decodes_each_tile_about_once(slide, decoded, trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks and read ahead by threads; the cache holds a third of the slide."""
+    monkeypatch.setattr(settings, "tile_cache", 2048 * 3072)
+    path, _ = slide
+    spots = hggep.pp.tile(path, spacing_um=60, mpp=1.0, model=trained, min_tissue=0, tissue=everywhere(2048, 3072))
+    assert spots.n_obs > 1500
+    decoded.clear()
+    hggep.tl.predict(spots, trained, average_flips=False, device="cpu", progress=False)
+    assert len(decoded) >= 12 * 8
+    assert decoded.total() <= 1.3 * len(decoded)
 
 
 def test_a_pass_with_a_cache_of_two_rows_of_tiles(slide, decoded, monkeypatch: pytest.MonkeyPatch) -> None:

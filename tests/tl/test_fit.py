@@ -713,6 +713,20 @@ class TestBadInput:
             hggep.tl.fit(training, genes=10, preset="published", config={"epochs": 1}, **CPU)
 
 
+def test_memory_that_runs_out_in_training_says_what_to_do(training, monkeypatch):
+    """Chunks are not halved: the model would be another."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TrainingPlan, "training_step", full)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as left:
+        hggep.tl.fit(training, **TEN_GENES, config=TINY)
+    assert left.value.__notes__ == [
+        "Training took up to 40 spots at once: config={'chunk_spots': 20} takes half as many"
+    ]
+
+
 def test_published_preset_trains(training):
     """One epoch of the released network: its own crop, scale and loss terms."""
     few = {name: section[:12].copy() for name, section in training.items()}

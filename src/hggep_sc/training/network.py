@@ -203,5 +203,12 @@ def _run(
         log_every_n_steps=1,
     )
     plan = TrainingPlan(network.train(), config, seed)  # Lightning keeps the mode that it finds
-    trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
+    try:
+        trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
+    except torch.OutOfMemoryError as error:
+        most = max(len(spots) for _, spots in chunks.chunks)
+        error.add_note(
+            f"Training took up to {most} spots at once: config={{'chunk_spots': {most // 2}}} takes half as many"
+        )
+        raise
     return history.records

@@ -1,10 +1,11 @@
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hggep_sc.checkpoint import Checkpoint, Parts, open_checkpoints
+from hggep_sc.checkpoint import Checkpoint, OtherCheckpointError, Parts, open_checkpoints, remove_checkpoints
 
 SPOTS = np.array([4, 7, 9])
 VALUES = torch.arange(6.0).reshape(3, 2)
@@ -30,7 +31,7 @@ def test_what_is_put_away_comes_back(tmp_path):
 
 def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    nowhere = Checkpoint().of_chunks(8)
+    nowhere, _ = Checkpoint().in_chunks(lambda: 8)
     for parts in (nowhere.features, nowhere.described, nowhere.predicted):
         parts.write(SPOTS, features=VALUES)
         assert SPOTS not in parts
@@ -61,12 +62,22 @@ def test_a_damaged_file_is_named(tmp_path):
             read()
 
 
-def test_chunks_of_another_size_are_apart(tmp_path):
-    checkpoint = Checkpoint(tmp_path)
-    checkpoint.of_chunks(8).predicted.write(SPOTS, latent=VALUES)
-    assert SPOTS in checkpoint.of_chunks(8).predicted
-    for other in (checkpoint.of_chunks(16).predicted, checkpoint.of_chunks(8).described, checkpoint.predicted):
-        assert SPOTS not in other
+def test_chunks_stay_as_large_as_when_the_prediction_began(tmp_path):
+    """Whatever memory is free later."""
+    begun, size = Checkpoint(tmp_path).in_chunks(lambda: 8)
+    assert size == 8
+    begun.predicted.write(SPOTS, latent=VALUES)
+    again, size = Checkpoint(tmp_path).in_chunks(lambda: pytest.fail("is known"))
+    assert size == 8
+    assert SPOTS in again.predicted
+    assert SPOTS not in again.described
+
+
+def test_other_spots_are_not_taken_for_those_asked_for(tmp_path):
+    parts = Parts(tmp_path)
+    parts.write(SPOTS, features=VALUES)
+    with pytest.raises(ValueError, match="is of other spots: remove it"):
+        parts.read(np.array([4, 7]))
 
 
 # --- a folder
@@ -74,9 +85,9 @@ def test_chunks_of_another_size_are_apart(tmp_path):
 
 def test_sections_are_apart(tmp_path):
     for _ in range(2):
-        first, second = open_checkpoints(tmp_path / "new", {"model": "a", "data": ["x"]}, 2)
-        first.features.write(SPOTS, features=VALUES)
-        assert SPOTS not in second.features
+        with open_checkpoints(tmp_path / "new", {"model": "a", "data": ("x", 1.0)}, 2) as (first, second):
+            first.features.write(SPOTS, features=VALUES)
+            assert SPOTS not in second.features
 
 
 @pytest.mark.parametrize(
@@ -87,10 +98,11 @@ def test_sections_are_apart(tmp_path):
     ],
 )
 def test_another_prediction_is_refused(tmp_path, later, message):
-    open_checkpoints(tmp_path, {"model": "a", "chunk_spots": np.int64(8)}, 1)
+    with open_checkpoints(tmp_path, {"model": "a", "chunk_spots": np.int64(8)}, 1):
+        pass
     before = {file: file.read_bytes() for file in tmp_path.rglob("*")}
-    with pytest.raises(ValueError, match=message):
-        open_checkpoints(tmp_path, later, 1)
+    with pytest.raises(OtherCheckpointError, match=message), open_checkpoints(tmp_path, later, 1):
+        pass
     assert {file: file.read_bytes() for file in tmp_path.rglob("*")} == before
 
 
@@ -100,6 +112,44 @@ def test_what_is_not_ours_is_refused(tmp_path, kind):
     if kind == "folder":
         path.mkdir()
     (path if kind == "file" else path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"notes' is there, and not of a prediction: choose another folder"):
-        open_checkpoints(path, {"model": "a"}, 1)
-    assert {file.name for file in tmp_path.rglob("*")} <= {"notes", "mine.txt"}
+    message = r"notes' is there, and not of a prediction: choose another folder"
+    with pytest.raises(ValueError, match=message), open_checkpoints(path, {"model": "a"}, 1):
+        pass
+    remove_checkpoints(path)
+    assert {file.name for file in tmp_path.rglob("*")} == {"notes"} | ({"mine.txt"} if kind == "folder" else set())
+
+
+def test_a_kill_while_the_folder_is_marked_does_not_close_it(tmp_path):
+    for name in ("identity.json.part", "lock"):
+        (tmp_path / name).write_text("{")
+    with open_checkpoints(tmp_path, {"model": "a"}, 1) as (checkpoint,):
+        checkpoint.features.write(SPOTS, features=VALUES)
+    assert not (tmp_path / "identity.json.part").exists()
+
+
+def test_a_damaged_mark_is_named(tmp_path):
+    (tmp_path / "identity.json").write_text("")
+    message = r"identity\.json is damaged .*: remove .*, and begin anew"
+    with pytest.raises(ValueError, match=message), open_checkpoints(tmp_path, {"model": "a"}, 1):
+        pass
+
+
+def test_one_at_a_time(tmp_path):
+    """Two would remove what the other still needs. After the first has left, by an error too, the next may."""
+    message = "another process is at work on it; wait for its end"
+    for _ in range(2):
+        with suppress(ZeroDivisionError), open_checkpoints(tmp_path, {"model": "a"}, 1):
+            with pytest.raises(ValueError, match=message), open_checkpoints(tmp_path, {"model": "a"}, 1):
+                pass
+            1 / 0  # noqa: B018
+
+
+def test_what_cannot_be_removed_is_said(tmp_path, monkeypatch, caplog):
+    with open_checkpoints(tmp_path / "run", {"model": "a"}, 1):
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+        remove_checkpoints(tmp_path / "run")
+    assert "run could not be removed, and is no longer needed" in caplog.text
+    remove_checkpoints(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

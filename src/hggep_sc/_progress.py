@@ -20,8 +20,9 @@ def over_sections(sections: "Sequence[Section]", what: str, progress: bool | Non
 
 
 def of_spots(sections: "Sequence[Section]", what: str, progress: bool | None) -> "tqdm[object]":
-    """Make a bar over all spots of sections; `progress` None is `settings.progress`."""
+    """Make a bar over all spots of sections, which goes when done if it is below another; `progress` as above."""
     from tqdm.auto import tqdm
 
     show = settings.progress if progress is None else progress
-    return tqdm(total=sum(len(section.xy) for section in sections), desc=what, unit="spot", disable=not show)
+    n_spots = sum(len(section.xy) for section in sections)
+    return tqdm(total=n_spots, desc=what, unit="spot", leave=None, disable=not show)

@@ -1,7 +1,10 @@
 """What is known of sections so far, in a folder, from which a prediction or a fit goes on after a kill."""
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,11 @@ from torch import Tensor
 
 from ._replace import replacing
 
+logger = logging.getLogger(__name__)
+
 IDENTITY = "identity.json"
+LOCK = "lock"
+CHUNKS = "chunks_of_"  # start of the name of a section's folder
 SUFFIX = ".safetensors"
 SPOTS = "indices"  # of the part, in its file
 
@@ -47,7 +54,8 @@ class Parts:
         file = self._file(spots)
         assert file is not None  # nothing is there
         tensors = _read(file)
-        del tensors[SPOTS]
+        if not np.array_equal(tensors.pop(SPOTS).numpy(), spots):
+            raise ValueError(f"{file} is of other spots: remove it, and what it held is computed anew")
         return tensors
 
     def write(self, spots: np.ndarray, **tensors: Tensor) -> None:
@@ -63,6 +71,10 @@ class Parts:
         """Forget the tensors of a part."""
         if (file := self._file(spots)) is not None:
             file.unlink(missing_ok=True)
+
+
+class OtherCheckpointError(ValueError):
+    """The folder is of another prediction or fit."""
 
 
 class Checkpoint:
@@ -89,15 +101,21 @@ class Checkpoint:
             Parts(folder and folder / name) for name in ("features", "described", "predicted")
         )
 
-    def of_chunks(self, max_spots: int) -> "Checkpoint":
-        """Return what is known of the section, cut into chunks of so many spots."""
-        return Checkpoint(self._folder and self._folder / f"chunks_of_{max_spots}")
+    def in_chunks(self, spots_of_a_chunk: Callable[[], int]) -> tuple["Checkpoint", int]:
+        """Return what is known of the section in chunks, and of how many spots they are.
+
+        These are as many as when the prediction began, whatever memory is free now; else what the function says.
+        """
+        begun = [] if self._folder is None else list(self._folder.glob(f"{CHUNKS}*"))
+        max_spots = int(begun[0].name.removeprefix(CHUNKS)) if begun else spots_of_a_chunk()
+        return Checkpoint(self._folder and self._folder / f"{CHUNKS}{max_spots}"), max_spots
 
 
+@contextmanager
 def open_checkpoints(
     folder: Path, identity: Mapping[str, Any], n_sections: int, of: str = "prediction"
-) -> list[Checkpoint]:
-    """Return a checkpoint for each section, and mark the folder as this prediction's own.
+) -> Iterator[list[Checkpoint]]:
+    """Give a checkpoint for each section; the folder is marked as this prediction's own, and this process's meanwhile.
 
     Parameters
     ----------
@@ -112,24 +130,55 @@ def open_checkpoints(
 
     Raises
     ------
+    OtherCheckpointError
+        If the folder holds another prediction.
     ValueError
-        If the folder holds another prediction, or something else.
+        If it holds something else, is damaged, or another process is at work on it.
     """
-    mark = folder / IDENTITY
-    if mark.exists():
+    from filelock import FileLock, Timeout
+
+    given, mark = f"checkpoint_dir={str(folder)!r}", folder / IDENTITY
+    ours = {IDENTITY, f"{IDENTITY}.part", LOCK}
+    strange = folder.exists() and (not folder.is_dir() or any(file.name not in ours for file in folder.iterdir()))
+    if strange and not mark.exists():
+        raise ValueError(f"{given} is there, and not of a {of}: choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{given}: another process is at work on it; wait for its end") from error
+    try:
+        wanted = json.loads(json.dumps(identity, default=float))  # as it is read
+        if mark.exists():
+            _require_same(mark, wanted, given, of)
+        else:
+            with replacing(mark) as part:
+                part.write_text(json.dumps(wanted, indent=1))
+        yield [Checkpoint(folder / f"section_{number}") for number in range(n_sections)]
+    finally:
+        lock.release()
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a folder that `open_checkpoints` made; where that fails, a warning says so."""
+    if not (folder / IDENTITY).exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        logger.warning("%s could not be removed, and is no longer needed", folder)
+
+
+def _require_same(mark: Path, wanted: Mapping[str, Any], given: str, of: str) -> None:
+    try:
         earlier = json.loads(mark.read_text())
-        if changed := sorted(name for name in identity if earlier.get(name) != identity[name]):
-            raise ValueError(
-                f"checkpoint_dir={str(folder)!r} belongs to another {of} (different {', '.join(changed)}): go on "
-                "with the same model, data and settings, or choose another folder"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"checkpoint_dir={str(folder)!r} is there, and not of a {of}: choose another folder")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(mark) as part:
-            part.write_text(json.dumps(identity, indent=1, default=float))
-    return [Checkpoint(folder / f"section_{number}") for number in range(n_sections)]
+    except ValueError as error:
+        raise ValueError(f"{mark} is damaged ({error}): remove {mark.parent}, and begin anew") from error
+    if changed := sorted(name for name in wanted if earlier.get(name) != wanted[name]):
+        raise OtherCheckpointError(
+            f"{given} belongs to another {of} (different {', '.join(changed)}): go on with the same model, data and "
+            "settings, or choose another folder"
+        )
 
 
 def _read(file: Path) -> dict[str, Tensor]:

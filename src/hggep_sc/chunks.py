@@ -129,14 +129,15 @@ def spots_at_once(n: int, config: "Config", device: torch.device, *, name: str, 
     if chunk_spots is not None:
         return min(n, chunk_spots)
     wanted = min(n, config.chunk_spots or n)
-    limit = max(isqrt(_free_memory(device) // (SCORES * config.vit_heads)), 1)
+    free = _free_memory(device)
+    limit = max(isqrt(free // (SCORES * config.vit_heads)), 1)
     if wanted > limit:
         logger.warning(
             "section %r: %d spots at once may not fit into the %.1f GiB that are free; it is predicted in chunks of %d "
-            "(chunk_spots= in tl.predict sets another number)",
+            "(chunk_spots= sets another number)",
             name,
             wanted,
-            _free_memory(device) / 2**30,
+            free / 2**30,
             limit,
         )
     return min(wanted, limit)
@@ -305,9 +306,10 @@ def _features_of(
     for i, spots in enumerate(parts):
         part_of[spots], row_of[spots] = i, np.arange(len(spots))
     needed = [np.unique(part_of[chunk.spots]) for chunk in chunks]
+    unknown = [i for i, spots in enumerate(parts) if spots not in checkpoint.described]  # whatever has been predicted
     last_use = {part: i for i, of_chunk in enumerate(needed) for part in of_chunk}
     held: dict[int, Tensor] = {}
-    with closing(features([parts[part] for part in dict.fromkeys(chain.from_iterable(needed))])) as arriving:
+    with closing(features([parts[part] for part in dict.fromkeys(chain(*needed, unknown))])) as arriving:
         for i, ((spots, _), of_chunk) in enumerate(zip(chunks, needed, strict=True)):
             held |= {part: next(arriving) for part in of_chunk if part not in held}
             some = held[of_chunk[0]]
@@ -321,6 +323,10 @@ def _features_of(
             yield seen
             for part in done:  # the chunk has been predicted
                 checkpoint.features.remove(parts[part])
+        for _ in arriving:
+            pass
+    for spots in parts:  # what a kill has left
+        checkpoint.features.remove(spots)
 
 
 def _free_memory(device: torch.device) -> int:

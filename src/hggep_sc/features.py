@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import count
+from os import SEEK_END
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
 from threading import Lock
@@ -93,17 +94,17 @@ class Spool:
 
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(SPOOLED)  # noqa: SIM115  # closed by __exit__
-        self._parts: dict[int, tuple[np.ndarray, tuple[int, ...], int]] = {}  # by the first spot; and where it begins
+        self._parts: list[tuple[np.ndarray, tuple[int, ...], int]] = []  # with the place in the file
 
     def add(self, spots: np.ndarray, features: np.ndarray) -> None:
-        """Put away the features of some spots, in place of any that begin with the same.
+        """Put away the features of some spots.
 
         Raises
         ------
         OSError
             If there is no room for them on disk.
         """
-        self._parts[int(spots[0])] = spots, features.shape, self._file.tell()
+        self._parts.append((spots, features.shape, self._file.seek(0, SEEK_END)))
         try:
             self._file.write(features.tobytes())
         except OSError as error:
@@ -115,8 +116,8 @@ class Spool:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the spots and features of each part, in the order of the spots, whatever that of adding."""
-        for _, (spots, shape, start) in sorted(self._parts.items()):
-            self._file.seek(start)
+        for spots, shape, place in sorted(self._parts, key=lambda part: int(part[0][0])):
+            self._file.seek(place)
             yield spots, np.frombuffer(self._file.read(4 * math.prod(shape)), dtype=np.float32).reshape(shape)
 
     def __enter__(self) -> Self:

@@ -95,15 +95,29 @@ def _hash_coordinates(section: Section) -> np.ndarray:
 def content_hash(section: Section) -> str:
     """Hash what a portable section is: counts, where there are any, places, scale and the look of its image."""
     digest = hashlib.sha256("\n".join(map(str, section.var_names)).encode())
-    embeddings = [section.table.obsm[key] for key in sorted(section.table.obsm)]
-    matrix = []
     if section.table.X is not None:
         counts = section.table.X.sorted_indices()
-        matrix = [counts.indptr, counts.indices, counts.data.astype(np.float64)]
-    for array in (*matrix, section.xy, *embeddings):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    places = section.table.obs.reindex(columns=[_keys.ARRAY_COL, _keys.ARRAY_ROW])
-    with section.open_image() as image:
-        digest.update(repr((places.to_numpy().tolist(), section.mpp, image.shape)).encode())
-        digest.update(image.thumbnail(THUMBNAIL).tobytes())
+        for array in (counts.indptr, counts.indices, counts.data.astype(np.float64)):
+            digest.update(array.tobytes())
+    _update_by_sight(digest, section, sorted(section.table.obsm), looks=True)
     return digest.hexdigest()
+
+
+def sight_hash(section: Section, embeddings: Sequence[str] = (), *, looks: bool = True) -> str:
+    """Hash what is seen of a section: places, scale, embeddings in `obsm` and, where it looks, the image's look."""
+    digest = hashlib.sha256()
+    _update_by_sight(digest, section, embeddings, looks=looks)
+    return digest.hexdigest()
+
+
+def _update_by_sight(digest: "hashlib._Hash", section: Section, embeddings: Sequence[str], *, looks: bool) -> None:
+    for array in (section.xy, *(section.embeddings(key) for key in embeddings)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    obs = section.table.obs.iloc[section.obs_rows]
+    places = obs.reindex(columns=[_keys.ARRAY_COL, _keys.ARRAY_ROW]).to_numpy().tolist()
+    if not looks:
+        digest.update(repr((places, section.mpp)).encode())
+        return
+    with section.open_image() as image:
+        digest.update(repr((places, section.mpp, image.shape)).encode())
+        digest.update(image.thumbnail(THUMBNAIL).tobytes())

@@ -260,8 +260,9 @@ class HGGEP:
         fields, size = fields_of_view(self.config, self.mpp, section.mpp), self.config.patch_size
         looks, learnt = not self.embeddings, self.confidence is not None or self.linear is not None
         colours = kept_colours(section, fields, size) if looks and self.linear is not None else None
-        max_spots = spots_at_once(len(section.xy), self.config, target, name=section.name, chunk_spots=chunk_spots)
-        known = (checkpoint or Checkpoint()).of_chunks(max_spots)
+        known, max_spots = (checkpoint or Checkpoint()).in_chunks(
+            lambda: spots_at_once(len(section.xy), self.config, target, name=section.name, chunk_spots=chunk_spots)
+        )
         with Spool() as encoded:
             features = self._features(section, target, spots_per_batch(batch_size), average_flips, colours)
             features = stored_features(features, known.features, target, colours)

@@ -417,6 +417,11 @@ class TestEnsemble:
         assert_same_model(hggep.HGGEP.load(tmp_path / "model"), trained)
 
 
+def embedded(section):
+    section.obsm["X_emb"] = np.random.default_rng(0).normal(size=(section.n_obs, 5))
+    return section
+
+
 class TestCheckpoints:
     @encoders
     @pytest.mark.parametrize("validation", [None, 0.3])
@@ -618,19 +623,38 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
         monkeypatch.setattr(describe, "read_patches", lambda *given: spots.append(len(given[1])) or read(*given))
         assert_same_model(whole, hggep.tl.fit(sections, checkpoint_dir=run, resume=resume, **how))
         assert sum(spots) == (40 if resume else 120)
-        assert not (run / "features").exists()  # which are large, and no longer of use
+        assert not (run / "encoded").exists()  # which are large, and no longer of use
         assert (run / "last.ckpt").exists()
 
-    def test_features_of_other_sections_are_refused(self, sections, tmp_path, monkeypatch):
-        how = {**TEN_GENES, "config": {**TINY, "epochs": 1}, "checkpoint_dir": tmp_path}
+    @pytest.mark.parametrize("resume", [True, False])
+    def test_features_of_other_sections_are_not_taken(self, sections, tmp_path, monkeypatch, caplog, resume):
+        how = {**TEN_GENES, "config": {**TINY, "epochs": 1}}
         with monkeypatch.context() as patch:
             patch.setattr(TrainingPlan, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                hggep.tl.fit(sections, **how)
-        sections["S1"].obsm["spatial"] += 1
-        with pytest.raises(ValueError, match=r"features' belongs to another fit \(different data\)"):
-            hggep.tl.fit(sections, resume=True, **how)
-        hggep.tl.fit(sections, **how)  # begins anew
+                hggep.tl.fit(sections, checkpoint_dir=tmp_path, **how)
+        sections["S1"].obsm["spatial"] += 20
+        resumed = hggep.tl.fit(sections, checkpoint_dir=tmp_path, resume=resume, **how)
+        assert ("features are computed anew" in caplog.text) == resume
+        assert_same_model(hggep.tl.fit(sections, **how), resumed)
+
+    def test_features_of_a_module_are_not_kept(self, sections, tmp_path, monkeypatch):
+        """Its hash does not tell what it does with its weights."""
+        how = {**TEN_GENES, "config": {**TINY, "epochs": 1}, "checkpoint_dir": tmp_path}
+        monkeypatch.setattr(TrainingPlan, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            hggep.tl.fit(sections, encoder=helpers.MeanColour(), **how)
+        assert not list(tmp_path.rglob("*.safetensors"))
+
+    def test_a_folder_of_the_users_stays(self, sections, tmp_path):
+        how = {**TEN_GENES, "config": {**TINY, "epochs": 1}, "checkpoint_dir": tmp_path}
+        (tmp_path / "encoded").mkdir()
+        (tmp_path / "encoded" / "mine.npy").write_text("mine")
+        with pytest.raises(ValueError, match=r"encoded' is there, and not of a fit: choose another folder"):
+            hggep.tl.fit(sections, **how)
+        sections = {name: embedded(section) for name, section in sections.items()}
+        hggep.tl.fit(sections, encoder="X_emb", **how)
+        assert (tmp_path / "encoded" / "mine.npy").read_text() == "mine"
 
     def test_what_interrupts_the_writing_of_a_checkpoint_leaves_the_last(self, training, tmp_path, monkeypatch):
         how = {"genes": 15, "config": TINY, "checkpoint_dir": tmp_path / "run", **CPU}
@@ -649,7 +673,7 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
             hggep.tl.fit(training, **how)
         monkeypatch.undo()
         there = sorted(file.name for file in how["checkpoint_dir"].iterdir())
-        assert there == ["features", "fit.json", "last.ckpt"]
+        assert there == ["encoded", "fit.json", "last.ckpt"]
         resumed = hggep.tl.fit(training, resume=True, **how)
         assert_same_model(hggep.tl.fit(training, genes=15, config=TINY, **CPU), resumed)
 

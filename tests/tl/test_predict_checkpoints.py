@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+from PIL import Image
 
 import hggep_sc as hggep
 import hggep_sc.describe as describe_module
@@ -117,21 +118,77 @@ def test_without_a_folder_the_message_names_it(sections, trained, monkeypatch):
         hggep.tl.predict(sections["S3"], trained, **HOW)
 
 
-@pytest.mark.parametrize("change", ["model", "data", "average_flips", "chunk_spots"])
+@pytest.mark.parametrize(
+    "change", ["model", "mpp of the model", "places", "scale", "image", "average_flips", "chunk_spots"]
+)
 def test_another_prediction_is_refused(sections, trained, tmp_path, change):
     section, model, how = sections["S3"], trained, {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
     hggep.tl.predict(section, model, copy=True, **how)
+    named = change
     if change == "model":
         model = hggep.tl.fit(sections["S1"], method="gene_mean", genes=10)
         how["chunk_spots"] = None
-    elif change == "data":
-        section.obsm["spatial"][3] += 1
-    else:
+    elif change == "mpp of the model":
+        model = hggep.HGGEP(model.network, model.config, model.genes, mpp=0.9, fingerprint=model.fingerprint)
+    elif change in ("average_flips", "chunk_spots"):
         how[change] = {"average_flips": False, "chunk_spots": 20}[change]
+    else:
+        named = "data"
+        if change == "places":
+            section.obsm["spatial"][3] += 1
+        elif change == "scale":
+            how["mpp"] = 1.1
+        else:
+            library = section.uns["spatial"]["S3"]
+            library["images"]["full"] = 255 - library["images"]["hires"]
+            library["scalefactors"]["tissue_full_scalef"] = library["scalefactors"]["tissue_hires_scalef"]
+            how["image_key"] = "full"
     before = section.copy()
-    with pytest.raises(ValueError, match=rf"run' belongs to another prediction \(different .*{change}.*\)"):
+    with pytest.raises(ValueError, match=rf"run' belongs to another prediction \(different .*{named}.*\)"):
         hggep.tl.predict(section, model, **how)
     assert_same(section, before)
+
+
+def test_counts_have_no_part_in_it(sections, trained, tmp_path):
+    """Prediction does not see them, and they are large."""
+    how = {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
+    first = hggep.tl.predict(sections["S3"], trained, copy=True, **how)
+    sections["S3"].X[0, 0] += 1
+    again = hggep.tl.predict(sections["S3"], trained, copy=True, **how)
+    np.testing.assert_array_equal(again.layers["hggep"], first.layers["hggep"])
+
+
+def test_memory_that_is_free_later_does_not_begin_it_anew(sections, trained, tmp_path, monkeypatch, interrupted):
+    expected = hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
+    free = [2 * 4 * trained.config.vit_heads * n**2 for n in (15, 16)]
+    monkeypatch.setattr("hggep_sc.chunks._free_memory", lambda _: free[-1])
+    interrupted(7, hggep.tl.predict, sections["S3"], trained, checkpoint_dir=tmp_path / "run", **HOW)
+    free.pop()
+    hggep.tl.predict(sections["S3"], trained, checkpoint_dir=tmp_path / "run", **HOW)
+    np.testing.assert_array_equal(sections["S3"].layers["hggep"], expected.layers["hggep"])
+
+
+@pytest.mark.parametrize("kind", ["features", "described", "predicted"])
+@pytest.mark.parametrize("times", [10, 100])
+def test_what_is_lost_is_computed_anew(sections, trained, tmp_path, interrupted, kind, times):
+    """A damaged file is named, and may be removed, in the middle and after all is done."""
+    expected = hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
+    how = {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
+    if times < 100:
+        interrupted(times, hggep.tl.predict, sections["S3"], trained, **how)
+    else:
+        hggep.tl.predict(sections["S3"], trained, copy=True, **how)
+    files = sorted(tmp_path.rglob(f"{kind}/*.safetensors"))
+    if kind == "features" and times == 100:
+        assert not files
+        return
+    files[0].write_bytes(b"half")
+    if kind != "features":  # which may no longer be asked for
+        with pytest.raises(ValueError, match=rf"{files[0].name} is damaged"):
+            hggep.tl.predict(sections["S3"], trained, **how)
+    files[0].unlink()
+    hggep.tl.predict(sections["S3"], trained, **how)
+    assert_same(sections["S3"], expected)
 
 
 def test_a_full_disk_is_named_and_the_object_is_unchanged(sections, trained, tmp_path, monkeypatch):
@@ -186,5 +243,23 @@ def test_what_is_known_of_a_slide_goes_with_its_settings(sections, trained, tmp_
     hggep.tl.predict_slides(slides, trained, out, chunk_spots=20, **HOW)
     assert set(out.iterdir()) == {out / "S3.h5ad", *kept}
     second.mkdir()  # as a kill between writing and tidying leaves it
+    (second / "identity.json").write_text("{}")
     hggep.tl.predict_slides(slides, trained, out, chunk_spots=20, **HOW)
     assert set(out.iterdir()) == {out / "S3.h5ad", *kept}
+
+
+def test_an_image_that_has_changed_begins_its_slide_anew(sections, trained, tmp_path, interrupted, caplog):
+    """Of a slide that is a file the image beside it is not looked at before."""
+    slide, out = sections["S3"], tmp_path / "out"
+    pixels = np.array(Image.open(slide.uns["spatial"]["S3"]["metadata"]["source_image_path"]).convert("RGB"))
+    slide.uns["spatial"]["S3"]["metadata"]["source_image_path"] = str(tmp_path / "image.png")
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    slide.write_h5ad(tmp_path / "S3.h5ad")
+    slides = {"S3": tmp_path / "S3.h5ad"}
+    interrupted(8, hggep.tl.predict_slides, slides, trained, out, **CHUNKS, **HOW)
+    Image.fromarray(255 - pixels).save(tmp_path / "image.png")
+    expected = hggep.tl.predict(slide, trained, copy=True, **CHUNKS, **HOW)
+    table = hggep.tl.predict_slides(slides, trained, out, **CHUNKS, **HOW)
+    assert table["error"].tolist() == [""]
+    assert "slide 'S3' is begun anew" in caplog.text
+    np.testing.assert_array_equal(ad.read_h5ad(out / "S3.h5ad").layers["hggep"], expected.layers["hggep"])

@@ -63,6 +63,17 @@ def test_by_processes(slides, trained, tmp_path, caplog):
         assert result.uns["hggep"]["model"] == trained.id
 
 
+@pytest.mark.parametrize("executor", [None, ThreadPoolExecutor(1)])
+def test_progress(slides, trained, tmp_path, capsys, executor):
+    """A bar over slides; over the spots of each, where they are predicted here."""
+    del slides["S3"]
+    hggep.tl.predict_slides(slides, trained, tmp_path / "out", executor=executor, device="cpu", progress=True)
+    shown = capsys.readouterr().err
+    assert "slides: 100%" in shown
+    assert "2/2" in shown
+    assert ("predict: 100%" in shown and "40/40" in shown) == (executor is None)
+
+
 def test_a_rerun_does_what_is_not_done(slides, sections, trained, tmp_path, monkeypatch, caplog):
     out = tmp_path / "out"
     first = hggep.tl.predict_slides(slides, trained, out, **HOW)

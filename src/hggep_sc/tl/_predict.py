@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -7,7 +8,7 @@ from .._progress import of_spots
 from .._version import __version__
 from ..checkpoint import Checkpoint, open_checkpoints
 from ..features import use_once
-from ..fingerprint import content_hash
+from ..fingerprint import sight_hash
 from ..methods import Model, require_model
 from ..model import HGGEP
 from ..record import confidence_of, prediction_record
@@ -97,8 +98,8 @@ def predict(
     Raises
     ------
     ValueError, KeyError, TypeError, FileNotFoundError
-        For input that cannot be used, and a `checkpoint_dir` of another prediction; the message names the slot and the
-        remedy, and `data` is unchanged.
+        For input that cannot be used, and a `checkpoint_dir` that is another prediction's or in use; the message names
+        the slot and the remedy, and `data` is unchanged.
     OSError
         If the disk of `checkpoint_dir` is full; `data` is unchanged.
     KeyboardInterrupt
@@ -120,12 +121,12 @@ def predict(
     require_writable(data, model.genes, key=key_added, table_key=table_key)
     use_once(sections)
     how: dict[str, Any] = {"average_flips": average_flips, "chunk_spots": chunk_spots}
-    checkpoints: Sequence[Checkpoint | None] = [None for _ in sections]
     predictions = []
     try:
-        if checkpoint_dir is not None:
-            checkpoints = open_checkpoints(Path(checkpoint_dir), _identity(sections, model, how), len(sections))
-        with of_spots(sections, "predict", progress) as bar:
+        with (
+            _checkpoints(checkpoint_dir, sections, model, how) as checkpoints,
+            of_spots(sections, "predict", progress) as bar,
+        ):
             for section, checkpoint in zip(sections, checkpoints, strict=True):
                 predictions.append(
                     model.predict(
@@ -154,12 +155,20 @@ def predict(
     return target if copy else None
 
 
-def _identity(sections: Sequence[Section], model: Model, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what has to agree for a prediction to go on from a checkpoint."""
-    slots = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
-    return {
+def _checkpoints(
+    checkpoint_dir: str | Path | None, sections: Sequence[Section], model: Model, how: Mapping[str, Any]
+) -> AbstractContextManager[list[Checkpoint]]:
+    """Open what is known of each section so far; nothing, where there is no folder for it."""
+    if checkpoint_dir is None:
+        return nullcontext([Checkpoint() for _ in sections])
+    embeddings = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
+    looks = not embeddings and (isinstance(model, HGGEP) or model.reads_image)
+    identity = {
         "version of hggep_sc": __version__,
         "model": model.id,
-        "data": [content_hash(section.portable(slots)) for section in sections],
+        "mpp of the model": model.mpp,
+        "config": model.config.to_dict(),
+        "data": [sight_hash(section, embeddings, looks=looks) for section in sections],
         **how,
     }
+    return open_checkpoints(Path(checkpoint_dir), identity, len(sections))

@@ -2,7 +2,6 @@ import hashlib
 import json
 import logging
 import pickle
-import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -20,6 +19,7 @@ from .._executor import outcomes
 from .._replace import replacing
 from .._settings import settings
 from .._version import __version__
+from ..checkpoint import OtherCheckpointError, remove_checkpoints
 from ..fingerprint import content_hash
 from ..methods import Model, require_model
 from ..model import HGGEP
@@ -87,7 +87,8 @@ def predict_slides(
     average_flips, chunk_spots
         As in `hggep_sc.tl.predict`.
     progress
-        Show a progress bar over slides; None for `hggep_sc.settings.progress`.
+        Show a progress bar over slides, and without an executor one over the spots of each; None for
+        `hggep_sc.settings.progress`.
 
     Returns
     -------
@@ -121,7 +122,9 @@ def predict_slides(
         "average_flips": average_flips,
         "chunk_spots": chunk_spots,
     }
-    machine = {"device": device, "batch_size": batch_size}  # on which a result does not depend
+    show = settings.progress if progress is None else progress
+    # on which a result does not depend
+    machine = {"device": device, "batch_size": batch_size, "progress": show and executor is None}
     rows: dict[str, dict[str, Any]] = {}
     todo = []
     sent = model if executor is None else _packed(model)
@@ -151,7 +154,6 @@ def predict_slides(
     from tqdm.auto import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
-    show = settings.progress if progress is None else progress
     with tqdm(total=len(given), initial=len(rows), desc="slides", unit="slide", disable=not show) as bar:
         for slide, outcome in outcomes(_predict_slide, todo, executor):
             try:
@@ -183,7 +185,13 @@ def _predict_slide(slide: _Slide) -> tuple[int, float]:
     started = time.perf_counter()
     model: Model = pickle.loads(slide.model) if isinstance(slide.model, bytes) else slide.model
     data = _read(slide.data) if isinstance(slide.data, Path) else copy_of(slide.data)
-    predict(data, model, checkpoint_dir=_checkpoint(slide.file, slide.task), progress=False, **slide.options)
+    known = _checkpoint(slide.file, slide.task)
+    try:
+        predict(data, model, checkpoint_dir=known, **slide.options)
+    except OtherCheckpointError as error:  # the image beside a file has changed, which its hash does not tell
+        logger.warning("slide %r is begun anew: %s", slide.name, error)
+        remove_checkpoints(known)
+        predict(data, model, checkpoint_dir=known, **slide.options)
     key, table = slide.options["key_added"], table_of(data, slide.options["table_key"])
     known = np.flatnonzero(table.var[_keys.predicted(key)])[0]
     spots, seconds = int(np.isfinite(table.layers[key][:, known]).sum()), time.perf_counter() - started
@@ -206,7 +214,7 @@ def _remove_checkpoints(file: Path, but: str | None = None) -> None:
     """Remove the checkpoints of a slide, other than that of a task."""
     for folder in file.parent.glob(f"{escape(file.name)}.{'[0-9a-f]' * SHORT}.unfinished"):
         if but is None or folder != _checkpoint(file, but):
-            shutil.rmtree(folder)
+            remove_checkpoints(folder)
 
 
 def _packed(model: Model) -> bytes:
@@ -251,7 +259,14 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
         )
         slots = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
         content = [(section.name, content_hash(section.portable(slots))) for section in opened]
-    described = {"hggep_sc": __version__, "model": model.id, "options": dict(options), "slide": content}
+    described = {
+        "hggep_sc": __version__,
+        "model": model.id,
+        "mpp": model.mpp,
+        "config": model.config.to_dict(),
+        "options": dict(options),
+        "slide": content,
+    }
     return hashlib.sha256(json.dumps(described, default=float).encode()).hexdigest()
 
 

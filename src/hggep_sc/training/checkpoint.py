@@ -3,8 +3,8 @@
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from .._replace import replacing
 from .._version import __version__
-from ..checkpoint import Parts, open_checkpoints
+from ..checkpoint import OtherCheckpointError, Parts, open_checkpoints, remove_checkpoints
 from ..config import Config
-from ..fingerprint import content_hash
-from ..nn import Encoder
+from ..fingerprint import sight_hash
+from ..nn import Encoder, ShuffleNetEncoder
 from ..section import Section
 from .data import SectionData
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "last.ckpt"
 FURTHER = "fit"  # start of the name of the folder of each further network: of an ensemble, or without some sections
 IDENTITY = "fit.json"
-FEATURES = "features"  # folder of what a frozen encoder made of the sections, until the fit has ended
+FEATURES = "encoded"  # folder of what a frozen encoder made of the sections, until the fit has ended
 
 
 def require_resume_is_meant(checkpoint_dir: Path | None, resume: bool) -> None:
@@ -95,6 +95,7 @@ def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: di
     return None
 
 
+@contextmanager
 def stores_of_features(
     checkpoint_dir: Path | None,
     resume: bool,
@@ -102,43 +103,41 @@ def stores_of_features(
     fields: Sequence[tuple[float, ...]],
     encoder: Encoder | str,
     config: Config,
-) -> list[Parts]:
-    """Return where the features of each section are kept, from which an interrupted fit goes on.
+) -> Iterator[list[Parts]]:
+    """Give where the features of each section are kept, from which an interrupted fit goes on.
 
     Parameters
     ----------
     checkpoint_dir
         Of the fit; None: they are not kept.
     resume
-        Whether those of an earlier call are used; else they are removed.
+        Whether those of an earlier call are used, if they are of the same sections and by the same encoder; else they
+        are removed.
     sections, fields, encoder, config
-        As in `read_sections`.
-
-    Raises
-    ------
-    ValueError
-        If those in the folder are of other sections, or by another encoder.
+        As in `read_sections`. Of a user's module more than its hash may change: its features are not kept.
     """
-    if checkpoint_dir is None or isinstance(encoder, str):  # embeddings are there already
-        return [Parts(None) for _ in sections]
-    if not resume:
-        remove_features(checkpoint_dir)
+    if checkpoint_dir is None or not isinstance(encoder, ShuffleNetEncoder):
+        yield [Parts(None) for _ in sections]
+        return
     settings = ("patch_size", "flips", "chunk_spots", "linear", "cross_fit")
     identity = {
         "version of hggep_sc": __version__,
-        "data": [content_hash(section.portable()) for section in sections],
+        "data": [sight_hash(section) for section in sections],
         "encoder": encoder.id,
-        "fields of view": [list(views) for views in fields],
+        "fields of view": fields,
         "config": {name: getattr(config, name) for name in settings},
     }
     folder = checkpoint_dir / FEATURES
-    return [checkpoint.features for checkpoint in open_checkpoints(folder, identity, len(sections), of="fit")]
-
-
-def remove_features(checkpoint_dir: Path) -> None:
-    """Remove what `stores_of_features` kept."""
-    if (folder := checkpoint_dir / FEATURES).exists():
-        shutil.rmtree(folder)
+    if not resume:
+        remove_checkpoints(folder)
+    with ExitStack() as stack:
+        try:
+            kept = stack.enter_context(open_checkpoints(folder, identity, len(sections), of="fit"))
+        except OtherCheckpointError as error:
+            logger.warning("features are computed anew: %s", error)
+            remove_checkpoints(folder)
+            kept = stack.enter_context(open_checkpoints(folder, identity, len(sections), of="fit"))
+        yield [checkpoint.features for checkpoint in kept]
 
 
 def identity_of(

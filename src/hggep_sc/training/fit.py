@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from ..checkpoint import remove_checkpoints
 from ..confidence import Confidence, optical_density
 from ..config import Config
 from ..expression import ExpressionScale
@@ -20,11 +21,11 @@ from ..linear import LinearPath
 from ..nn import Encoder, Ensemble, HGGEPNetwork, PublishedNetwork, averaged
 from ..patches import fields_of_view
 from .checkpoint import (
+    FEATURES,
     FURTHER,
     checkpoint_to_resume,
     identity_of,
     last_checkpoint,
-    remove_features,
     require_resume_is_meant,
 )
 from .cross_fit import Weights, cross_fit
@@ -99,7 +100,7 @@ def train(
             fields=fields,
             held_out=held_out,
             device=devices.own,
-            checkpoint_dir=checkpoint_dir if devices.rank == 0 else None,
+            checkpoint_dir=checkpoint_dir if devices.number == 1 else None,
             resume=resume,
             progress=progress,
         ) as data:
@@ -123,8 +124,8 @@ def train(
                 densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
                 stain = np.array(densities).reshape(-1, 3)
                 _learn_from_left_out(trained, fits, training, scale, stain, seed, devices, progress)
-    if checkpoint_dir is not None and devices.rank == 0:
-        remove_features(checkpoint_dir)
+    if checkpoint_dir is not None:
+        remove_checkpoints(checkpoint_dir / FEATURES)
     return trained
 
 

@@ -207,8 +207,9 @@ def _run(
         trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
     except torch.OutOfMemoryError as error:
         most = max(len(spots) for _, spots in chunks.chunks)
-        error.add_note(
-            f"Training took up to {most} spots at once: config={{'chunk_spots': {most // 2}}} takes half as many"
-        )
+        if most > 1:
+            error.add_note(
+                f"Training took up to {most} spots at once: config={{'chunk_spots': {most // 2}}} takes half as many"
+            )
         raise
     return history.records

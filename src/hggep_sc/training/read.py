@@ -41,8 +41,8 @@ def read_sections(
 ) -> Iterator[list[SectionData]]:
     """Give what training holds of each section; see `train` for the parameters.
 
-    `fields` are the fields of view of each section, px of its image. What a frozen encoder makes of them is kept in
-    `checkpoint_dir`.
+    `fields` are the fields of view of each section, px of its image. What HGGEP's own encoder makes of them, frozen, is
+    kept in `checkpoint_dir`.
     """
     network_class = PublishedNetwork if encoder is None else HGGEPNetwork
     masks: Sequence[np.ndarray | None] = held_out if held_out is not None else [None for _ in sections]
@@ -104,9 +104,11 @@ def _described(
         lengths = ", ".join(f"{s.name!r}: {shape[-1]}" for s, shape in zip(sections, held, strict=True))
         raise ValueError(f"obsm[{encoder!r}] has embeddings of different lengths: {lengths}")
     looks = not isinstance(encoder, str)
-    kept = stores_of_features(checkpoint_dir, resume, sections, fields, encoder, config)
     with array_store(held, np.float32) as stores:
-        with of_spots(sections, "images", progress) as bar:
+        with (
+            stores_of_features(checkpoint_dir, resume, sections, fields, encoder, config) as kept,
+            of_spots(sections, "images", progress) as bar,
+        ):
             for section, views, store, known in zip(sections, fields, stores, kept, strict=True):
                 asked = looks and config.linear and config.cross_fit
                 colours = kept_colours(section, views, config.patch_size) if asked else None

@@ -108,10 +108,14 @@ def main() -> None:
     if file.exists():
         found = pd.concat([pd.read_csv(file), found]).drop_duplicates(["device", "encoder"], keep="last")
     found.to_csv(file, index=False, float_format="%.5f")
+    (RESULTS / "encoder.md").write_text(report(found))
+    print(report(found))
+
+
+def report(found: pd.DataFrame) -> str:
+    """Return what has been measured so far, on this and other machines, as Markdown."""
     text = ["# Ways of running the frozen encoder", "", table(found.drop(columns=[*made_by()]).set_index("device")), ""]
-    text += [f"{made(found)}."]
-    (RESULTS / "encoder.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+    return "\n".join([*text, f"{made(found)}.", ""])
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ import hggep_sc as hggep
 
 MPP = 0.5
 KEYS = ["device", "threads", "image", "views", "spacing_px", "spots"]
-ARRAYS = {"Visium": (78, 64, 100.0, True), "Visium HD 8 um": (316, 316, 8.0, False)}  # rows, columns, um, hexagonal
+ARRAYS = {"Visium": (78, 64, 100.0, True), "Visium HD 8 um": (317, 317, 8.0, False)}  # rows, columns, um, hexagonal
 ARRAY_KEYS = ["device", "threads", "array"]
 SMALL = {
     "patch_size": 16,

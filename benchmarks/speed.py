@@ -170,14 +170,18 @@ def main() -> None:
     if file.exists():
         found = pd.concat([pd.read_csv(file), found]).drop_duplicates(["device", "what", "preset"], keep="last")
     found.to_csv(file, index=False, float_format="%.6f")
+    (RESULTS / "speed.md").write_text(report(found))
+    print(report(found))
+
+
+def report(found: pd.DataFrame) -> str:
+    """Return what has been measured so far, on this and other machines, as Markdown."""
     text = ["# A section of 180 spots, by preset", "", table(found.drop(columns=[*made_by()]).set_index("device")), ""]
     for device, rows in found.groupby("device"):
         steps = rows[rows["what"] == "training step"].set_index("preset")["seconds"]
         ratio = steps["published"] / steps["default"]
         text += [f"{device}: a training step of `published` takes {ratio:.0f} times as long as one of `default`.", ""]
-    text += [f"{made(found)}."]
-    (RESULTS / "speed.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+    return "\n".join([*text, f"{made(found)}.", ""])
 
 
 if __name__ == "__main__":

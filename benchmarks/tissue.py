@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.io import imread
 
 import hggep_sc as hggep
+from hggep_sc.section import open_sections
 
 BLUR_UM, PALE = 24.0, 0.25
 LARGE = 3_320, 10.0, 100.0  # a slide of 33 mm: side in px, um per px, spacing of spots in um
@@ -38,7 +39,7 @@ def variants(image: np.ndarray, mpp: float) -> dict[str, np.ndarray]:
 def row_of(name: str, section: AnnData, bare: np.ndarray | None) -> dict[str, object]:
     """Share of the sequenced spots, and of the features beside the tissue, that lie in the mask of each variant."""
     (library,) = section.uns["spatial"].values()
-    (mpp,) = {opened.mpp for opened in hggep.section.open_sections(section)}
+    (mpp,) = {opened.mpp for opened in open_sections(section)}
     image = imread(library["metadata"]["source_image_path"])[..., :3]
     row: dict[str, object] = {"image": name, "spots": section.n_obs, "others": 0 if bare is None else len(bare)}
     for variant, pixels in variants(image, mpp).items():

@@ -187,7 +187,7 @@ def test_interrupted_in_the_middle_of_writing(slides, trained, tmp_path, monkeyp
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ad.AnnData, "write_h5ad", half)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
         hggep.tl.predict_slides(slides, trained, out, average_flips=False, **HOW)
     monkeypatch.undo()
     assert {name for name in times(out) if not name.endswith(".unfinished")} == {"S1.h5ad", "S2.h5ad"}
@@ -208,7 +208,7 @@ def test_an_interruption_cancels_what_has_not_begun(slides, trained, tmp_path, m
 
     monkeypatch.setattr(module, "_predict_slide", interrupted)
     many = {str(number): slides["S2"] for number in range(6)}
-    with ThreadPoolExecutor(1) as executor, pytest.raises(KeyboardInterrupt):
+    with ThreadPoolExecutor(1) as executor, pytest.raises(KeyboardInterrupt, match="the same call goes on"):
         hggep.tl.predict_slides(many, trained, tmp_path / "out", executor=executor, **HOW)
     assert len(begun) < 4
 

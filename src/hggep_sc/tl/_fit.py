@@ -107,8 +107,8 @@ def fit(
         Devices of a machine, how they share the work, and machines: HGGEP can be trained by one process for each
         device ("ddp"; "auto" takes it where there are several), from a script. See `docs/scaling.md`.
     checkpoint_dir, checkpoint_every
-        Folder for checkpoints, written every so many epochs, and until the fit has ended for what a frozen encoder
-        makes of the sections.
+        Folder for checkpoints, written every so many epochs, and until the fit has ended for what HGGEP's own encoder,
+        frozen, makes of the sections.
     resume
         Continue the interrupted fit in `checkpoint_dir`; the result is that of an uninterrupted one.
     progress

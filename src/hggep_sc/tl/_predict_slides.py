@@ -100,6 +100,8 @@ def predict_slides(
     TypeError, ValueError, KeyError
         If a slide is of another kind, its name is none for a file, its result would replace it, or a dict names a slide
         that is not there.
+    KeyboardInterrupt
+        At Ctrl-C; the message says that the same call goes on.
     """
     require_model(model)
     if not isinstance(slides, Mapping):
@@ -154,14 +156,17 @@ def predict_slides(
     from tqdm.auto import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(given), initial=len(rows), desc="slides", unit="slide", disable=not show) as bar:
-        for slide, outcome in outcomes(_predict_slide, todo, executor):
-            try:
-                spots, seconds = outcome()
-                rows[slide.name] = {"spots": spots, "seconds": seconds, "error": ""}
-            except Exception as error:  # noqa: BLE001 - as above
-                rows[slide.name] = _failed(slide.name, error)
-            bar.update()
+    try:
+        with tqdm(total=len(given), initial=len(rows), desc="slides", unit="slide", disable=not show) as bar:
+            for slide, outcome in outcomes(_predict_slide, todo, executor):
+                try:
+                    spots, seconds = outcome()
+                    rows[slide.name] = {"spots": spots, "seconds": seconds, "error": ""}
+                except Exception as error:  # noqa: BLE001 - as above
+                    rows[slide.name] = _failed(slide.name, error)
+                bar.update()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("prediction was interrupted: the same call goes on") from None
     table = [{"slide": name, "file": str(files[name]), **rows[name]} for name in given]
     return pd.DataFrame(table, columns=["slide", "file", "spots", "seconds", "error"])
 

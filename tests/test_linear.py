@@ -113,8 +113,9 @@ class TestInAModel:
         )
         both, network = (model.predict(section, device="cpu", chunk_spots=chunk_spots)[0] for model in (trained, alone))
         fields = fields_of_view(trained.config, trained.mpp, section.mpp)
-        with alone._features(section, trained.network.gene_mean.device, 64, None) as features:
-            encoded = features(np.arange(len(section.xy))).mean(1).numpy()
+        features = alone._features(section, trained.network.gene_mean.device, 64, None)
+        (seen_by_network,) = features([np.arange(len(section.xy))])
+        encoded = seen_by_network.mean(1).numpy()
         seen = linear_features(section, encoded, fields, trained.config, looks=True)
         np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-6)
         np.testing.assert_allclose(both - network, trained.linear.predict(seen), atol=1e-5)

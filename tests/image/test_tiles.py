@@ -110,7 +110,7 @@ def test_a_prediction_decodes_each_tile_about_once(slide, decoded, trained, monk
     """In chunks and read ahead by threads; the cache holds a third of the slide."""
     monkeypatch.setattr(settings, "tile_cache", 2048 * 3072)
     path, _ = slide
-    spots = hggep.pp.tile(path, spacing_um=60, mpp=1.0, model=trained, min_tissue=0, tissue=everywhere(2048, 3072))
+    spots = hggep.pp.tile(path, spacing_um=60, mpp=1.0, model=trained, tissue=everywhere(2048, 3072))
     assert spots.n_obs > 1500
     decoded.clear()
     hggep.tl.predict(spots, trained, average_flips=False, device="cpu", progress=False)

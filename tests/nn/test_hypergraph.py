@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def test_blocks_equal_the_whole(section, monkeypatch, rows):
 @pytest.fixture(scope="module")
 def plain():
     path = Path(__file__).parents[2] / "benchmarks" / "plain_hypergraph.py"
+    assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == "6b32744c62ec458b"  # frozen
     spec = importlib.util.spec_from_file_location("plain_hypergraph", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

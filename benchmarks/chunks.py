@@ -1,12 +1,14 @@
 """What prediction in chunks changes, and how its time and memory grow with the section.
 
     HGGEP_SHARED=../shared python benchmarks/chunks.py
+    HGGEP_SHARED=../shared python benchmarks/chunks.py --growth   # the other figures stay as they are
 
 Real sections that fit one chunk are cut into small ones, with a halo and without, and compared with the whole, and so
 is a real image with more spots than were sequenced, 80 um apart; sections of random features are predicted by a network
 of the default's size. Writes results/chunks.csv, results/chunks_growth.csv and results/chunks.md beside this file.
 """
 
+import argparse
 import multiprocessing
 import os
 import platform
@@ -176,12 +178,17 @@ def report(compared: pd.DataFrame, grown: pd.DataFrame) -> str:
 
 def main() -> None:
     """Compare on both tissues, and measure growth, each size in a process of its own."""
-    torch.set_num_threads(1)
-    hggep.settings.dataset_dir = SHARED / "data"
-    her2st, mob = hggep.datasets.her2st(["C2", "C3", "C4", "B4"]), hggep.datasets.mob()
-    b4, mob3 = her2st.pop("B4"), mob.pop("MOB3")
-    cases = [(her2st, "B4", b4), (her2st, "B4, dense", dense(b4)), (mob, "MOB3", mob3)]
-    compared = pd.DataFrame([row for case in cases for row in agreement(*case)])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--growth", action="store_true", help="measure growth alone")
+    if parser.parse_args().growth:
+        compared = pd.read_csv(RESULTS / "chunks.csv")
+    else:
+        torch.set_num_threads(1)
+        hggep.settings.dataset_dir = SHARED / "data"
+        her2st, mob = hggep.datasets.her2st(["C2", "C3", "C4", "B4"]), hggep.datasets.mob()
+        b4, mob3 = her2st.pop("B4"), mob.pop("MOB3")
+        cases = [(her2st, "B4", b4), (her2st, "B4, dense", dense(b4)), (mob, "MOB3", mob3)]
+        compared = pd.DataFrame([row for case in cases for row in agreement(*case)])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         grown = pd.DataFrame(list(pool.map(growth, SPOTS)))

@@ -16,11 +16,12 @@ from accuracy import RESULTS, made, made_by, parse, table
 from anndata import AnnData
 from scipy.ndimage import gaussian_filter
 from skimage.io import imread
+from skimage.transform import downscale_local_mean
 
 import hggep_sc as hggep
 from hggep_sc.section import open_sections
 
-BLUR_UM, PALE = 24.0, 0.25
+BLUR_UM, PALE, FINE_UM = 24.0, 0.25, 4.0
 LARGE = 3_320, 10.0, 100.0  # a slide of 33 mm: side in px, um per px, spacing of spots in um
 
 
@@ -41,12 +42,14 @@ def row_of(name: str, section: AnnData, bare: np.ndarray | None) -> dict[str, ob
     (library,) = section.uns["spatial"].values()
     (mpp,) = {opened.mpp for opened in open_sections(section)}
     image = imread(library["metadata"]["source_image_path"])[..., :3]
+    factor = max(int(FINE_UM / mpp), 1)  # a mask is looked for at 8 um per px
+    image, mpp = downscale_local_mean(image, (factor, factor, 1)).round().astype(np.uint8), factor * mpp
     row: dict[str, object] = {"image": name, "spots": section.n_obs, "others": 0 if bare is None else len(bare)}
     for variant, pixels in variants(image, mpp).items():
         mask = hggep.pp.tissue_mask(pixels, mpp=mpp)
-        row[f"spots in it, {variant}"] = mask.contains(section.obsm["spatial"]).mean()
+        row[f"spots in it, {variant}"] = mask.contains(section.obsm["spatial"] / factor).mean()
         if variant == "as it is":
-            row["others in it"] = float("nan") if bare is None else mask.contains(bare).mean()
+            row["others in it"] = float("nan") if bare is None else mask.contains(bare / factor).mean()
             row["of the image"] = mask.mask.mean()
     return row
 

@@ -263,9 +263,9 @@ def test_features_are_computed_once_and_let_go():
     predict_in_chunks(Smoother(), computed, xy, torch.from_numpy(xy).float(), Config(), name="A", max_spots=100)
     assert len(calls) == 1  # so that all of them may be read ahead
     np.testing.assert_array_equal(np.sort(np.concatenate(asked)), np.arange(4000))
-    assert [len(spots) for spots in asked] == [len(spots) for spots in spatial_chunks(xy, 100)]  # as in training
-    assert len(asked) == 64
-    assert max(most) <= 6
+    assert [len(spots) for spots in asked] == [len(spots) for spots in spatial_chunks(xy, 50)]  # as the cores are
+    assert len(asked) == 128
+    assert max(most) <= 8
 
 
 def test_out_of_memory_halves_the_chunks(features, caplog):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CORE = 0.5  # share of a chunk's spots that are predicted, at most; the rest is their surroundings
-DESCRIBED = 512  # spots whose patches are described at a time, at most: what a kill loses
+DESCRIBED = 512  # spots that are described together, at most: what a kill loses
 SCORES = 2 * 4  # bytes for each head and pair of spots, where attention is not fused: scores and weights
 
 
@@ -63,8 +63,12 @@ def spatial_chunks(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
 
 
 def described_together(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
-    """Split spots into the parts whose patches are described at a time, where so many make a chunk."""
-    return spatial_chunks(xy, min(max_spots or DESCRIBED, DESCRIBED))
+    """Split spots into the parts whose patches are described together, where so many make a chunk.
+
+    Larger sections are split as into cores: the smaller the parts, the less is held along the border.
+    """
+    size = min(max_spots or DESCRIBED, DESCRIBED)
+    return spatial_chunks(xy, size if len(xy) <= size else max(int(CORE * size), 1))
 
 
 def chunks_with_halo(xy: np.ndarray, core: np.ndarray, max_spots: int) -> list[Chunk]:

@@ -15,7 +15,7 @@ import hggep_sc.describe as describe_module
 from helpers import assert_same
 
 HOW = {"device": "cpu", "progress": False}
-CHUNKS = {"chunk_spots": 16}  # of 40 spots: in four parts to describe
+CHUNKS = {"chunk_spots": 16}  # of 40 spots: in eight parts to describe
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def parts_known(folder):
 @pytest.mark.parametrize("times", [1, 2, 3, 4, 5, 9, 12])
 def test_goes_on_to_the_same_result(sections, trained, tmp_path, interrupted, looked_at, times):
     expected = hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
-    assert looked_at == 4 * [10]
+    assert looked_at == 8 * [5]
     before, keywords = sections["S3"].copy(), {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
     interrupted(times, hggep.tl.predict, sections["S3"], trained, **keywords)
     assert_same(sections["S3"], before)
@@ -66,7 +66,7 @@ def test_goes_on_to_the_same_result(sections, trained, tmp_path, interrupted, lo
     assert (known > 0) == (times > 2)  # the first file says whose the folder is
     looked_at.clear()
     hggep.tl.predict(sections["S3"], trained, **keywords)
-    assert looked_at == (4 - known) * [10]  # what was done is not done again
+    assert looked_at == (8 - known) * [5]  # what was done is not done again
     assert_same(sections["S3"], expected)
     assert not list(tmp_path.rglob("features/*.safetensors"))  # which are large
 
@@ -77,7 +77,7 @@ def test_chunks_that_are_predicted_are_not_predicted_again(sections, trained, tm
     keywords = {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
     hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
     whole = len(sizes)
-    interrupted(13, hggep.tl.predict, sections["S3"], trained, **keywords)
+    interrupted(19, hggep.tl.predict, sections["S3"], trained, **keywords)
     known = len(list(tmp_path.rglob("predicted/*.safetensors")))
     assert known > 1
     sizes.clear()
@@ -91,7 +91,7 @@ def test_several_sections_in_one_object(sections, trained, tmp_path, interrupted
     keywords = {"library_key": "library", **CHUNKS, **HOW}
     both.obs["library"] = both.obs["library"].map({"0": "S2", "1": "S3"})
     expected = hggep.tl.predict(both, trained, copy=True, **keywords)
-    interrupted(21, hggep.tl.predict, both, trained, checkpoint_dir=tmp_path / "run", **keywords)
+    interrupted(31, hggep.tl.predict, both, trained, checkpoint_dir=tmp_path / "run", **keywords)
     assert len(list(tmp_path.rglob("section_*"))) == 2
     looked_at.clear()
     hggep.tl.predict(both, trained, checkpoint_dir=tmp_path / "run", **keywords)
@@ -108,7 +108,7 @@ def test_baselines(sections, tmp_path, monkeypatch, interrupted, looked_at, meth
     interrupted(1 if method == "gene_mean" else 4, hggep.tl.predict, sections["S3"], model, **keywords)
     looked_at.clear()
     hggep.tl.predict(sections["S3"], model, **keywords)
-    assert sum(looked_at) == (0 if method == "gene_mean" else 20)
+    assert sum(looked_at) == (0 if method == "gene_mean" else 30)
     assert_same(sections["S3"], expected)
 
 
@@ -169,7 +169,7 @@ def test_memory_that_is_free_later_does_not_begin_it_anew(sections, trained, tmp
 
 
 @pytest.mark.parametrize("kind", ["features", "described", "predicted"])
-@pytest.mark.parametrize("times", [10, 100])
+@pytest.mark.parametrize("times", [16, 100])
 def test_what_is_lost_is_computed_anew(sections, trained, tmp_path, interrupted, kind, times):
     """A damaged file is named, and may be removed, in the middle and after all is done."""
     expected = hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
@@ -222,7 +222,7 @@ def test_a_slide_goes_on_after_a_kill(sections, trained, tmp_path, looked_at, ti
     assert known > 0
     table = hggep.tl.predict_slides({"slide": tmp_path / "slide.h5ad"}, trained, out, **CHUNKS, **HOW)
     assert table["error"].tolist() == [""]
-    assert sum(looked_at) == 40 - 10 * known
+    assert sum(looked_at) == 40 - 5 * known
     assert [file.name for file in out.iterdir()] == ["slide.h5ad"]
     result = ad.read_h5ad(out / "slide.h5ad")
     expected = hggep.tl.predict(ad.read_h5ad(tmp_path / "slide.h5ad"), trained, copy=True, **CHUNKS, **HOW)

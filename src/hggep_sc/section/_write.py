@@ -111,7 +111,6 @@ def write_prediction(
             f"sections, {len(predictions)} predictions, latent sizes {sorted(map(str, sizes))}"
         )
     n_latent = sizes.pop()
-    latents = None if n_latent is None else np.full((table.n_obs, n_latent), np.nan, dtype=np.float32)
     known = columns >= 0
     targets = np.flatnonzero(known)
     for section, (expression, latent) in zip(sections, predictions, strict=True):
@@ -121,9 +120,12 @@ def write_prediction(
                 f"section {section.name!r}: expression of shape {expected} is expected, with as many rows of "
                 f"latent; found {expression.shape} and {None if latent is None else latent.shape}"
             )
-        if latents is not None:
-            latents[section.obs_rows] = latent
-    layer = _in_the_tables_order(table, sections, [expression for expression, _ in predictions], columns)
+    rows = [section.obs_rows for section in sections]
+    layer = _in_the_tables_order(table.shape, rows, [expression for expression, _ in predictions], columns)
+    latents = None
+    if n_latent is not None:
+        found = [latent for _, latent in predictions if latent is not None]
+        latents = _in_the_tables_order((table.n_obs, n_latent), rows, found, np.arange(n_latent))
 
     lost = pd.Index(genes).difference(table.var_names, sort=False)
     if len(lost):
@@ -156,18 +158,21 @@ def write_prediction(
 
 
 def _in_the_tables_order(
-    table: AnnData, sections: Sequence[Section], predictions: Sequence[np.ndarray], columns: np.ndarray
+    shape: tuple[int, int], rows: Sequence[np.ndarray], predictions: Sequence[np.ndarray], columns: np.ndarray
 ) -> np.ndarray:
-    """Return predictions as a layer, NaN where there is none; of a single one that is in order the very array."""
-    rows = np.concatenate([section.obs_rows for section in sections])
-    in_order = np.array_equal(rows, np.arange(table.n_obs)) and np.array_equal(columns, np.arange(table.n_vars))
-    if in_order and [expression.shape for expression in predictions] == [table.shape]:
+    """Return predictions in a table's shape, NaN where there is none; of a single one that is in order the very array.
+
+    `rows` are those of the table that each is of; `columns` are those of the predictions, below 0 for none.
+    """
+    n_rows, n_columns = shape
+    in_order = np.array_equal(np.concatenate(rows), np.arange(n_rows)) and np.array_equal(columns, np.arange(n_columns))
+    if in_order and [values.shape for values in predictions] == [shape]:
         return np.asarray(predictions[0], dtype=np.float32)  # of a slide it is too large to be there twice
     known = columns >= 0
-    layer = np.full(table.shape, np.nan, dtype=np.float32)
-    for section, expression in zip(sections, predictions, strict=True):
-        layer[np.ix_(section.obs_rows, np.flatnonzero(known))] = expression[:, columns[known]]
-    return layer
+    placed = np.full(shape, np.nan, dtype=np.float32)
+    for of_section, values in zip(rows, predictions, strict=True):
+        placed[np.ix_(of_section, np.flatnonzero(known))] = values[:, columns[known]]
+    return placed
 
 
 def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarray]:

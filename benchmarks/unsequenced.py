@@ -77,7 +77,7 @@ def main() -> None:
     slide = hggep.pp.tile(path, model=model, spacing_um=50)
     heard.messages.clear()
     hggep.tl.predict(slide, model, device=options.device)
-    done = time.perf_counter()
+    done, warned = time.perf_counter(), "; ".join(heard.messages)
     figure, axes = plt.subplots(1, 1 + len(GENES), figsize=(10.5, 4.2), layout="constrained")
     draw_tiles(slide, hggep.pp.tissue_mask(path), axes[0])
     hggep.pl.gene_map(slide, GENES, ax=axes[1:])
@@ -90,7 +90,7 @@ def main() -> None:
         "fit_s": fitted - started,
         "tiles": slide.n_obs,
         "tile_and_predict_s": done - fitted,
-        "warned": "; ".join(heard.messages),
+        "warned": warned,
         **made_by(),
     }
     file = RESULTS / "unsequenced.csv"

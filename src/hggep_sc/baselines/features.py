@@ -1,6 +1,6 @@
 """What a ridge sees of a patch: statistics of colour and texture, and the maps of a pretrained trunk, pooled."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Self
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..checkpoint import Parts
 from ..chunks import described_together
-from ..colours import colour_and_texture
+from ..colours import N_STATISTICS, colour_and_texture
 from ..describe import describe_parts, of_patches
+from ..features import stored_features
 from ..nn import ShuffleNetEncoder
 from ..patches import fields_of_view, say_if_coarse
 from ..section import Section
@@ -86,35 +87,30 @@ def patch_features(
     """
     fields = fields_of_view(config.shared, mpp, section.mpp)
     say_if_coarse(section, fields, config.patch_size)
-    describe = {"colours": of_patches(colour_and_texture)}
+    describe = [of_patches(colour_and_texture)]
     if trunk is not None:
-        describe["trunk"] = of_patches(trunk.to(device).for_inference())
-    kept = kept or Parts(None)
-    parts = described_together(section.xy, None)
-    missing = [section.xy[spots] for spots in parts if spots not in kept]
-    found = []
-    with section.open_image() as image, torch.inference_mode():
-        functions = list(describe.values())
-        described = describe_parts(
-            image, missing, fields, config.patch_size, functions, batch_size=batch_size, device=device
-        )
-        with closing(described):
-            for spots in parts:
-                if spots in kept:
-                    found.append(kept.read(spots))
-                else:
-                    values = [of_spots.flatten(1).cpu() for of_spots in next(described)]
-                    found.append(dict(zip(describe, values, strict=True)))
-                    kept.write(spots, **found[-1])
-                if advance is not None:
-                    advance(len(spots))
-    blocks = []
-    for name in describe:
-        block = np.empty((len(section.xy), found[0][name].shape[1]), dtype=np.float32)
-        for spots, there in zip(parts, found, strict=True):
-            block[spots] = there.pop(name)
-        blocks.append(standardise(block))
-    return np.hstack(blocks)
+        describe.append(of_patches(trunk.to(device).for_inference()))
+
+    def described(parts: Sequence[np.ndarray]) -> Generator[Tensor, None, None]:
+        centres = [section.xy[spots] for spots in parts]
+        with section.open_image() as image:
+            stream = describe_parts(
+                image, centres, fields, config.patch_size, describe, batch_size=batch_size, device=device
+            )
+            with closing(stream):
+                for blocks in stream:
+                    yield torch.cat([block.flatten(1) for block in blocks], dim=1)
+
+    n_colours, n_trunk = N_STATISTICS, 0 if trunk is None else sum(trunk.groups)
+    features = np.empty((len(section.xy), len(fields) * (n_colours + n_trunk)), dtype=np.float32)
+    parts, through = described_together(section.xy, None), stored_features(described, kept or Parts(None), device, None)
+    with torch.inference_mode(), closing(through(parts)) as arriving:
+        for spots, found in zip(parts, arriving, strict=True):
+            features[spots] = found.cpu()
+            if advance is not None:
+                advance(len(spots))
+    blocks = np.split(features, [len(fields) * n_colours], axis=1)
+    return np.hstack([standardise(block) for block in blocks if block.shape[1]])
 
 
 class Moments:

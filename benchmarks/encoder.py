@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -36,9 +37,9 @@ def ways(device: torch.device) -> dict[str, Callable[[torch.Tensor], torch.Tenso
     trained = shufflenet_encoder(Config()).to(device).eval()
     found: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"as trained": trained}
     for name, memory in MEMORY.items():
-        folded = trained.for_inference()
+        folded = deepcopy(trained)
         folded.memory_format = memory
-        folded.backbone.to(memory_format=memory)
+        folded.backbone.fold(memory)
         found[f"folded{name}"] = folded
         found[f"folded{name}, bfloat16"] = torch.autocast(device.type, torch.bfloat16)(folded)
         found[f"folded{name}, compiled"] = torch.compile(folded, dynamic=True)

@@ -106,9 +106,9 @@ def test_paper_sizes():
         "encoder.gem.difference": (9, 6, 56, 56),
         "encoder.gem": (9, 3, 56, 56),
         "encoder.backbone.conv1": (9, 24, 28, 28),
-        "encoder.backbone.stage2": (9, 48, 14, 14),
-        "encoder.backbone.stage3": (9, 96, 7, 7),
-        "encoder.backbone.stage4": (9, 192, 4, 4),
+        "encoder.backbone.stage2.3": (9, 48, 14, 14),
+        "encoder.backbone.stage3.7": (9, 96, 7, 7),
+        "encoder.backbone.stage4.3": (9, 192, 4, 4),
         "encoder.backbone.conv5": (9, 1024, 4, 4),
         "encoder.cbam.0": (9, 96, 7, 7),
         "encoder.cbam.1": (9, 192, 4, 4),
@@ -153,8 +153,8 @@ def test_forward_of_the_paper():
     network, patches, positions = small("paper")
     with torch.no_grad():
         encoder = network.encoder
-        maps = encoder.backbone(encoder.gem(patches[:, 0].float() / 255))
-        stages = [c(m).mean((2, 3)) for c, m in zip(encoder.cbam, (maps.stage3, maps.stage4, maps.conv5), strict=True)]
+        _, *maps = encoder.backbone(encoder.gem(patches[:, 0].float() / 255))  # stages 3 and 4, last convolution
+        stages = [c(m).mean((2, 3)) for c, m in zip(encoder.cbam, maps, strict=True)]
         z = [vit(r(s)) for vit, r, s in zip(network.vit, network.reduce, stages, strict=True)]
         z.append(network.ham(z[0] + z[1] + z[2], positions))
         steps, _ = network.lstm(torch.stack(z, dim=1))

@@ -3,12 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from copy import deepcopy
-from itertools import chain, pairwise
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .cbam import CBAM
 from .gem import GEM
@@ -115,29 +114,35 @@ class ShuffleNetEncoder(Encoder):
             return self.gem(pixels)
         return pixels if self.residual else F.avg_pool2d(pixels, 2)
 
-    def forward(self, patches: Tensor) -> Tensor:
+    def normalise(self, patches: Tensor) -> Tensor:
+        """(N, 3, S, S), 0..255, to pixels as the backbone's weights expect them."""
         # before channels come last: arithmetic is slow where only three lie together
         pixels = (patches / 255).sub_(self.pixel_mean).div_(self.pixel_std)
         # in training, strides other than these crash torch 2.13's convolutions on the CPU
-        found = self.backbone(self.enhance(pixels.contiguous(memory_format=self.memory_format)))
-        maps = [getattr(found, stage) for stage in self.stages]
-        plain = torch.cat([_average(stage) for stage in maps], dim=1)
-        if self.cbam is None:
+        return pixels.contiguous(memory_format=self.memory_format)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        maps = self.backbone(self.enhance(self.normalise(patches)))
+        found = dict(zip(STAGES, map(self._averages, STAGES, maps), strict=True))
+        of_stages = zip(*(found[stage] for stage in self.stages), strict=True)
+        plain, *weighed = (torch.cat(averages, dim=1) for averages in of_stages)
+        if not weighed:
             return plain
-        weighed = torch.cat([_average(cbam(stage)) for cbam, stage in zip(self.cbam, maps, strict=True)], dim=1)
-        return weighed if self.cbam_scale is None else plain + self.cbam_scale * weighed
+        return weighed[0] if self.cbam_scale is None else plain + self.cbam_scale * weighed[0]
+
+    def _averages(self, stage: str, maps: Tensor) -> list[Tensor]:
+        """Average a stage's maps, and what a CBAM makes of them; nothing of a stage that is not read."""
+        if stage not in self.stages:
+            return []
+        weighed = [] if self.cbam is None else [self.cbam[self.stages.index(stage)](maps)]
+        return [_average(of_stage) for of_stage in (maps, *weighed)]
 
     def for_inference(self) -> "ShuffleNetEncoder":
-        """Return a copy whose convolutions do what the batch normalisation after them did, channels last on a CPU."""
+        """Return a copy whose batch normalisations are folded into convolutions, channels last on a CPU."""
         fast = deepcopy(self).eval().requires_grad_(False)
-        for block in list(fast.backbone.modules()):
-            if isinstance(block, nn.Sequential):
-                for i, (conv, norm) in enumerate(pairwise(block)):
-                    if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                        block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
         if self.pixel_mean.device.type == "cpu":
             fast.memory_format = torch.channels_last
-            fast.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+        fast.backbone.fold(fast.memory_format)
         return fast
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from anndata import AnnData
 from scipy.spatial import KDTree
 
 import hggep_sc as hggep
+from hggep_sc.checkpoint import Checkpoint
 from hggep_sc.chunks import chunks_with_halo, predict_in_chunks, spatial_chunks
-from hggep_sc.features import features_of
+from hggep_sc.features import features_of, stored_features
 from hggep_sc.metrics import pearson
 from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.patches import fields_of_view
@@ -111,8 +113,8 @@ def peak_memory() -> int:
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
-def growth(n: int) -> dict[str, float]:
-    """CPU seconds and peak memory of predicting n spots of a square array from random features."""
+def growth(n: int, where: str) -> dict[str, object]:
+    """CPU seconds and peaks of predicting n spots of a square array from random features, which wait in `where`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = hggep.Config()
@@ -126,11 +128,16 @@ def growth(n: int) -> dict[str, float]:
 
     with torch.inference_mode():
         network.decode(torch.rand(512, 4, 336), positions[:512])  # what a first call costs once
-    before, started = psutil.Process().memory_info().rss, time.process_time()
-    outputs = predict_in_chunks(network, random_features, xy, positions, config, name="random", max_spots=512)
+    known = Checkpoint()
+    with known.with_features_on_disk() if where == "disk" else nullcontext(known) as known:
+        before, started = psutil.Process().memory_info().rss, time.process_time()
+        how = {"name": "random", "max_spots": 512, "checkpoint": known}
+        features = stored_features(random_features, known.features, positions.device, None)
+        outputs = predict_in_chunks(network, features, xy, positions, config, **how)
     taken, results, peak = time.process_time() - started, sum(output.nbytes for output in outputs), peak_memory()
     return {
         "spots": len(xy),
+        "features_wait_in": where,
         "seconds": taken,
         "peak_mib": peak / 2**20,
         "results_mib": results / 2**20,
@@ -145,8 +152,11 @@ def markdown(table: pd.DataFrame) -> list[str]:
 
 
 def report(compared: pd.DataFrame, grown: pd.DataFrame) -> str:
-    time_ratio = grown.seconds[1] / grown.seconds[0]
-    memory = grown.peak_mib - grown.results_mib
+    ratios = []
+    for where, rows in grown.groupby("features_wait_in", sort=False):
+        few, many = rows.to_dict("records")
+        of_memory = (many["peak_mib"] - many["results_mib"]) / (few["peak_mib"] - few["results_mib"])
+        ratios.append(f"{many['seconds'] / few['seconds']:.2f} and {of_memory:.2f} times as much ({where})")
     return "\n".join(
         [
             "# Prediction in chunks",
@@ -164,10 +174,10 @@ def report(compared: pd.DataFrame, grown: pd.DataFrame) -> str:
             "",
             *markdown(grown),
             "",
-            f"From {grown.spots[0]:,} to {grown.spots[1]:,} spots: time times {time_ratio:.2f}, peak memory of the "
-            f"process without the results times {memory[1] / memory[0]:.2f}. Random features, eight views, chunks of "
-            "512; CPU seconds of one thread, measured beside other work. `held_mib` is what the prediction takes "
-            "beyond results, model and libraries.",
+            f"From {min(SPOTS):,} to {max(SPOTS):,} spots, time and peak memory of the process without the results are "
+            f"{', '.join(ratios)}. Features that a later chunk needs wait on disk where a CPU predicts, and in memory "
+            "on a GPU. Random features, eight views, chunks of 512; CPU seconds of one thread. `held_mib` is what the "
+            "prediction takes beyond results, model and libraries.",
             "",
             f"hggep_sc {hggep.__version__}, torch {torch.__version__}, NumPy {np.__version__}, Python "
             f"{platform.python_version()}, {platform.machine()}, {psutil.cpu_count()} cores.",
@@ -191,7 +201,8 @@ def main() -> None:
         compared = pd.DataFrame([row for case in cases for row in agreement(*case)])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        grown = pd.DataFrame(list(pool.map(growth, SPOTS)))
+        sizes = [(n, where) for where in ("memory", "disk") for n in SPOTS]
+        grown = pd.DataFrame(list(pool.map(growth, *zip(*sizes, strict=True))))
     compared.to_csv(RESULTS / "chunks.csv", index=False, float_format="%.4g")
     grown.to_csv(RESULTS / "chunks_growth.csv", index=False, float_format="%.4g")
     (RESULTS / "chunks.md").write_text(report(compared, grown))

@@ -1,4 +1,4 @@
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,28 @@ def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
         assert list(parts) == []
         parts.remove(SPOTS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, OSError])
+def test_features_alone_wait_in_a_temporary_folder(tmp_path, monkeypatch, error):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ends = nullcontext() if error is None else pytest.raises(error)
+    with ends, Checkpoint().with_features_on_disk() as known:
+        for parts in (known.features, known.described, known.predicted):
+            parts.write(SPOTS, features=VALUES)
+        assert torch.equal(known.features.read(SPOTS)["features"], VALUES)
+        assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 1
+        assert SPOTS not in known.described
+        assert SPOTS not in known.predicted
+        if error is not None:
+            raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_wait_in_the_checkpoint_that_keeps_them(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    with checkpoint.with_features_on_disk() as known:
+        assert known is checkpoint
 
 
 def test_an_interruption_while_writing_leaves_what_was_there(tmp_path, monkeypatch):

@@ -10,7 +10,9 @@ import torch
 from scipy.spatial import KDTree
 
 from hggep_sc import Config
+from hggep_sc.checkpoint import Checkpoint
 from hggep_sc.chunks import CORE, chunks_with_halo, predict_in_chunks, spatial_chunks, spots_at_once
+from hggep_sc.features import stored_features
 from hggep_sc.nn import HGGEPNetwork, Output, average_views
 
 
@@ -266,6 +268,45 @@ def test_features_are_computed_once_and_let_go():
     assert [len(spots) for spots in asked] == [len(spots) for spots in spatial_chunks(xy, 50)]  # as the cores are
     assert len(asked) == 128
     assert max(most) <= 8
+
+
+def test_features_wait_on_disk_where_the_checkpoint_keeps_them():
+    xy = grid(40, 50)
+    everything = torch.randn(2000, 2, 3, generator=torch.Generator().manual_seed(0))
+
+    def predicted(checkpoint):
+        network, alive, held, files = Smoother(), WeakSet(), [], []
+        decode = network.decode
+
+        def computed(parts):
+            for spots in parts:
+                values = everything[spots]
+                alive.add(values)
+                yield values
+                del values
+
+        def noted(*given):
+            held.append(len(alive))
+            files.append(len(list(checkpoint.features)))
+            return decode(*given)
+
+        network.decode = noted
+        features = stored_features(computed, checkpoint.features, torch.device("cpu"), None)
+        positions = torch.from_numpy(xy).float()
+        how = {"name": "A", "max_spots": 100, "checkpoint": checkpoint}
+        result = predict_in_chunks(network, features, xy, positions, Config(), **how)
+        return result, max(held), max(files)
+
+    expected, held_in_memory, none = predicted(Checkpoint())
+    with Checkpoint().with_features_on_disk() as known:
+        found, held, files = predicted(known)
+        assert list(known.features) == []
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert held_in_memory > 10
+    assert held == 1  # the last that was computed
+    assert none == 0
+    assert held_in_memory - 5 < files < held_in_memory + 5  # those along the border, not all 64
 
 
 def test_out_of_memory_halves_the_chunks(features, caplog):

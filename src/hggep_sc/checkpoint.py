@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,12 @@ class Parts:
     ----------
     folder
         Where the files are. None: nothing is kept.
+    remedy
+        What to do where they cannot be written, for the error.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, remedy: str = "") -> None:
+        self._folder, self._remedy = folder, remedy
 
     def _file(self, spots: np.ndarray) -> Path | None:
         return None if self._folder is None else self._folder / f"{spots[0]}{SUFFIX}"
@@ -59,13 +62,25 @@ class Parts:
         return tensors
 
     def write(self, spots: np.ndarray, **tensors: Tensor) -> None:
-        """Put away the tensors of a part."""
-        if (file := self._file(spots)) is not None:
+        """Put away the tensors of a part.
+
+        Raises
+        ------
+        OSError
+            If there is no room for them on disk, for instance.
+        """
+        if (file := self._file(spots)) is None:
+            return
+        named = {SPOTS: torch.from_numpy(spots), **tensors}
+        content = save({name: tensor.cpu().contiguous() for name, tensor in named.items()})
+        try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            named = {SPOTS: torch.from_numpy(spots), **tensors}
-            content = save({name: tensor.cpu().contiguous() for name, tensor in named.items()})
             with replacing(file) as part:
                 part.write_bytes(content)
+        except OSError as error:
+            if not self._remedy:
+                raise
+            raise OSError(f"{error}: {self._remedy}") from error
 
     def remove(self, spots: np.ndarray) -> None:
         """Forget the tensors of a part."""
@@ -100,6 +115,18 @@ class Checkpoint:
         self.features, self.described, self.predicted = (
             Parts(folder and folder / name) for name in ("features", "described", "predicted")
         )
+
+    @contextmanager
+    def with_features_on_disk(self) -> Iterator["Checkpoint"]:
+        """Give this, or, if it keeps nothing, one that keeps features alone, in a temporary folder."""
+        if self._folder is not None:
+            yield self
+            return
+        remedy = "features of a large section wait there; set TMPDIR to a folder with room"
+        with TemporaryDirectory(prefix="hggep_sc_") as folder:
+            other = Checkpoint()
+            other.features = Parts(Path(folder), remedy)
+            yield other
 
     def in_chunks(self, spots_of_a_chunk: Callable[[], int]) -> tuple["Checkpoint", int]:
         """Return what is known of the section in chunks, and of how many spots they are.

@@ -302,8 +302,8 @@ def _features_of(
 ) -> Generator[Tensor, None, None]:
     """Give the features of each chunk in turn.
 
-    They are computed by `parts`, a partition of the spots, and held until no later chunk needs them: in memory are
-    the parts along the border between what is predicted and what is not, not the section.
+    They are computed by `parts`, a partition of the spots. Those along the border between what is predicted and what is
+    not wait until no later chunk needs them: on disk, where the checkpoint keeps them, else in memory, as on a GPU.
     """
     n = sum(map(len, parts))
     part_of, row_of = np.empty(n, dtype=int), np.empty(n, dtype=int)
@@ -312,18 +312,31 @@ def _features_of(
     needed = [np.unique(part_of[chunk.spots]) for chunk in chunks]
     unknown = [i for i, spots in enumerate(parts) if spots not in checkpoint.described]  # whatever has been predicted
     last_use = {part: i for i, of_chunk in enumerate(needed) for part in of_chunk}
+    arrived: set[int] = set()
     held: dict[int, Tensor] = {}
     with closing(features([parts[part] for part in dict.fromkeys(chain(*needed, unknown))])) as arriving:
+
+        def of_part(part: int) -> Tensor:
+            if part in arrived:
+                return held[part] if part in held else checkpoint.features.read(parts[part])["features"]
+            found = next(arriving)
+            arrived.add(part)
+            if found.device.type != "cpu" or parts[part] not in checkpoint.features:
+                held[part] = found
+            return found
+
         for i, ((spots, _), of_chunk) in enumerate(zip(chunks, needed, strict=True)):
-            held |= {part: next(arriving) for part in of_chunk if part not in held}
-            some = held[of_chunk[0]]
-            seen = some.new_empty((len(spots), *some.shape[1:]))
+            seen: Tensor | None = None
             for part in of_chunk:
+                found = of_part(part)
+                seen = found.new_empty((len(spots), *found.shape[1:])) if seen is None else seen
                 here = part_of[spots] == part
-                seen[here] = held[part][row_of[spots[here]]]
-            done = [part for part in held if last_use[part] == i]
+                seen[here] = found[row_of[spots[here]]]
+            assert seen is not None  # a chunk has spots
+            del found
+            done = [part for part in of_chunk if last_use[part] == i]
             for part in done:
-                del held[part]
+                held.pop(part, None)
             yield seen
             for part in done:  # the chunk has been predicted
                 checkpoint.features.remove(parts[part])

@@ -55,7 +55,7 @@ class _Memory:
 
     def keep(self, section: "Section", key: Hashable, features: Tensor) -> None:
         """Keep features of a section, unless no other call will see it."""
-        if section in _used_once:
+        if is_used_once(section):
             return
         with self._lock:
             self._kept.setdefault(section, {})[key] = next(self._uses), features
@@ -75,6 +75,11 @@ def use_once(sections: "Iterable[Section]") -> None:
     """Keep no features of sections that no other call will see."""
     for section in sections:
         _used_once.add(section)
+
+
+def is_used_once(section: "Section") -> bool:
+    """Whether no other call will see a section, so that nothing of it is kept."""
+    return section in _used_once
 
 
 def kept_colours(section: "Section", fields: tuple[float, ...], patch_size: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from .features import (
     Spool,
     features_of,
     is_frozen,
+    is_used_once,
     kept_colours,
     make_encoder,
     stored_features,
@@ -248,6 +249,8 @@ class HGGEP:
         ------
         ValueError
             If `batch_size` or `chunk_spots` is below 1.
+        OSError
+            If there is no room on disk for what waits there.
         """
         if chunk_spots is not None and chunk_spots < 1:
             raise ValueError(f"chunk_spots={chunk_spots} must be at least 1")
@@ -263,7 +266,8 @@ class HGGEP:
         known, max_spots = (checkpoint or Checkpoint()).in_chunks(
             lambda: spots_at_once(len(section.xy), self.config, target, name=section.name, chunk_spots=chunk_spots)
         )
-        with Spool() as encoded:
+        waits = looks and target.type == "cpu" and max_spots < len(section.xy) and is_used_once(section)
+        with Spool() as encoded, known.with_features_on_disk() if waits else nullcontext(known) as known:
             features = self._features(section, target, spots_per_batch(batch_size), average_flips, colours)
             features = stored_features(features, known.features, target, colours)
             expression, latent = predict_in_chunks(

@@ -55,7 +55,7 @@ def test_trunk_pools_the_backbones_stages(patches, weights):
     backbone.load_state_dict(torch.load(weights, weights_only=True))
     with torch.inference_mode():
         maps = backbone(torch.from_numpy(patches).float() / 255)
-        expected = np.hstack([stage.numpy().mean((2, 3)) for stage in [*maps][:3]])
+        expected = np.hstack([stage.numpy().mean((2, 3)) for stage in maps[:3]])
         found = Trunk.pretrained(weights, 0)(torch.from_numpy(patches))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
 

@@ -231,7 +231,10 @@ def test_a_module_that_gives_several_tensors_is_refused():
 # --- inference
 
 
-@pytest.mark.parametrize("settings", [{}, {"gem": True, "cbam": True}, {"frozen": False}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gem": True, "cbam": True}, {"frozen": False}, {"stages": ("stage4", "conv5", "stage2"), "residual": False}],
+)
 @pytest.mark.parametrize("n", [1, 10])
 @pytest.mark.parametrize("size", [16, 32, 45])
 def test_for_inference_gives_the_same(settings, n, size):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from hggep_sc.nn import STAGES
 from hggep_sc.nn.shufflenet import ShuffleNetV2, shuffle
 
 
@@ -23,7 +24,7 @@ def test_agrees_with_torchvision(shared):
     with torch.no_grad():
         maps = network(x)
         stem = network.conv1(x)
-    for name, found in {"conv1": stem, **maps._asdict()}.items():
+    for name, found in {"conv1": stem, **dict(zip(STAGES, maps, strict=True))}.items():
         np.testing.assert_allclose(found.numpy(), stored[name], atol=1e-5, err_msg=name)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 import hggep_sc as hggep
 import hggep_sc.describe as describe_module
 from helpers import assert_same
+from hggep_sc.section import open_sections
 
 HOW = {"device": "cpu", "progress": False}
 CHUNKS = {"chunk_spots": 16}  # of 40 spots: in eight parts to describe
@@ -203,6 +204,37 @@ def test_a_full_disk_is_named_and_the_object_is_unchanged(sections, trained, tmp
             hggep.tl.predict(sections["S3"], trained, checkpoint_dir=tmp_path / "run", **HOW)
     assert_same(sections["S3"], before)
     hggep.tl.predict(sections["S3"], trained, checkpoint_dir=tmp_path / "run", **HOW)
+
+
+def test_a_full_temporary_disk_is_named_and_the_object_is_unchanged(sections, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = sections["S3"].copy()
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=rf"{tmp_path}.*No space left.*: features .* wait there; set TMPDIR"):
+        hggep.tl.predict(sections["S3"], trained, **CHUNKS, **HOW)
+    assert_same(sections["S3"], before)
+    assert list(tmp_path.iterdir()) == []
+    hggep.tl.predict(sections["S3"], trained, **HOW)  # a section that is one chunk needs no disk
+    assert len(sections["S3"].layers) == len(before.layers) + 1
+
+
+def test_embeddings_do_not_wait_on_disk(sections, monkeypatch):
+    for section in sections.values():
+        section.obsm["X_foreign"] = np.random.default_rng(0).random((section.n_obs, 6), dtype=np.float32)
+    model = hggep.tl.fit(sections["S1"], genes=20, encoder="X_foreign", config={"epochs": 1}, progress=False)
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: 1 / 0)
+    hggep.tl.predict(sections["S3"], model, **CHUNKS, **HOW)
+
+
+def test_features_that_are_kept_for_another_use_do_not_wait_on_disk(sections, trained, monkeypatch):
+    (section,) = open_sections(sections["S3"])
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: 1 / 0)
+    for _ in range(2):
+        trained.predict(section, device="cpu", **CHUNKS)
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ class ShuffleNetEncoder(Encoder):
         return pixels.contiguous(memory_format=self.memory_format)
 
     def forward(self, patches: Tensor) -> Tensor:
-        maps = self.backbone(self.enhance(self.normalise(patches)))
+        maps = self.backbone.maps(self.enhance(self.normalise(patches)))
         found = dict(zip(STAGES, map(self._averages, STAGES, maps), strict=True))
         of_stages = zip(*(found[stage] for stage in self.stages), strict=True)
         plain, *weighed = (torch.cat(averages, dim=1) for averages in of_stages)

@@ -81,7 +81,7 @@ class FoldedBranch:
     """The convolutions of a branch, each of which does what the batch normalisation after it did, and their ReLUs.
 
     A function that computes what the branch does in eval mode, where its weights are now: calls of so many small
-    modules take a tenth of an encoder's time on a CPU, whose threads wait for each other in them.
+    modules take a tenth of an encoder's time on a CPU, as only one thread at a time can be in Python.
     """
 
     def __init__(self, branch: nn.Sequential, memory_format: torch.memory_format) -> None:
@@ -120,21 +120,25 @@ class ShuffleNetV2(nn.Module):
         self.stage4 = stage(CHANNELS[1], CHANNELS[2], REPEATS[2])
         self.conv5 = nn.Sequential(*pointwise(CHANNELS[2], LAST))
 
-    def forward(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield the maps of stages 2 to 4 and of the last convolution; x: (N, 3, H, W).
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of stages 2 to 4 and of the last convolution; x: (N, 3, H, W).
 
         Of a 112 px patch these are (48, 28, 28), (96, 14, 14), (192, 7, 7) and (1024, 7, 7); with the stem's max-pool
-        of half the size. Each is let go of as soon as the next needs it no more: what is held is not in the cache.
+        of half the size.
         """
+        return tuple(self.maps(x))
+
+    def maps(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield them one by one, holding no more than the next takes: memory that is held does not serve the cache."""
         x = self.pool(self.conv1(x))
-        for stage in (self.stage2, self.stage3, self.stage4):
-            for unit in stage:
+        for units in (self.stage2, self.stage3, self.stage4):
+            for unit in units:
                 x = unit(x)
             yield x
         yield self.conv5(x)
 
     def fold(self, memory_format: torch.memory_format) -> None:
-        """Make a function of every branch: for inference, where the network is, on what has this memory format."""
+        """Replace every branch by a function, on what has this memory format: for inference, and not to be moved."""
         for module in list(self.modules()):
             for name, branch in list(module.named_children()):
                 if isinstance(branch, nn.Sequential) and any(isinstance(part, nn.BatchNorm2d) for part in branch):

@@ -101,7 +101,7 @@ def predict(
         For input that cannot be used, and a `checkpoint_dir` that is another prediction's or in use; the message names
         the slot and the remedy, and `data` is unchanged.
     OSError
-        If the disk of `checkpoint_dir` is full; `data` is unchanged.
+        If the disk of `checkpoint_dir` or of the temporary folder is full; `data` is unchanged.
     KeyboardInterrupt
         At Ctrl-C; the message says how to go on, and `data` is unchanged.
     """

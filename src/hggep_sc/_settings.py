@@ -1,10 +1,24 @@
 """Defaults a user may change, in one object: `hggep_sc.settings`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+# what is looked for in input, by the name that `settings.skip_checks` switches it off by
+CHECKS = {
+    "images_agree": "all images of a section show the same tissue, at the sizes that their scale factors say",
+    "spots_on_tissue": "spots that were counted under tissue lie on tissue in the image",
+    "one_section": "no array position and no barcode occurs twice within a section",
+    "scale_plausible": "um per px lie between 0.05 and 20",
+    "scales_agree": "um per px agree where several sources tell them: the call, the object, the file, the spots",
+    "pixel_range": "pixels fill the range of their data type",
+    "channels": "the image's channels are red, green, blue and, if any, transparency",
+    "orientation": "the image file asks for no turn or mirroring",
+    "spot_pitch": "spots are as far apart as those that the model was trained on",
+    "training_neighbours": "predicted spots do not lie beside training spots of the same image",
+}
 
 
 def _cache_dir() -> Path:
@@ -40,6 +54,9 @@ class Settings:
     tile_cache
         Bytes of decoded tiles that each open image keeps, so that overlapping patches decode a compressed tile once;
         512 MiB hold two rows of tiles of a slide 100,000 px wide. 0 keeps none.
+    skip_checks
+        Names of checks of the input that are left out, for data that are right although they look wrong. Every message
+        of a check ends with its name.
     """
 
     device: str = "auto"
@@ -49,11 +66,41 @@ class Settings:
     patch_memory: int = 4 * 2**30
     feature_memory: int = 2**30
     tile_cache: int = 2**29
+    skip_checks: frozenset[str] = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _checked(name, value))
 
     def take(self, values: Mapping[str, Any]) -> None:
         """Set what another process has set, as `dataclasses.asdict` gives it."""
         for name, value in values.items():
             setattr(self, name, value)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return a setting's value as its own type, refusing what is none."""
+    here = f"hggep_sc.settings.{name}={value!r}"
+    if name in ("dataset_dir", "cache_dir"):
+        if not isinstance(value, str | Path):
+            raise TypeError(f"{here} must be the path of a folder")
+        return Path(value).expanduser()
+    if name in ("patch_memory", "feature_memory", "tile_cache"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{here} must be a number of bytes, 0 or more")
+        return int(value)
+    if name == "progress" and not isinstance(value, bool):
+        raise TypeError(f"{here} must be True or False")
+    if name == "device" and not isinstance(value, str):
+        raise TypeError(f"{here} must be the name of a device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
+    if name == "skip_checks":
+        if isinstance(value, str) or not isinstance(value, Collection):
+            raise TypeError(f"{here} must be a set of names, such as {{'images_agree'}}")
+        if unknown := sorted(str(check) for check in value if check not in CHECKS):
+            raise ValueError(f"{here}: there is no check {', '.join(unknown)}; there are {', '.join(CHECKS)}")
+        return frozenset(value)
+    if name not in Settings.__dataclass_fields__:
+        raise AttributeError(f"hggep_sc.settings has no {name!r}; it has {', '.join(Settings.__dataclass_fields__)}")
+    return value
 
 
 settings = Settings()

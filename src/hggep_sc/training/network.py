@@ -155,9 +155,10 @@ class EpochOrder(Sampler[int]):
         return -(-self.n // self.devices.number)
 
     def __iter__(self) -> Iterator[int]:
+        # drawn when the first is asked for: Lightning iterates over a resumed epoch before it calls `set_epoch`
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
         even = np.resize(order, len(self) * self.devices.number)
-        return iter(even[self.devices.rank :: self.devices.number].tolist())
+        yield from even[self.devices.rank :: self.devices.number].tolist()
 
 
 def _run(

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ._random import own_random_state
 from ._settings import settings
 from .baselines.features import Moments
 from .checkpoint import Checkpoint
@@ -41,6 +42,7 @@ from .nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork
 from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_differs, spots_per_batch
 from .section import Section, require_counts
 from .storage import IncompleteError, load_model, save_model
+from .training.checkpoint import folder_of_fit
 from .training.devices import Devices, Strategy
 from .training.fit import train
 from .training.split import held_out_spots
@@ -175,25 +177,30 @@ class HGGEP:
         chosen = training_genes(learnt, genes)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp = model_mpp(learnt)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # for what the weights lack
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        with (
+            folder_of_fit(folder, resume, writes=targets.rank == 0),
+            own_random_state(seed),
+            torch.inference_mode(False),
+            torch.enable_grad(),  # also where the caller goes without; Lightning would leave it on
+        ):
             eye = make_encoder(encoder, config, weights)
-        trained = train(
-            sections,
-            chosen,
-            scale,
-            config,
-            encoder=eye,
-            mpp=mpp,
-            weights=weights,
-            held_out=held_out,
-            seed=seed,
-            devices=targets,
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            progress=settings.progress if progress is None else progress,
-        )
+            trained = train(
+                sections,
+                chosen,
+                scale,
+                config,
+                encoder=eye,
+                mpp=mpp,
+                weights=weights,
+                held_out=held_out,
+                seed=seed,
+                devices=targets,
+                checkpoint_dir=folder,
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                progress=settings.progress if progress is None else progress,
+            )
         fingerprint = Fingerprint.of(sections, chosen)
         return cls(
             trained.network,

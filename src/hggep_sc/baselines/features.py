@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._random import own_random_state
 from ..checkpoint import Parts
 from ..chunks import described_together
 from ..colours import N_STATISTICS, colour_and_texture
@@ -33,8 +34,7 @@ class Trunk(ShuffleNetEncoder):
         path = locate_weights(weights)
         if path is None:
             return None
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # for entries that the file lacks
+        with own_random_state(seed):  # for entries that the file lacks
             trunk = cls()
         load_pretrained(trunk, path)
         return trunk.eval()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,6 @@ from .folds import Fold, FoldResult, Task
 from .store import FoldStore
 
 logger = logging.getLogger(__name__)
-
-_training = Lock()  # a fit draws from the process's random state, which threads share
 
 
 def tasks_of(
@@ -153,8 +150,7 @@ def run_task(task: Task) -> FoldResult:
     package_settings.take(task.package_settings)
     device = resolve_device(task.settings["device"])
     started = time.perf_counter()
-    with _training:
-        model = fit_method(task.training, **task.settings)
+    model = fit_method(task.training, **task.settings)
     fitted = time.perf_counter()
     predictions = {section.name: model.predict(section, device=str(device))[0] for section in task.test}
     predicted = time.perf_counter()

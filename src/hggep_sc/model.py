@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ._finite import require_finite_model, require_finite_prediction
 from ._random import own_random_state
 from ._settings import settings
 from .baselines.features import Moments
@@ -95,6 +96,9 @@ class HGGEP:
         linear: LinearPath | None = None,
         confidence: Confidence | None = None,
     ) -> None:
+        own = not isinstance(network, PublishedNetwork) and isinstance(network.encoder, ModuleEncoder)
+        state = {name: values for name, values in network.state_dict().items() if not own or "encoder." not in name}
+        require_finite_model({**state, **({} if linear is None else linear.tensors())})
         self.network = network.eval()
         self.config = config
         self.genes = list(genes)
@@ -255,7 +259,7 @@ class HGGEP:
         Raises
         ------
         ValueError
-            If `batch_size` or `chunk_spots` is below 1.
+            If `batch_size` or `chunk_spots` is below 1, or what is predicted is NaN or infinite.
         OSError
             If there is no room on disk for what waits there.
         """
@@ -297,6 +301,7 @@ class HGGEP:
                 if colours is not None:
                     fill_in_colours(colours, section, fields, size)
                 add_linear(expression, self.linear, encoded, moments, colours)
+        require_finite_prediction(section.name, expression, latent)
         return expression, latent
 
     def _require_length(self, section: Section) -> None:
@@ -495,9 +500,9 @@ class HGGEP:
         config = Config.from_preset("published")
         try:
             network = _filled(config, n_genes, state, None, None)
-        except RuntimeError as error:
+            return cls(network, config, genes, mpp=mpp, fingerprint=Fingerprint.empty())
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
-        return cls(network, config, genes, mpp=mpp, fingerprint=Fingerprint.empty())
 
 
 def _filled(

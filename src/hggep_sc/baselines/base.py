@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._finite import require_finite_model, require_finite_prediction
 from .._progress import over_sections
 from ..checkpoint import Checkpoint, Parts
 from ..device import resolve_device
@@ -75,6 +76,7 @@ class Baseline(ABC):
         self.genes = list(genes)
         self.arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         self.trunk = trunk
+        require_finite_model({**self._array_tensors(), **self._trunk_state()})
         self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         self.mpp = mpp
         self.fingerprint = fingerprint
@@ -182,7 +184,8 @@ class Baseline(ABC):
         Raises
         ------
         ValueError
-            If `average_flips` or `chunk_spots` is set, or `batch_size` is below 1.
+            If `average_flips` or `chunk_spots` is set, or `batch_size` is below 1; if what is predicted is NaN or
+            infinite.
         """
         if average_flips:
             raise ValueError(f"average_flips=True is for HGGEP: method={self.method!r} has no use for it")
@@ -202,7 +205,9 @@ class Baseline(ABC):
         )
         centred, latent = self._respond(features)
         expression = (self.arrays["gene_mean"] + centred).astype(np.float32)
-        return expression, None if latent is None else latent.astype(np.float32)
+        latent = None if latent is None else latent.astype(np.float32)
+        require_finite_prediction(section.name, expression, *([] if latent is None else [latent]))
+        return expression, latent
 
     @classmethod
     def _features(

@@ -2,9 +2,9 @@
 
 import json
 import logging
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._files import read_regular
 from ._lock import alone_in
-from ._replace import replacing
+from ._replace import is_under_way, replacing
 from ._sealed import sealed, unsealed
 
 logger = logging.getLogger(__name__)
@@ -162,8 +163,7 @@ def open_checkpoints(
         If it holds something else, is damaged, or another process is at work on it.
     """
     given, mark = f"checkpoint_dir={str(folder)!r}", folder / IDENTITY
-    ours = {IDENTITY, f"{IDENTITY}.part", LOCK}
-    strange = folder.exists() and (not folder.is_dir() or any(file.name not in ours for file in folder.iterdir()))
+    strange = folder.exists() and (not folder.is_dir() or not all(_is_mark(file.name) for file in folder.iterdir()))
     if strange and not mark.exists():
         raise ValueError(f"{given} is there, and not of a {of}: choose another folder")
     with alone_in(folder, LOCK, given):
@@ -177,12 +177,34 @@ def open_checkpoints(
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a folder that `open_checkpoints` made; where that fails, a warning says so."""
+    """Remove what `open_checkpoints` keeps in a folder, unless a process is at work on it; where it fails, warn.
+
+    Files that are of something else stay, and the folder with them.
+    """
+    from filelock import FileLock, Timeout
+
     if not (folder / IDENTITY).exists():
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            for entry in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+                with suppress(OSError):
+                    if entry.is_dir():
+                        entry.rmdir()
+                    elif _is_mark(entry.name) or re.fullmatch(rf"\d+{re.escape(SUFFIX)}", entry.name):
+                        entry.unlink()
+            folder.rmdir()
+    except Timeout:
+        return
+    except OSError:  # such as that the folder is not empty
+        pass
     if folder.exists():
         logger.warning("%s could not be removed, and is no longer needed", folder)
+
+
+def _is_mark(name: str) -> bool:
+    """Whether a file is what marks a folder, or on its way to be."""
+    return name in (IDENTITY, LOCK) or is_under_way(name)
 
 
 def _require_same(mark: Path, wanted: Mapping[str, Any], given: str, of: str) -> None:
@@ -199,7 +221,7 @@ def _require_same(mark: Path, wanted: Mapping[str, Any], given: str, of: str) ->
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        tensors, _ = unsealed(file.read_bytes())
+        tensors, _ = unsealed(read_regular(file))
         tensors[SPOTS]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}): remove it, and what it held is computed anew") from error

@@ -14,6 +14,8 @@ def resolve_device(device: str) -> torch.device:
     ValueError
         For an unknown device, or one that this machine does not have.
     """
+    if not isinstance(device, str | torch.device):  # of a number torch makes a GPU
+        raise TypeError(f"device={device!r} must be a name: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
     if device == "auto":
         device = settings.device
     if device == "auto":

@@ -519,6 +519,9 @@ def _filled(
         published.load_state_dict(state, assign=True)
         return published
     given = _required_module(entry, module, config)
+    layers = config.ensemble * max(1, config.vit_depth * config.vit + config.lstm_layers * config.lstm)
+    if layers > len(state):  # none of them is without a tensor
+        raise ValueError(f"its configuration asks for {layers} layers, and there are {len(state)} tensors")
     with torch.device("meta"):
         encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
         n_fields = len(next(value for name, value in state.items() if name.endswith("feature_mean")))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ._validators import whole
 from .config import Config
 
 if TYPE_CHECKING:
@@ -51,11 +52,7 @@ def fields_of_view(config: Config, model_mpp: float | None, section_mpp: float |
 
 def spots_per_batch(batch_size: int | None) -> int:
     """Spots whose patches are held at once: as asked for, else 64."""
-    if batch_size is None:
-        return BATCH_SPOTS
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
-    return batch_size
+    return BATCH_SPOTS if batch_size is None else whole("batch_size", batch_size)
 
 
 def say_if_scale_differs(section: "Section", model_mpp: float | None) -> None:

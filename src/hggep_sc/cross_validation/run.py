@@ -227,10 +227,16 @@ def run_tasks(
 
 
 def _keep(store: FoldStore | None, task: Task, result: FoldResult) -> None:
-    """Store a result; a full disk costs the file, not the run."""
+    """Store a result; a full disk, or whatever a library makes of it, costs the file, not the run."""
     if store is None:
         return
     try:
         store.write(task, result)
-    except OSError as error:
-        logger.warning("%s could not be stored in %s, and will have to be run again: %s", task.name, store.path, error)
+    except Exception as error:  # noqa: BLE001 - as above
+        logger.warning(
+            "%s could not be stored, and will be run again by the next call: make room in %s. Its result is returned "
+            "all the same. %s",
+            task.name,
+            store.path,
+            error,
+        )

@@ -13,7 +13,14 @@ from ._section import Section, require_counts
 from ._spots import array_places, under_tissue
 from ._values import listed
 from ._whole_image import image_of
-from ._write import read_prediction, require_no_backed_view, require_writable, write_prediction
+from ._write import (
+    read_prediction,
+    require_free,
+    require_key,
+    require_no_backed_view,
+    require_writable,
+    write_prediction,
+)
 
 __all__ = [
     "CountMatrix",
@@ -30,6 +37,8 @@ __all__ = [
     "open_sections",
     "read_prediction",
     "require_counts",
+    "require_free",
+    "require_key",
     "require_no_backed_view",
     "require_writable",
     "section_column",

@@ -61,7 +61,8 @@ def fit(
         "hggep", the network; or a baseline that it has to beat: "gene_mean", "nearest_patches", "ridge",
         "low_rank_ridge" (see `hggep_sc.baselines`).
     genes
-        Genes to predict: names, or how many of the most variable over the training sections (None: 1,000).
+        Genes to predict: names, in this order (a set is sorted); or how many of the most variable over the training
+        sections (None: 1,000).
     preset
         Of the network: "default"; "paper", as the paper specifies; "published", the authors' released network.
     config

@@ -152,6 +152,12 @@ def load_model(
         raise ValueError(f"the model in {path} is damaged: {error}") from error
 
 
+def stored_scale(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of the scale of training beyond um per px; older ones say nothing."""
+    spacing = content.get("spacing_um")
+    return {"reduction": content.get("reduction", 1.0), "spacing_um": None if spacing is None else tuple(spacing)}
+
+
 def _file(stem: str, model_id: str) -> str:
     return f"{stem}-{model_id}.safetensors"
 

@@ -40,9 +40,19 @@ from .fingerprint import Fingerprint
 from .genes import training_genes
 from .linear import LinearPath, add_linear, fill_in_colours
 from .nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
-from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_differs, spots_per_batch
-from .section import Section, require_counts
-from .storage import IncompleteError, load_model, save_model
+from .patches import (
+    fields_of_view,
+    model_mpp,
+    model_reduction,
+    say_if_coarse,
+    say_if_scale_differs,
+    say_if_spacing_differs,
+    spacing_words,
+    spots_per_batch,
+    training_spacing,
+)
+from .section import Section, require_counts, require_plausible
+from .storage import IncompleteError, load_model, save_model, stored_scale
 from .training.checkpoint import folder_of_fit
 from .training.devices import Devices, Strategy
 from .training.fit import train
@@ -67,6 +77,10 @@ class HGGEP:
         The expression scale of the predictions.
     mpp
         Scale that the network was trained at, um per px; None where it was not known.
+    reduction
+        Full-resolution px per px of the image that it was trained at: above 1 where that was a reduced copy.
+    spacing_um
+        Least and most um from spot to spot in the training sections; None where they are not known.
     history
         One row per epoch, of the first network: the loss and its terms, and `validation_pcc` where a validation set
         was given.
@@ -95,6 +109,8 @@ class HGGEP:
         embeddings: str | None = None,
         linear: LinearPath | None = None,
         confidence: Confidence | None = None,
+        reduction: float = 1.0,
+        spacing_um: tuple[float, float] | None = None,
     ) -> None:
         own = not isinstance(network, PublishedNetwork) and isinstance(network.encoder, ModuleEncoder)
         state = {name: values for name, values in network.state_dict().items() if not own or "encoder." not in name}
@@ -110,6 +126,8 @@ class HGGEP:
         self.embeddings = embeddings
         self.linear = linear
         self.confidence = confidence
+        self.reduction = reduction
+        self.spacing_um = spacing_um
 
     @property
     def encoder(self) -> Encoder | str | None:
@@ -140,6 +158,7 @@ class HGGEP:
         networks = "network" if config.ensemble == 1 else f"{config.ensemble} networks"
         n_parameters = sum(p.numel() for p in self.network.parameters())
         sections = ", ".join(self.fingerprint.sections) or "none known"
+        sections += f", spots {spacing_words(self.spacing_um)} apart" if self.spacing_um is not None else ""
         return (
             f"HGGEP(preset={config.preset!r}, {len(self.genes)} genes, id={self.id})\n"
             f"    {networks}: {n_parameters / 1e6:.1f} M parameters; {' + '.join(modules)}\n"
@@ -180,7 +199,7 @@ class HGGEP:
             learnt = [section.subset(~mask) for section, mask in parts if not mask.all()]
         chosen = training_genes(learnt, genes)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
-        mpp = model_mpp(learnt)
+        mpp, reduction, spacing_um = model_mpp(learnt), model_reduction(learnt), training_spacing(learnt)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         with (
             folder_of_fit(folder, resume, writes=targets.rank == 0),
@@ -196,6 +215,7 @@ class HGGEP:
                 config,
                 encoder=eye,
                 mpp=mpp,
+                reduction=reduction,
                 weights=weights,
                 held_out=held_out,
                 seed=seed,
@@ -217,6 +237,8 @@ class HGGEP:
             embeddings=eye if isinstance(eye, str) else None,
             linear=trained.linear,
             confidence=trained.confidence,
+            reduction=reduction,
+            spacing_um=spacing_um,
         )
 
     @torch.inference_mode()
@@ -266,12 +288,13 @@ class HGGEP:
         if chunk_spots is not None and chunk_spots < 1:
             raise ValueError(f"chunk_spots={chunk_spots} must be at least 1")
         if not self.embeddings:
-            say_if_scale_differs(section, self.mpp)
+            say_if_scale_differs(section, self.mpp, self.reduction)
+        say_if_spacing_differs(section, self.spacing_um)
         target, network = resolve_device(device), self.network
         network.to(target)
         positions = torch.as_tensor(network.positions(section))
         positions = positions.float() if positions.is_floating_point() else positions
-        fields, size = fields_of_view(self.config, self.mpp, section.mpp), self.config.patch_size
+        fields, size = self._fields(section), self.config.patch_size
         looks, learnt = not self.embeddings, self.confidence is not None or self.linear is not None
         colours = kept_colours(section, fields, size) if looks and self.linear is not None else None
         known, max_spots = (checkpoint or Checkpoint()).in_chunks(
@@ -304,6 +327,10 @@ class HGGEP:
         require_finite_prediction(section.name, expression, latent)
         return expression, latent
 
+    def _fields(self, section: Section) -> tuple[float, ...]:
+        """Sides of the fields of view in px of a section's image."""
+        return fields_of_view(self.config, self.mpp, section.mpp, section.reduction / self.reduction)
+
     def _require_length(self, section: Section) -> None:
         """Refuse a section whose embeddings are of another length than those learnt from."""
         assert not isinstance(self.network, PublishedNetwork)  # the released one has its own encoder
@@ -322,7 +349,7 @@ class HGGEP:
         colours: np.ndarray | None = None,
     ) -> Features:
         """Return what gives the features of spots, (n, views, ...); for `colours` see `features_of`."""
-        fields, config, network = fields_of_view(self.config, self.mpp, section.mpp), self.config, self.network
+        fields, config, network = self._fields(section), self.config, self.network
         averaged = config.flips if average_flips is None else average_flips
         views = DIHEDRAL if averaged else PLAIN
         if is_frozen(self.encoder, config):
@@ -393,6 +420,8 @@ class HGGEP:
                 "encoder": self._encoder_entry(),
                 "scale": asdict(self.scale),
                 "mpp": self.mpp,
+                "reduction": self.reduction,
+                "spacing_um": self.spacing_um,
                 "seed": self.seed,
                 "genes": self.genes,
                 "training_sections": self.fingerprint.sections,
@@ -462,6 +491,7 @@ class HGGEP:
             embeddings=entry["key"] if entry is not None and entry["kind"] == "obsm" else None,
             linear=LinearPath.from_tensors(tensors["linear"]) if "linear" in tensors else None,
             confidence=Confidence.from_tensors(tensors["confidence"]) if "confidence" in tensors else None,
+            **stored_scale(content),
         )
 
     @classmethod
@@ -485,7 +515,7 @@ class HGGEP:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If it is no such checkpoint, or has another number of genes.
+            If it is no such checkpoint, or has another number of genes, or `mpp` is not that of an image of tissue.
         """
         state = read_state_dict(Path(path))
         if "gene_head.1.bias" not in state:
@@ -500,7 +530,7 @@ class HGGEP:
         config = Config.from_preset("published")
         try:
             network = _filled(config, n_genes, state, None, None)
-            return cls(network, config, genes, mpp=mpp, fingerprint=Fingerprint.empty())
+            return cls(network, config, genes, mpp=require_plausible(mpp), fingerprint=Fingerprint.empty())
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
 

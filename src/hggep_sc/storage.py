@@ -267,6 +267,12 @@ def _reason(error: Exception) -> str:
     return f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 
+def stored_scale(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of the scale of training beyond um per px; older ones say nothing."""
+    spacing = content.get("spacing_um")
+    return {"reduction": content.get("reduction", 1.0), "spacing_um": None if spacing is None else tuple(spacing)}
+
+
 def _file(stem: str, model_id: str) -> str:
     return f"{stem}-{model_id}.safetensors"
 

@@ -2,5 +2,6 @@
 
 from ._colour import glass
 from ._image import SectionImage
+from ._units import SANE_MPP
 
-__all__ = ["SectionImage", "glass"]
+__all__ = ["SANE_MPP", "SectionImage", "glass"]

@@ -13,7 +13,8 @@ from PIL import Image, ImageFile
 from ._errors import READING_ERRORS, damaged, require_memory
 from ._levels import Whole
 from ._ome_zarr import ome_zarr_image
-from ._tiff import tiff_levels, tiff_mpp
+from ._tiff import tiff_levels, tiff_pixel_size
+from ._units import PixelSize
 
 # slides whose file holds a preview, a JPEG or TIFF, and whose pixels lie in a folder beside it
 PREVIEWS = {
@@ -32,7 +33,7 @@ class OpenFile(NamedTuple):
     """An opened image file."""
 
     levels: list[Any]
-    mpp: float | None
+    pixel: PixelSize | None
     close: Callable[[], None] | None
 
 
@@ -62,7 +63,7 @@ def _open_tiff(path: Path) -> OpenFile:
     except READING_ERRORS as error:
         raise damaged(path, error) from error
     try:
-        return OpenFile(tiff_levels(tiff, path), tiff_mpp(tiff), tiff.close)
+        return OpenFile(tiff_levels(tiff, path), tiff_pixel_size(tiff), tiff.close)
     except BaseException:
         tiff.close()
         raise

@@ -21,6 +21,7 @@ from ._files import open_file
 from ._levels import Level, pyramid
 
 STRIPE = 4096**2  # px of the image that are reduced to a thumbnail in one go
+AMPLE = 4096**2  # px of a field of view that are laid out, of whatever image
 BACKGROUND_SIZE = 512  # longest side of the thumbnail that the glass is looked for in
 
 
@@ -41,14 +42,23 @@ class SectionImage:
         Height and width of the finest level in px.
     mpp
         Micrometres per px of the finest level where the file or the caller says so, else None.
+    aspect
+        Height of a px over its width, as the file says; 1 where it does not.
     """
 
     def __init__(
-        self, levels: list[Level], *, name: str, mpp: float | None, close: Callable[[], None] | None = None
+        self,
+        levels: list[Level],
+        *,
+        name: str,
+        mpp: float | None,
+        aspect: float = 1.0,
+        close: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self.shape = (int(levels[0].size[1]), int(levels[0].size[0]))
         self.mpp = mpp
+        self.aspect = aspect
         self._levels = levels
         self._close = close
         self._decoded = LRUCache[Any, np.ndarray](settings.tile_cache, getsizeof=attrgetter("nbytes"))
@@ -124,9 +134,10 @@ class SectionImage:
             free memory where it is decoded whole. Pixels that are damaged or cut off are found out on reading them.
         """
         path = Path(path)
-        levels, mpp, close = open_file(path)
+        levels, pixel, close = open_file(path)
+        scale = {"mpp": None} if pixel is None else {"mpp": pixel.mpp, "aspect": pixel.aspect}
         try:
-            return cls(pyramid(levels, str(path)), name=path.name, mpp=mpp, close=close)
+            return cls(pyramid(levels, str(path)), name=path.name, **scale, close=close)
         except BaseException:
             if close is not None:
                 close()
@@ -198,6 +209,8 @@ class SectionImage:
         level = self._level_for(field / size)
         centres = centres / level.factor
         extent = field / level.factor
+        if float(extent[0]) * float(extent[1]) > max(AMPLE, 4 * math.prod(level.size.tolist())):
+            return self._from_afar(level, centres, extent, size)
         whole_pixels = bool(np.allclose(extent, size, rtol=1e-6, atol=0))
         if whole_pixels:
             corner = np.floor(centres - size / 2 + 0.5).astype(np.int64)
@@ -217,6 +230,22 @@ class SectionImage:
                 window = _resample(window, (x, y, x + extent[0], y + extent[1]), (size, size))
             patches[index] = window.transpose(2, 0, 1)
         return patches
+
+    def _from_afar(self, level: Level, centres: np.ndarray, extent: np.ndarray, size: int) -> np.ndarray:
+        """Patches of fields much wider than the image: what lies around the image is not laid out."""
+        (width, height), steps = (int(side) for side in level.size), extent / size
+        shown = np.zeros((len(centres), size, size, 3), dtype=np.float32)
+        across = [_triangles(width, x - extent[0] / 2, steps[0], size) for x in centres[:, 0]]
+        down = [_triangles(height, y - extent[1] / 2, steps[1], size) for y in centres[:, 1]]
+        rows = max(1, STRIPE // width)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            stripe = self._read(level, np.array([0, top]), np.array([width, bottom])).astype(np.float32)
+            stripe -= self.background
+            for one, columns, lines in zip(shown, across, down, strict=True):
+                one += np.tensordot(lines[:, top:bottom], np.tensordot(columns, stripe, (1, 1)), (1, 1))
+        patches = np.rint(np.clip(shown + self.background, 0, 255)).astype(np.uint8)
+        return np.ascontiguousarray(patches.transpose(0, 3, 1, 2))
 
     def thumbnail(self, max_size: int) -> np.ndarray:
         """Reduce the whole image.
@@ -335,6 +364,14 @@ class SectionImage:
         if inside.size:
             window[_slices(low - corner, high - corner)] = inside
         return window
+
+
+def _triangles(length: int, start: float, step: float, size: int) -> np.ndarray:
+    """Weights (size, length) of an image's px in px of `step` from `start` on, by triangles twice as wide as these."""
+    reach = max(step, 1.0)
+    middles = start + (np.arange(size) + 0.5) * step
+    weights = np.maximum(0, 1 - np.abs(np.arange(length) + 0.5 - middles[:, None]) / reach) / reach
+    return weights.astype(np.float32)
 
 
 def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, slice]:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import READING_ERRORS, damaged
-from ._units import UM_PER_UNIT
+from ._units import UM_PER_UNIT, PixelSize, pixel_size
 
 
-def ome_zarr_image(path: Path) -> tuple[list[Any], float | None]:
-    """Levels of the image in an OME-Zarr folder, and its um per px.
+def ome_zarr_image(path: Path) -> tuple[list[Any], PixelSize | None]:
+    """Levels of the image in an OME-Zarr folder, and the size of its px.
 
     Of a folder with several images, as bioformats2raw writes it, the first is taken: the slide, before its label.
     """
@@ -33,10 +33,10 @@ def ome_zarr_image(path: Path) -> tuple[list[Any], float | None]:
     try:
         axes = [axis["name"] for axis in image["axes"]]
         levels = [group[dataset["path"]] for dataset in image["datasets"]]
-        mpp = _mpp(image)
+        size = pixel_size(_um(image, "x"), _um(image, "y"))
     except (*READING_ERRORS, TypeError, IndexError) as error:
         raise damaged(path, error) from error
-    return [_plane(level, axes, path) for level in levels], mpp
+    return [_plane(level, axes, path) for level in levels], size
 
 
 def _multiscale(group: Any) -> Mapping[str, Any] | None:
@@ -61,9 +61,9 @@ def _plane(level: Any, axes: list[str], path: Path) -> Any:
     return da.from_zarr(level)[tuple(0 if axis in others else slice(None) for axis in range(len(axes)))]
 
 
-def _mpp(image: Mapping[str, Any]) -> float | None:
-    """Micrometres per px along x of the first level, where its unit is one of length."""
-    along = [axis["name"] for axis in image["axes"]].index("x")
+def _um(image: Mapping[str, Any], axis: str) -> float | None:
+    """Micrometres per px along an axis of the first level, where its unit is one of length."""
+    along = [named["name"] for named in image["axes"]].index(axis)
     size = UM_PER_UNIT.get(image["axes"][along].get("unit"))
     # the transformations of the level, and then those of all of them
     for transformation in (

@@ -115,7 +115,8 @@ def tile(
 
     source = image_of(data, image_key=image_key, mpp=mpp)
     with source.opener() as image:
-        scale = _scale(source.mpp if source.mpp is not None else image.mpp, spacing_um, source.name)
+        told = source.scale_with(image)
+        scale = _scale(None if told is None else told.mpp, spacing_um, source.name)
         spacing = spacing_um / scale
         factors = {"microns_per_pixel": scale, "spot_diameter_fullres": spacing}
         if grid == "square":
@@ -123,7 +124,9 @@ def tile(
         look = cache(lambda: image.thumbnail(LOOK_PX))  # not read for a SpatialData with a mask
         if tissue is None:
             tissue = find_tissue(look(), image.shape, mpp=scale)
-        library = {} if in_place else _library(data, look(), image.shape, factors)
+        # what the caller said of the scale stays the caller's word when the spots are predicted
+        metadata = {"mpp_source": told.by} if told is not None else {}
+        library = {} if in_place else _library(data, look(), image.shape, factors, metadata)
         shape = image.shape
     places, xy = _on_tissue(tissue, shape, spacing, grid, min_tissue)
     if not len(xy):
@@ -134,7 +137,7 @@ def tile(
     spots = _table(places, model)
     if in_place:
         target = copy_of(data) if copy else data
-        _add_to_spatialdata(target, source.name, key_added, spots, xy, factors, squares=grid == "square")
+        _add_to_spatialdata(target, source.name, key_added, spots, xy, factors, metadata, squares=grid == "square")
         return target if copy else None
     spots.obsm[_keys.SPATIAL] = xy
     name = library_id or (Path(data).stem if isinstance(data, str | Path) else "slide")
@@ -221,16 +224,19 @@ def _table(places: np.ndarray, model: "Model | None") -> "AnnData":
     )
 
 
-def _library(data: Any, thumbnail: np.ndarray, shape: tuple[int, int], factors: dict[str, float]) -> dict[str, Any]:
+def _library(
+    data: Any, thumbnail: np.ndarray, shape: tuple[int, int], factors: dict[str, float], metadata: dict[str, str]
+) -> dict[str, Any]:
     """`uns["spatial"][library_id]` in Space Ranger's layout."""
     factors = factors | {"tissue_hires_scalef": thumbnail.shape[1] / shape[1]}
     if isinstance(data, str | Path):
         path = Path(data).expanduser().absolute()
-        return {"images": {"hires": thumbnail}, "scalefactors": factors, "metadata": {"source_image_path": str(path)}}
+        metadata = metadata | {"source_image_path": str(path)}
+        return {"images": {"hires": thumbnail}, "scalefactors": factors, "metadata": metadata}
     return {
         "images": {"full": data, "hires": thumbnail},
         "scalefactors": factors | {"tissue_full_scalef": 1.0},
-        "metadata": {},
+        "metadata": metadata,
     }
 
 
@@ -241,6 +247,7 @@ def _add_to_spatialdata(
     spots: "AnnData",
     xy: np.ndarray,
     factors: dict[str, float],
+    metadata: dict[str, str],
     *,
     squares: bool,
 ) -> None:
@@ -262,7 +269,7 @@ def _add_to_spatialdata(
     )
     spots.obs["region"] = pd.Categorical([key] * spots.n_obs)
     spots.obs["instance_id"] = spots.obs_names.to_numpy()
-    spots.uns[_keys.SPATIAL] = {key: {"scalefactors": factors}}
+    spots.uns[_keys.SPATIAL] = {key: {"scalefactors": factors, "metadata": metadata}}
     table = TableModel.parse(spots, region=key, region_key="region", instance_key="instance_id")
     sdata.shapes[key] = shapes
     sdata.tables[_table_key(key)] = table

@@ -49,10 +49,11 @@ def tissue_mask(
     """
     source = image_of(data, image_key=image_key, library_id=library_id, mpp=mpp)
     with source.opener() as image:
+        scale = source.scale_with(image)
         found = find_tissue(
             image.thumbnail(LOOK_PX),
             (image.shape[0] / source.scale, image.shape[1] / source.scale),
-            mpp=source.mpp if source.mpp is not None else image.mpp,
+            mpp=None if scale is None else scale.mpp,
         )
     if not found.mask.any():
         logger.warning("no tissue found on %s: is it an H&E image, and is its mpp right?", source.name)

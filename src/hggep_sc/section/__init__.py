@@ -8,7 +8,7 @@ from ._counts import CountMatrix, observed_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
 from ._open import open_sections
-from ._scale import spot_spacing
+from ._scale import require_plausible, spot_spacing
 from ._section import Section, require_counts
 from ._spots import array_places, under_tissue
 from ._values import listed
@@ -40,6 +40,7 @@ __all__ = [
     "require_free",
     "require_key",
     "require_no_backed_view",
+    "require_plausible",
     "require_writable",
     "section_column",
     "spot_spacing",

@@ -1,6 +1,6 @@
 """Find the sections in what the user gave, and name them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anndata import AnnData
@@ -8,7 +8,7 @@ from anndata import AnnData
 from .. import _keys
 from ._anndata import anndata_section, libraries_of
 from ._containers import is_spatialdata, not_a_container, table_of
-from ._scale import checked_mpp
+from ._scale import checked_mpp, noted_scale
 from ._section import Section
 from ._spatialdata import regions_of, spatialdata_section
 from ._values import listed
@@ -26,6 +26,7 @@ def open_sections(
     spatial_key: str = _keys.SPATIAL,
     layer: str | None = None,
     mpp: float | Mapping[str, float] | None = None,
+    noted: str | Sequence[str] = (),
 ) -> list[Section]:
     """Find the sections in AnnData and SpatialData objects.
 
@@ -57,6 +58,8 @@ def open_sections(
     mpp
         um per px: for AnnData of the full-resolution image (the unit of the coordinates), for SpatialData of
         the finest level of the image. A dict gives it by section name.
+    noted
+        Keys of predictions: where `mpp` does not say it, the scale is the one that the first of them noted.
 
     Returns
     -------
@@ -99,6 +102,7 @@ def open_sections(
                     spatial_key=spatial_key,
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
+                    noted=noted_scale(table, noted, library) if _chosen(mpp, name) is None else None,
                 )
                 for name, (library, rows) in zip(names, parts.items(), strict=True)
             ]
@@ -116,6 +120,7 @@ def open_sections(
                     coordinate_system=coordinate_system,
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
+                    noted=noted_scale(table, noted, region) if _chosen(mpp, name) is None else None,
                 )
                 for name, (region, rows) in zip(names, parts.items(), strict=True)
             ]

@@ -186,6 +186,7 @@ def _checkpoints(
         "version of hggep_sc": __version__,
         "model": model.id,
         "mpp of the model": model.mpp,
+        "reduction of the model": model.reduction,
         "config": model.config.to_dict(),
         "data": [sight_hash(section, embeddings, looks=looks) for section in sections],
         **how,

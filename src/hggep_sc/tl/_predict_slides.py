@@ -279,6 +279,7 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
         "hggep_sc": __version__,
         "model": model.id,
         "mpp": model.mpp,
+        "reduction": model.reduction,
         "config": model.config.to_dict(),
         "options": dict(options),
         "slide": content,

@@ -60,6 +60,7 @@ def train(
     *,
     encoder: Encoder | str | None,
     mpp: float | None,
+    reduction: float,
     weights: str | Path | None,
     held_out: Sequence[np.ndarray] | None,
     seed: int,
@@ -72,8 +73,8 @@ def train(
     """Train a network on sections; see `hggep_sc.tl.fit` for the parameters.
 
     `encoder` is what `make_encoder` made, or None for the released network, which has its own and takes `weights`;
-    `held_out` marks per section the spots that are validated on, `mpp` is the scale to train at. The caller holds
-    `checkpoint_dir` and the random state.
+    `held_out` marks per section the spots that are validated on, `mpp` is the scale to train at, `reduction` how many
+    full-resolution px a px has there. The caller holds `checkpoint_dir` and the random state.
     """
     progress = progress and devices.rank == 0
     if not is_frozen(encoder, config):
@@ -85,7 +86,7 @@ def train(
                 config.linear,
             )
         config = config.replace(ensemble=1)  # networks that share no encoder are no ensemble of ours
-    fields = [fields_of_view(config, mpp, section.mpp) for section in sections]
+    fields = [fields_of_view(config, mpp, section.mpp, section.reduction / reduction) for section in sections]
     with (
         interruptible(checkpoint_dir),
         quiet(),

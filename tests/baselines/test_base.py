@@ -128,4 +128,4 @@ def test_unknown_scale_is_said(opened, config, caplog):
     model = fit("ridge", opened, config)
     opened[2].mpp = None
     model.predict(opened[2])
-    assert "physical scale is unknown and taken to be the model's" in caplog.text
+    assert "a full-resolution px is taken to be that of the training sections, 1 um" in caplog.text

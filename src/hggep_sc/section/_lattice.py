@@ -10,7 +10,10 @@ ENOUGH = 16  # spots from which on a grid of every other place is no chance
 FEW = 12  # spots below which the grid cannot be told from where they are
 SAMPLE = 4096  # spots that a grid is fitted to
 NEIGHBOURS = 8  # of a spot, whose directions and distances the grid explains
-TOLERANCE = 0.15  # of the pitch, that a spot may be off its place, seen from a neighbour
+TOLERANCE = (
+    0.25  # of the pitch, that a spot may be off its place, seen from a neighbour; of legacy arrays many are by 0.2
+)
+ROUGHLY = 0.3  # likewise, before a grid is fitted
 TRIED = 64  # grids that are fitted
 SHARE = 0.9  # of the neighbours that have to be in place
 
@@ -192,13 +195,13 @@ def _greatest_divisor(shortest: np.ndarray, apart: np.ndarray, root: complex) ->
     near = np.sort(np.abs(apart))[len(apart) // 2]
     close = apart[np.abs(apart) <= near]  # which a stretched grid puts out of place the least
     shares = [_share(close / part[:, None], root) for part in np.array_split(steps, 16)]
-    fitting = steps[np.concatenate(shares) >= SHARE - TOLERANCE]
+    fitting = steps[np.concatenate(shares) >= SHARE - 0.15]
     for step in fitting[np.argsort(-np.abs(fitting))][:TRIED]:
         basis = np.array([[step.real, step.imag], [(step * root).real, (step * root).imag]])
         for considered in (close, close, apart):
             vectors = np.column_stack([considered.real, considered.imag])
             whole = np.rint(vectors @ np.linalg.inv(basis))
-            good = _misplaced(vectors, whole, basis) < 2 * TOLERANCE
+            good = _misplaced(vectors, whole, basis) < ROUGHLY
             if np.linalg.matrix_rank(whole[good]) < 2:
                 break
             basis = np.linalg.lstsq(whole[good], vectors[good], rcond=None)[0]
@@ -231,7 +234,7 @@ def _share(steps: np.ndarray, root: complex) -> np.ndarray:
     """Return what share of each row of numbers is close to whole ones, a + b root."""
     b = np.rint(steps.imag / root.imag)
     a = np.rint(steps.real - steps.imag / root.imag * root.real)
-    return (np.abs(steps - a - b * root) < 2 * TOLERANCE).mean(axis=1)
+    return (np.abs(steps - a - b * root) < ROUGHLY).mean(axis=1)
 
 
 def _misplaced(vectors: np.ndarray, whole: np.ndarray, basis: np.ndarray) -> np.ndarray:

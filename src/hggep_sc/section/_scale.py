@@ -24,7 +24,7 @@ GIVEN = "mpp="  # the source that is the user's word
 HD_BARCODE = re.compile(r"s_(\d+)um_(\d+)_(\d+)")  # bin, row and column
 HD_NAME = re.compile(r"square_(\d+)um")
 VISIUM_BARCODE = re.compile(r"(?:^|[^ACGT])[ACGT]{16}-\d")
-UNITS = {"metres": 1e6, "centimetres": 1e4, "millimetres": 1e3, "nanometres": 1e-3}  # um in each
+UNITS = {"metres": 1e6, "millimetres": 1e3, "nanometres": 1e-3}  # um in each
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,7 @@ def _places(
             "another slot; without them, leave out spatial_weight= and set n_permutations=0"
         )
     else:
-        for opened in open_sections(data, table_key=table_key):
+        for opened in open_sections(data, table_key=table_key, noted=list(table.layers)):
             xy[opened.obs_rows] = opened.xy
             section[opened.obs_rows] = opened.name
     if xy.shape != (table.n_obs, 2) or not np.isfinite(xy[rows]).all():

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._finite import require_finite_model, require_finite_prediction
 from .._progress import over_sections
 from ..checkpoint import Checkpoint, Parts
-from ..device import resolve_device
+from ..device import resolve_device, threads_of_torch
 from ..expression import ExpressionScale
 from ..fingerprint import Fingerprint
 from ..genes import training_genes
@@ -112,6 +112,7 @@ class Baseline(ABC):
         )
 
     @classmethod
+    @threads_of_torch()
     def fit(
         cls,
         sections: Sequence[Section],
@@ -147,6 +148,7 @@ class Baseline(ABC):
         fingerprint = Fingerprint.of(sections, chosen)
         return cls(config, chosen, arrays, trunk=trunk, mpp=mpp, fingerprint=fingerprint, seed=seed)
 
+    @threads_of_torch()
     def predict(
         self,
         section: Section,

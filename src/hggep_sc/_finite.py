@@ -17,8 +17,8 @@ def require_finite_model(entries: Mapping[str, Tensor]) -> None:
     for name, values in entries.items():
         if not values.isfinite().all():
             raise ValueError(
-                f"what the model has learnt is NaN or infinite (entry {name!r}), and its predictions would be so: fit it "
-                "to counts and embeddings without values far out of the ordinary"
+                f"what the model has learnt is NaN or infinite (entry {name!r}), and so would its predictions be: fit "
+                "it to counts and embeddings without values far out of the ordinary"
             )
 
 

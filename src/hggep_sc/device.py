@@ -1,5 +1,9 @@
 """The device to compute on."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -56,3 +60,16 @@ def compute_alone() -> None:
     """Give OpenMP one thread in this one; others keep theirs, unlike with `torch.set_num_threads`."""
     torch.get_num_threads()  # torch settles its number at the first question, which must not be later
     threadpool_limits(1, user_api="openmp")
+
+
+@contextmanager
+def threads_of_torch() -> Iterator[None]:
+    """Compute with as many threads as torch gives to a new one: rounding depends on their number.
+
+    Other libraries change it for the thread that they are called in, as Numba does.
+    """
+    torch.get_num_threads()  # as above
+    with ThreadPoolExecutor(1) as other:
+        number = other.submit(torch.get_num_threads).result()
+    with threadpool_limits(number, user_api="openmp"):
+        yield

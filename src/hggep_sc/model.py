@@ -23,7 +23,7 @@ from .chunks import predict_in_chunks, spots_at_once
 from .confidence import Confidence, optical_density
 from .config import Config
 from .describe import DIHEDRAL, PLAIN, encode_parts
-from .device import resolve_device
+from .device import resolve_device, threads_of_torch
 from .expression import ExpressionScale
 from .features import (
     SHUFFLENET,
@@ -204,6 +204,7 @@ class HGGEP:
         with (
             folder_of_fit(folder, resume, writes=targets.rank == 0),
             own_random_state(seed),
+            threads_of_torch(),
             torch.inference_mode(False),
             torch.enable_grad(),  # also where the caller goes without; Lightning would leave it on
         ):
@@ -242,6 +243,7 @@ class HGGEP:
         )
 
     @torch.inference_mode()
+    @threads_of_torch()
     def predict(
         self,
         section: Section,

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._finite import require_finite_model, require_finite_prediction
 from .._progress import over_sections
 from ..checkpoint import Checkpoint, Parts
-from ..device import resolve_device
+from ..device import resolve_device, threads_of_torch
 from ..expression import ExpressionScale
 from ..fingerprint import Fingerprint
 from ..genes import training_genes
@@ -129,6 +129,7 @@ class Baseline(ABC):
         )
 
     @classmethod
+    @threads_of_torch()
     def fit(
         cls,
         sections: Sequence[Section],
@@ -175,6 +176,7 @@ class Baseline(ABC):
             spacing_um=spacing_um,
         )
 
+    @threads_of_torch()
     def predict(
         self,
         section: Section,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._settings import settings
+from ._validators import path_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -77,9 +77,9 @@ def open_sections(
     if not isinstance(image_key, Mapping):
         text_or_none("image_key", image_key)
     text("spatial_key", spatial_key)
-    slots = {"library_key": library_key, "library_id": library_id, "layer": layer, "shapes_key": shapes_key}
-    for name, value in (slots | {"table_key": table_key, "coordinate_system": coordinate_system}).items():
-        text_or_none(name, value)
+    named = {"library_key": library_key, "library_id": library_id, "layer": layer, "shapes_key": shapes_key}
+    for keyword, slot in (named | {"table_key": table_key, "coordinate_system": coordinate_system}).items():
+        text_or_none(keyword, slot)
     _refuse_foreign_keywords(
         [item for _, item in objects],
         anndata={"library_key": library_key, "library_id": library_id},

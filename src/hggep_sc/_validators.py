@@ -25,6 +25,11 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def flag_or_none(name: str, value: Any) -> bool | None:
+    """Return a switch, or None."""
+    return None if value is None else flag(name, value)
+
+
 def whole(name: str, value: Any, least: int = 1) -> int:
     """Return a whole number."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
@@ -122,6 +127,34 @@ def by_name(name: str, value: Mapping[Any, Value]) -> dict[str, Value]:
 def values_by_name(name: str, value: Any) -> Any:
     """Return one value for all as it is, and a dict by names as `by_name` does."""
     return by_name(name, value) if isinstance(value, Mapping) else value
+
+
+def array(name: str, value: Any, ndim: int | None = None) -> np.ndarray:
+    """Return an array of real numbers, of so many dimensions."""
+    try:
+        found = np.asarray(value)
+    except ValueError:  # lists of unequal lengths
+        raise ValueError(f"{name} must be an array of numbers, its rows of one length") from None
+    if found.dtype.kind not in "buif":
+        raise TypeError(f"{name} must hold numbers; found {_shown(value)} of type {type(value).__name__}")
+    if ndim is not None and found.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimension{'s'[: ndim - 1]}; found shape {found.shape}")
+    return found
+
+
+def matrix(name: str, value: Any, rows: str, columns: str) -> Any:
+    """Return a matrix of real numbers: an array, or a scipy-sparse one as it is."""
+    from scipy.sparse import issparse
+
+    found = value if issparse(value) else array(name, value)
+    if found.dtype.kind not in "buif":
+        raise TypeError(f"{name} must hold numbers, not {found.dtype}")
+    if found.ndim != 2:
+        raise ValueError(
+            f"{name} must have shape ({rows}, {columns}); found {found.shape}"
+            + (". A single column is given as array[:, None]" if found.ndim == 1 else "")
+        )
+    return found
 
 
 def executor_or_none(name: str, value: Any) -> Executor | None:

@@ -195,8 +195,8 @@ def _require_readable(path: Path, content: Mapping[str, Any], method: str) -> No
     # earlier versions wrote none
     if CHECKSUM in content and _checksum(content) != content[CHECKSUM]:
         raise ValueError(
-            f"{path / MANIFEST} is damaged, or was changed by hand (its checksum differs): restore the file, or save the "
-            "model again from where it is whole"
+            f"{path / MANIFEST} is damaged, or was changed by hand (its checksum differs): restore the file, or save "
+            "the model again from where it is whole"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._settings import settings
+from ._validators import path_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,7 +29,7 @@ def locate_weights(weights: str | Path | None) -> Path | None:
     """Return the file of the weights asked for, downloaded if need be; None for random weights."""
     if weights is None:
         return None
-    path = _imagenet() if weights == "imagenet" else Path(weights)
+    path = _imagenet() if weights == "imagenet" else path_of("weights", weights)
     if not path.is_file():
         raise FileNotFoundError(
             f'weights={str(path)!r}: no such file; expected "imagenet", None or the path of a .pth or .safetensors file'

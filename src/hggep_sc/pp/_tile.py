@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
-from ..section import copy_of, image_of, is_spatialdata
+from .._validators import choice, flag, number, text_or_none
+from ..section import copy_of, image_of, is_spatialdata, require_key
 from ..tissue import LOOK_PX, TissueMask, find_tissue
 
 if TYPE_CHECKING:
@@ -102,12 +103,14 @@ def tile(
         raise ValueError("`copy` is for SpatialData objects: of an image a new object is returned anyway")
     if library_id is not None and in_place:
         raise ValueError("`library_id` is for images: name the shapes of a SpatialData by `key_added=`")
-    if grid not in get_args(Grid):
-        raise ValueError(f"grid={grid!r} is not known; there are {', '.join(map(repr, get_args(Grid)))}")
-    if not (isinstance(spacing_um, int | float | np.number) and 0 < spacing_um < math.inf):
-        raise ValueError(f"spacing_um={spacing_um!r} must be a positive number of um")
-    if not 0 < min_tissue <= 1:
-        raise ValueError(f"min_tissue={min_tissue!r} must be a share above 0, up to 1")
+    choice("grid", grid, get_args(Grid))
+    spacing_um, min_tissue = (
+        number("spacing_um", spacing_um, above=0),
+        number("min_tissue", min_tissue, above=0, most=1),
+    )
+    text_or_none("library_id", library_id)
+    flag("copy", copy)
+    require_key(key_added)
     if in_place:
         _require_free(data, key_added)
     if model is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from anndata import AnnData
 
+from .._validators import text_or_none
 from ._values import listed
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def table_of(data: Any, table_key: str | None = None) -> AnnData:
     ValueError
         If there is none, or several and no `table_key`.
     """
+    text_or_none("table_key", table_key)
     if isinstance(data, AnnData):
         return data
     if not is_spatialdata(data):

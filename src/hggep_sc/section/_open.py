@@ -6,6 +6,7 @@ from typing import Any
 from anndata import AnnData
 
 from .. import _keys
+from .._validators import by_name, text, text_or_none, values_by_name
 from ._anndata import anndata_section, libraries_of
 from ._containers import is_spatialdata, not_a_container, table_of
 from ._scale import checked_mpp, noted_scale
@@ -75,6 +76,13 @@ def open_sections(
         If spots, coordinates or the image are missing, ambiguous, or do not fit together.
     """
     objects = _objects(data)
+    image_key, mpp = values_by_name("image_key", image_key), values_by_name("mpp", mpp)
+    if not isinstance(image_key, Mapping):
+        text_or_none("image_key", image_key)
+    text("spatial_key", spatial_key)
+    named = {"library_key": library_key, "library_id": library_id, "layer": layer, "shapes_key": shapes_key}
+    for keyword, slot in (named | {"table_key": table_key, "coordinate_system": coordinate_system}).items():
+        text_or_none(keyword, slot)
     _refuse_foreign_keywords(
         [item for _, item in objects],
         anndata={"library_key": library_key, "library_id": library_id},
@@ -145,7 +153,7 @@ def _objects(data: Any) -> list[tuple[str | None, Any]]:
     if isinstance(data, AnnData) or is_spatialdata(data):
         return [(None, data)]
     if isinstance(data, Mapping):
-        pairs = [(str(key), item) for key, item in data.items()]
+        pairs = list(by_name("data", data).items())
     elif isinstance(data, list | tuple):
         pairs = [(None, item) for item in data]
     else:

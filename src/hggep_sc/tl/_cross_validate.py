@@ -11,7 +11,7 @@ import pandas as pd
 
 from .. import _keys
 from .._settings import settings
-from .._validators import by_name, executor_or_none, names, path_or_none, seed_of, whole, whole_or_none
+from .._validators import by_name, executor_or_none, flag_or_none, names, path_or_none, seed_of, whole, whole_or_none
 from ..cross_validation import (
     FACTS,
     CrossValidation,
@@ -128,6 +128,9 @@ def cross_validate(
     """
     executor, folder = executor_or_none("executor", executor), path_or_none("path", path)
     n_folds = whole_or_none("n_folds", n_folds, least=2)
+    flag_or_none("progress", progress)
+    if key_added is not None:
+        require_key(key_added)
     sections = open_sections(
         data,
         library_key=library_key,
@@ -279,7 +282,6 @@ def _shared_genes(sections: Sequence[Section], genes: Sequence[str] | int | None
 
 def _keys_added(key_added: str, methods: Mapping[str, Any], seeds: Sequence[int]) -> dict[tuple[str, int], str]:
     """Layer of each method and seed; what a slot's name cannot hold, such as a space, becomes "_"."""
-    require_key(key_added)
     keys = {
         (name, seed): f"{key_added}_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}" + (f"_{seed}" if len(seeds) > 1 else "")
         for name in methods

@@ -2,9 +2,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from .._validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..config import Config
 from ..methods import Method, Model, fit_method, method_config
 from ..section import grouped, open_sections
+from ..weights import locate_weights
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -127,6 +129,14 @@ def fit(
         If the ImageNet weights cannot be downloaded.
     """
     settings = method_config(method, preset=preset, config=config, normalize=normalize)
+    seed, folder = seed_of("seed", seed), path_or_none("checkpoint_dir", checkpoint_dir)
+    for name, count in {"devices": devices, "num_nodes": num_nodes, "checkpoint_every": checkpoint_every}.items():
+        whole(name, count)
+    for name, switch in {"resume": resume, "progress": progress}.items():
+        flag_or_none(name, switch)
+    if validation is not None and not isinstance(validation, str):
+        number("validation", validation, above=0)
+    locate_weights(None if weights == "imagenet" else weights)
     sections = open_sections(
         data,
         library_key=library_key,
@@ -152,7 +162,7 @@ def fit(
         devices=devices,
         strategy=strategy,
         num_nodes=num_nodes,
-        checkpoint_dir=checkpoint_dir,
+        checkpoint_dir=folder,
         checkpoint_every=checkpoint_every,
         resume=resume,
         progress=progress,

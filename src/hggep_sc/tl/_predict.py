@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _keys
 from .._progress import of_spots
-from .._validators import flag, path_or_none, whole_or_none
+from .._validators import flag, flag_or_none, path_or_none, whole_or_none
 from .._version import __version__
 from ..checkpoint import Checkpoint, open_checkpoints
 from ..features import use_once
@@ -113,6 +113,8 @@ def predict(
     """
     require_model(model)
     flag("copy", copy)
+    for name, switch in {"average_flips": average_flips, "progress": progress}.items():
+        flag_or_none(name, switch)
     spots_per_batch(batch_size)
     whole_or_none("chunk_spots", chunk_spots)
     folder = path_or_none("checkpoint_dir", checkpoint_dir)

@@ -18,7 +18,7 @@ from .._executor import outcomes
 from .._files import require_plain_h5ad, write_h5ad
 from .._replace import replacing
 from .._settings import settings
-from .._validators import by_name, executor_or_none, flag, path_of, values_by_name, whole_or_none
+from .._validators import by_name, executor_or_none, flag, flag_or_none, path_of, values_by_name, whole_or_none
 from .._version import __version__
 from ..checkpoint import OtherCheckpointError, remove_checkpoints
 from ..fingerprint import content_hash
@@ -115,6 +115,8 @@ def predict_slides(
             raise KeyError(f"`{keyword}` names {listed(unknown)}, but the slides are {listed(slides)}")
     require_key(key_added)
     flag("overwrite", overwrite)
+    for name, switch in {"average_flips": average_flips, "progress": progress}.items():
+        flag_or_none(name, switch)
     spots_per_batch(batch_size)
     whole_or_none("chunk_spots", chunk_spots)
     folder = folder.resolve()  # a worker may run elsewhere

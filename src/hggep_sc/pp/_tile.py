@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._paths import expanded
 from ..section import copy_of, image_of, is_spatialdata
 from ..tissue import LOOK_PX, TissueMask, find_tissue
 
@@ -225,7 +226,7 @@ def _library(data: Any, thumbnail: np.ndarray, shape: tuple[int, int], factors: 
     """`uns["spatial"][library_id]` in Space Ranger's layout."""
     factors = factors | {"tissue_hires_scalef": thumbnail.shape[1] / shape[1]}
     if isinstance(data, str | Path):
-        path = Path(data).expanduser().absolute()
+        path = Path(expanded(data)).absolute()
         return {"images": {"hires": thumbnail}, "scalefactors": factors, "metadata": {"source_image_path": str(path)}}
     return {
         "images": {"full": data, "hires": thumbnail},

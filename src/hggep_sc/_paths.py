@@ -15,6 +15,11 @@ OTHERS = {
 }
 
 
+def expanded(path: str | Path) -> str:
+    """Return a path with the user's folder in place of "~"; that of a user who is not there stays."""
+    return os.path.expanduser(path)  # noqa: PTH111 - pathlib raises
+
+
 def why_absent(path: str | Path) -> str | None:
     """Say why nothing is to be found at a path, and what to do; None where there is something."""
     path = os.fspath(path)

@@ -2,21 +2,31 @@
 
 import numpy as np
 
+from ._stored import Meaning
 
-def to_rgb(pixels: np.ndarray, white: float, name: str) -> np.ndarray:
+
+def to_rgb(pixels: np.ndarray, meaning: Meaning, name: str) -> np.ndarray:
     """Bring (h, w, 1 | 3 | 4) pixels as stored to RGB uint8."""
-    if pixels.dtype.kind == "f":
-        if not np.isfinite(pixels).all():
-            raise ValueError(f"image {name}: NaN or infinite pixels: fill them, for instance with white")
-        pixels = np.clip(pixels * (255 / white) + 0.5, 0, 255).astype(np.uint8)
-    elif pixels.dtype.itemsize == 2:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    colours = _bytes(pixels[..., :3], meaning.white, name)
     if pixels.shape[2] == 1:
-        return np.repeat(pixels, 3, axis=2)
-    if pixels.shape[2] == 4:
-        alpha = pixels[..., 3:].astype(np.uint32)
-        return ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels)
+        return np.repeat(colours, 3, axis=2)
+    if meaning.opaque is None:
+        return np.ascontiguousarray(colours)
+    alpha = _bytes(pixels[..., 3:], meaning.opaque, name).astype(np.uint32)
+    if meaning.premultiplied:
+        return np.minimum(colours + (255 - alpha), 255).astype(np.uint8)
+    return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _bytes(values: np.ndarray, white: float, name: str) -> np.ndarray:
+    """Scale stored values to 0..255."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"image {name}: NaN or infinite pixels: fill them, for instance with white")
+    if values.dtype == np.uint8 and white == 255:
+        return values
+    if values.dtype.kind == "u" and white == 65535:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.clip(values * (255 / white) + 0.5, 0, 255).astype(np.uint8)
 
 
 def glass(thumbnail: np.ndarray) -> np.ndarray:

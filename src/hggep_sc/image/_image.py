@@ -14,15 +14,19 @@ from cachetools import LRUCache, cachedmethod
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from .. import _checks
+from .._paths import require_there
 from .._settings import settings
 from ._colour import glass, to_rgb
-from ._errors import READING_ERRORS
 from ._files import open_file
 from ._levels import Level, pyramid
+from ._stored import Meaning, Said, meaning, oddities, plain
 
 STRIPE = 4096**2  # px of the image that are reduced to a thumbnail in one go
 AMPLE = 4096**2  # px of a field of view that are laid out, of whatever image
 BACKGROUND_SIZE = 512  # longest side of the thumbnail that the glass is looked for in
+LOOK = 2048**2  # px of a lazy level that are read to see what stored values stand for
+SAMPLE = 2**18  # px of them that are looked at
 
 
 class SectionImage:
@@ -54,6 +58,8 @@ class SectionImage:
         mpp: float | None,
         aspect: float = 1.0,
         close: Callable[[], None] | None = None,
+        said: Said | None = None,
+        warned: set[str] | None = None,
     ) -> None:
         self.name = name
         self.shape = (int(levels[0].size[1]), int(levels[0].size[0]))
@@ -61,23 +67,29 @@ class SectionImage:
         self.aspect = aspect
         self._levels = levels
         self._close = close
+        self._said = said or Said()
+        self._warned = set() if warned is None else warned
         self._decoded = LRUCache[Any, np.ndarray](settings.tile_cache, getsizeof=attrgetter("nbytes"))
         self._decoding = Condition()
 
     @classmethod
-    def from_array(cls, array: Any, *, name: str, mpp: float | None = None) -> Self:
-        """Wrap one array; nothing is read from it yet, apart from a sample of a floating-point one.
+    def from_array(cls, array: Any, *, name: str, mpp: float | None = None, warned: set[str] | None = None) -> Self:
+        """Wrap one array; nothing is read from it yet.
+
+        On the first reading, values from all over the image tell what is white: 255, 1, or, with a warning, the most
+        that 8, 10, 12, 14 or 16 bits hold.
 
         Parameters
         ----------
         array
             NumPy, dask or zarr array (or a DataArray of one), (H, W), (H, W, C) or (C, H, W) with 1 (gray),
-            3 (RGB) or 4 (RGBA, composited on white) channels; uint8, uint16 (the full range is used), or
-            floating point in 0..1 or 0..255.
+            3 (RGB) or 4 (RGBA, composited on white) channels; uint8, uint16 or floating point.
         name
             What messages call the image.
         mpp
             Micrometres per px, if known.
+        warned
+            What was warned of already, on an earlier opening of the same image, and is not said again; added to.
 
         Raises
         ------
@@ -86,10 +98,12 @@ class SectionImage:
         ValueError
             If its shape, data type or values are not those of such an image.
         """
-        return cls.from_levels([array], name=name, mpp=mpp)
+        return cls.from_levels([array], name=name, mpp=mpp, warned=warned)
 
     @classmethod
-    def from_levels(cls, levels: Sequence[Any], *, name: str, mpp: float | None = None) -> Self:
+    def from_levels(
+        cls, levels: Sequence[Any], *, name: str, mpp: float | None = None, warned: set[str] | None = None
+    ) -> Self:
         """Wrap a resolution pyramid, finest level first; the levels show the same field.
 
         Parameters
@@ -100,6 +114,8 @@ class SectionImage:
             What messages call the image.
         mpp
             Micrometres per px of the finest level, if known.
+        warned
+            As in `from_array`.
 
         Raises
         ------
@@ -110,38 +126,53 @@ class SectionImage:
         """
         if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
             raise ValueError(f"image {name}: mpp must be a positive number of um per px, found {mpp}")
-        return cls(pyramid(levels, name), name=name, mpp=mpp)
+        return cls(pyramid(levels, name), name=name, mpp=mpp, warned=warned)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
+    def from_file(cls, path: str | Path, *, warned: set[str] | None = None) -> Self:
         """Open an image file; its header is read now, pixels when they are asked for.
 
         Tiled TIFF (pyramidal, OME, Aperio SVS) and OME-Zarr are read tile by tile; PNG, JPEG, whatever else pillow
         reads and TIFF in one piece are decoded whole into memory on the first access (3 bytes per px of RGB, 7 while
-        pillow decodes). An EXIF orientation is not applied: spot coordinates refer to the pixels as stored.
+        pillow decodes). An orientation tag is not applied, but warned of: spot coordinates refer to the pixels as
+        stored.
 
         Parameters
         ----------
         path
             The file, or the folder of an OME-Zarr.
+        warned
+            As in `from_array`.
 
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is not an image, holds something other than a gray, RGB or RGBA image, or would not fit in
-            free memory where it is decoded whole. Pixels that are damaged or cut off are found out on reading them.
+            If the file is no regular file, is not an image, holds something other than a gray, RGB or RGBA image, or
+            would not fit in free memory where it is decoded whole. Pixels that are damaged or cut off are found out on
+            reading them.
         """
+        require_there(path, "image file")  # an address would lose a slash
         path = Path(path)
-        levels, pixel, close = open_file(path)
-        scale = {"mpp": None} if pixel is None else {"mpp": pixel.mpp, "aspect": pixel.aspect}
+        opened = open_file(path)
+        scale = {"mpp": None} if opened.pixel is None else {"mpp": opened.pixel.mpp, "aspect": opened.pixel.aspect}
         try:
-            return cls(pyramid(levels, str(path)), name=path.name, **scale, close=close)
+            image = cls(
+                pyramid(opened.levels, str(path)),
+                name=path.name,
+                **scale,
+                close=opened.close,
+                said=opened.said,
+                warned=warned,
+            )
+            for remark in opened.remarks:
+                image._warn(*remark)
         except BaseException:
-            if close is not None:
-                close()
+            if opened.close is not None:
+                opened.close()
             raise
+        return image
 
     @cached_property
     def background(self) -> np.ndarray:
@@ -150,24 +181,51 @@ class SectionImage:
         colour.flags.writeable = False
         return colour
 
+    def _warn(self, check: str, message: str) -> None:
+        """Warn once, however often the image is opened."""
+        if message not in self._warned:
+            self._warned.add(message)
+            _checks.warn(check, message)
+
     @cached_property
-    def _white(self) -> float:
-        """Stored value that stands for full intensity."""
-        dtype = self._levels[0].pixels.dtype
-        if dtype.kind == "u":
-            return float(np.iinfo(dtype).max)
-        coarsest = self._levels[-1]
-        step = max(1, int(coarsest.size.max()) // 1024)
-        axes = (slice(None, None, step),) * 2
-        sample = np.asarray(coarsest.pixels[(slice(None), *axes) if coarsest.channel_axis == 0 else axes])
-        low, high = float(sample.min()), float(sample.max())
-        # interpolation overshoots 0..1 and 0..255 a little; a NaN fails the comparison
-        if not (low >= -0.1 * max(high, 1.0) and high <= 255 * 1.1):
-            raise ValueError(
-                f"image {self.name}: floating-point values from {low:.4g} to {high:.4g}, expected 0..1 or "
-                "0..255: give the image before any normalisation, or convert it to uint8"
-            )
-        return 1.0 if high <= 1.5 else 255.0
+    def _meaning(self) -> Meaning:
+        """What stored values stand for."""
+        known = plain(self._levels[0].pixels.dtype, self._levels[0].n_channels, self._said)
+        if known is not None:
+            return known
+        found, remarks = meaning(self._sample(self._stored), self._said, self.name)
+        for remark in remarks:
+            self._warn(*remark)
+        return found
+
+    @cached_property
+    def _looked_at(self) -> bool:
+        """Whether it was seen that it looks like H&E, or warned that it does not."""
+        if _checks.is_on("pixel_range"):
+            if self._levels[-1].lazy:
+                rgb = self._sample(self._read)  # which keeps the tiles for what is read next
+            else:
+                rgb = to_rgb(self._sample(self._stored)[None], self._meaning, self.name)[0]
+            for oddity in oddities(rgb, self.name):
+                self._warn(*oddity)
+        return True
+
+    def _sample(self, read: Callable[[Level, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        """(n, channels) pixels from all over the coarsest level; of a lazy one not more than some `LOOK` are read."""
+        level = self._levels[-1]
+        windows = level.spread(LOOK) if level.lazy else [(np.zeros(2, dtype=np.int64), level.size)]
+        n_read = sum(math.prod(stop - start) for start, stop in windows)
+        step = max(1, math.isqrt(n_read // SAMPLE))
+        parts: list[np.ndarray] = []
+        for number, (start, stop) in enumerate(windows):
+            try:
+                part = read(level, start, stop)[::step, ::step]
+            except ValueError:  # a damaged tile, which is told of where it is needed
+                if number == len(windows) - 1 and not parts:
+                    raise
+                continue
+            parts.append(part.reshape(-1, part.shape[2]))
+        return np.concatenate(parts)
 
     def read_patches(self, xy: ArrayLike, *, field: float, size: int) -> np.ndarray:
         """Read square patches centred on spots.
@@ -207,6 +265,7 @@ class SectionImage:
             raise ValueError(f"image {self.name}: size must be at least 1 px, found {size}")
 
         level = self._level_for(field / size)
+        _ = self._looked_at
         centres = centres / level.factor
         extent = field / level.factor
         if float(extent[0]) * float(extent[1]) > max(AMPLE, 4 * math.prod(level.size.tolist())):
@@ -269,6 +328,7 @@ class SectionImage:
         if max_size < 1:
             raise ValueError(f"image {self.name}: max_size must be at least 1 px, found {max_size}")
         levels = self._open_levels()
+        _ = self._looked_at
         if levels[0].lazy and len(levels) > 1:
             levels = levels[1:]
         level = next((level for level in reversed(levels) if level.size.max() >= max_size), levels[0])
@@ -343,15 +403,18 @@ class SectionImage:
 
     def _decode(self, level: Level, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """RGB uint8 (height, width, 3) of a window, from the array or the file."""
+        return to_rgb(self._stored(level, start, stop), self._meaning, self.name)
+
+    def _stored(self, level: Level, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Pixels of a window as stored, (height, width, channels)."""
         try:
-            stored = level.read(start, stop)
-        except READING_ERRORS as error:
+            return level.read(start, stop)
+        except Exception as error:
             raise ValueError(
                 f"image {self.name}: the pixels of columns {start[0]} to {stop[0]}, rows {start[1]} to "
-                f"{stop[1]} cannot be read ({error}): the file or store is damaged or gone; copy or "
-                "download it again"
+                f"{stop[1]} cannot be read ({error or type(error).__name__}): the file or store is damaged or gone; "
+                "copy or download it again"
             ) from error
-        return to_rgb(stored, self._white, self.name)
 
     def _window(self, level: Level, corner: np.ndarray, span: np.ndarray) -> np.ndarray:
         """RGB uint8 of a window of `span` px, with background where it leaves the image."""

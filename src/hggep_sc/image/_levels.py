@@ -1,5 +1,6 @@
 """Resolution levels: arrays of pixels, in memory or lazy, with their layout and scale."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ import numpy as np
 
 # px along a tile's edge, at least: reading a smaller chunk costs more than decoding it
 TILE = 256
+LARGEST = 2**40  # values of an image; a glass slide at 0.1 um per px has a fifth
 
 
 @dataclass
@@ -42,6 +44,11 @@ class Level:
         """Whether every reading of a window costs."""
         return not isinstance(self.pixels, np.ndarray | Whole)
 
+    @property
+    def n_channels(self) -> int:
+        """How many values a pixel has."""
+        return 1 if self.channel_axis is None else int(self.pixels.shape[self.channel_axis])
+
     @cached_property
     def edges(self) -> tuple[np.ndarray, np.ndarray]:
         """Where tiles begin and the last one ends, along x and along y: those of chunks, small ones several at once."""
@@ -62,6 +69,18 @@ class Level:
             for axis, edges in enumerate(self.edges)
         )
         return np.stack([columns, rows], axis=1)
+
+    def spread(self, most: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Windows (`start`, `stop`) of tiles from all over the level, of about `most` px together but at least 16."""
+        x, y = self.edges
+        per_side = max(4, math.isqrt(3 * most // self.tile_bytes))
+        columns, rows = (
+            np.unique(np.linspace(0, len(edges) - 2, min(per_side, len(edges) - 1)).round().astype(int))
+            for edges in (x, y)
+        )
+        return [
+            (np.array([x[column], y[row]]), np.array([x[column + 1], y[row + 1]])) for row in rows for column in columns
+        ]
 
     def read(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Pixels as stored, (height, width, channels), from (x, y) `start` up to `stop`."""
@@ -141,6 +160,8 @@ def _layout(array: Any, name: str) -> tuple[Any, int | None]:
         )
     if 0 in shape:
         raise ValueError(f"image {name}: shape {shape} holds no pixels")
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"image {name}: shape {shape} is more than any slide has: its header or metadata are damaged")
     kind, itemsize = array.dtype.kind, array.dtype.itemsize
     if not ((kind == "u" and itemsize in (1, 2)) or kind == "f"):
         raise ValueError(

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,8 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from ._errors import READING_ERRORS, damaged, require_memory
+from ._errors import ImageFileError, require_memory
 from ._levels import Whole
+from ._stored import WHITES, Said
 from ._units import SANE_MPP, UM_PER_UNIT, PixelSize, pixel_size
 
 logger = logging.getLogger(__name__)
@@ -40,15 +42,14 @@ def tiff_levels(tiff: Any, path: Path) -> list[Any]:
     import zarr
 
     if not len(tiff.pages):  # their table is often at the end of the file
-        raise ValueError(
+        raise ImageFileError(
             f"image file {path} is damaged or cut short: it refers to no page within its {tiff.filehandle.size} bytes; "
             "copy or download it again"
         )
-    series = _largest(tiff)
-    if series is None:
-        raise ValueError(f"image file {path} holds no image with rows and columns: give the H&E image's file")
+    if (series := _largest(tiff)) is None:
+        raise ImageFileError(f"image file {path} holds no image with rows and columns: give the H&E image's file")
     if len(set(series.axes) - {"Y", "X", "S", "C"}) or {"S", "C"} <= set(series.axes):
-        raise ValueError(
+        raise ImageFileError(
             f"image file {path} has axes {series.axes} of sizes {series.shape}, expected one plane of rows, "
             "columns and colours: save the one plane that is the H&E image"
         )
@@ -63,11 +64,7 @@ def tiff_levels(tiff: Any, path: Path) -> list[Any]:
             continue
         # tiles that a scanner left out are glass, not black
         fill = np.iinfo(level.dtype).max if level.dtype.kind == "u" else None
-        try:
-            store = series.aszarr(level=number, fillvalue=fill)
-            array = zarr.open_array(store, mode="r", zarr_format=2)
-        except READING_ERRORS as error:
-            raise damaged(path, error) from error
+        array = zarr.open_array(series.aszarr(level=number, fillvalue=fill), mode="r", zarr_format=2)
         arrays.append(YCbCr(array) if ycbcr else array)
     return arrays
 
@@ -83,6 +80,94 @@ def _size(series: Any) -> tuple[int, int]:
     return series.shape[series.axes.index("X")], series.shape[series.axes.index("Y")]
 
 
+@dataclass(frozen=True)
+class Channels:
+    """What a TIFF says of the channels of its largest image.
+
+    Attributes
+    ----------
+    said
+        White point and fourth channel.
+    names
+        Of the channels, where they are images of their own and have names.
+    axis
+        Of the channels, where they are images of their own.
+    gray
+        How many channels are gray by the file, not red, green and blue; 0 or 1 where nothing is odd.
+    """
+
+    said: Said
+    names: list[str]
+    axis: int
+    gray: int
+
+    def remark(self, path: Path) -> tuple[str, str] | None:
+        """Warn of several gray channels that no name calls colours."""
+        if self.gray < 3 or {"red", "r"} & {name.lower() for name in self.names}:
+            return None
+        return (
+            "channels",
+            f"image file {path} stores {self.gray} gray channels, which are taken for red, green and blue in this "
+            "order: are they, or is it a fluorescence image?",
+        )
+
+
+def tiff_channels(tiff: Any) -> Channels:
+    """Read what tags, OME and ImageJ metadata say of the channels of the largest image."""
+    series = _largest(tiff)
+    page = series.keyframe
+    axes = dict(zip(series.axes, series.shape, strict=True))
+    pixels = _ome_pixels(tiff.ome_metadata, axes) if tiff.ome_metadata else None
+    names: list[str] = []
+    if pixels is not None:
+        names = [child.get("Name") or "" for child in pixels if child.tag.rpartition("}")[2] == "Channel"]
+    elif tiff.imagej_metadata:
+        names = [str(label) for label in tiff.imagej_metadata.get("Labels") or ()]
+    gray = page.photometric is not None and page.photometric.name == "MINISBLACK"
+    n_channels: Any = axes.get("S", axes.get("C", 1))
+    fourth: Any = None
+    if not gray and page.extrasamples:
+        fourth = {0: "something else", 1: "premultiplied", 2: "alpha"}.get(int(page.extrasamples[0]))
+    return Channels(
+        said=Said(_white(page, pixels), fourth),
+        # of one image in colours, OME names the whole
+        names=names if "S" not in axes and len(names) == axes.get("C", 1) else [],
+        axis=series.axes.find("C"),
+        gray=n_channels if gray else 0,
+    )
+
+
+def _white(page: Any, pixels: ElementTree.Element | None) -> float | None:
+    """Return the stored value of full intensity, where fewer bits are used than are stored."""
+    depth = 8 * page.dtype.itemsize
+    if page.dtype.kind != "u" or depth > 16:
+        return None
+    bits = [page.bitspersample, (pixels.get("SignificantBits") if pixels is not None else None) or depth]
+    whites = [2 ** int(n) - 1 for n in bits]
+    largest = page.tags.get("MaxSampleValue")
+    if largest is not None and depth == 16 and (value := int(np.max(largest.value))) > 0:
+        whites.append(next((white for white in WHITES if value <= white), WHITES[-1]))
+    white = min(whites)
+    return float(white) if 0 < white < 2**depth - 1 else None
+
+
+def _ome_pixels(xml: str, axes: dict[str, int]) -> ElementTree.Element | None:
+    """Return the metadata of the image of a size."""
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError:
+        return None
+    images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
+    size = (str(axes["X"]), str(axes["Y"]))
+    return next((pixels for pixels in images if (pixels.get("SizeX"), pixels.get("SizeY")) == size), None)
+
+
+def tiff_orientation(tiff: Any) -> int | None:
+    """Return the tag of orientation of the largest image."""
+    tag = _largest(tiff).keyframe.tags.get("Orientation")
+    return None if tag is None else int(tag.value)
+
+
 def _stays_ycbcr(page: Any, path: Path) -> bool:
     """Whether tifffile gives YCbCr pixels; refuse colours that are not read."""
     photometric = page.photometric.name if page.photometric is not None else "none"
@@ -95,7 +180,7 @@ def _stays_ycbcr(page: Any, path: Path) -> bool:
         return False
     if colours == "YCBCR" and compression in UNCONVERTED and page.dtype == np.uint8 and page.shape[-1] == 3:
         return True
-    raise ValueError(
+    raise ImageFileError(
         f"image file {path} stores colours as {photometric} with {compression} compression, "
         "which is not read here: convert it to RGB, for instance with `vips tiffsave --tile --pyramid`"
     )
@@ -105,9 +190,15 @@ def _check_extent(level: Any, file_size: int, path: Path) -> None:
     for page in level.pages:
         if page is None:
             continue
+        if len(page.dataoffsets) < math.prod(level.keyframe.chunked):
+            raise ImageFileError(
+                f"image file {path} is damaged: its image of {level.keyframe.shape} needs "
+                f"{math.prod(level.keyframe.chunked)} tiles or strips, and its header names {len(page.dataoffsets)}; "
+                "copy or download it again"
+            )
         end = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         if end > file_size:
-            raise ValueError(
+            raise ImageFileError(
                 f"image file {path} is cut short: it has {file_size} bytes and refers to byte {end}; copy "
                 "or download it again"
             )

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._paths import expanded
 from .._validators import choice, flag, number, text_or_none
 from ..section import copy_of, image_of, is_spatialdata, require_key
 from ..tissue import LOOK_PX, TissueMask, find_tissue
@@ -233,8 +234,7 @@ def _library(
     """`uns["spatial"][library_id]` in Space Ranger's layout."""
     factors = factors | {"tissue_hires_scalef": thumbnail.shape[1] / shape[1]}
     if isinstance(data, str | Path):
-        path = Path(data).expanduser().absolute()
-        metadata = metadata | {"source_image_path": str(path)}
+        metadata = metadata | {"source_image_path": str(Path(expanded(data)).absolute())}
         return {"images": {"hires": thumbnail}, "scalefactors": factors, "metadata": metadata}
     return {
         "images": {"full": data, "hires": thumbnail},

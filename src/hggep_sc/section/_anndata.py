@@ -4,13 +4,13 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
 from .. import _keys
+from .._paths import expanded, why_absent
 from ..image import SectionImage
 from ._scale import Told, given, of_scalefactors, scale_of_section, spot_grid
 from ._section import Section
@@ -154,16 +154,19 @@ def find_image(adata: AnnData, library: str, image_key: str | None, name: str) -
     images, factors = entries(entry, "images"), entries(entry, "scalefactors")
     slot = f"uns['spatial'][{library!r}]"
     source = text(entries(entry, "metadata").get("source_image_path"))
-    path = Path(source).expanduser() if source is not None else None
+    path = expanded(source) if source is not None else None
 
     candidates: dict[str, _Image] = {}
-    if path is not None and path.exists():  # an OME-Zarr is a folder
-        candidates[SOURCE] = _Image(str(path), 1.0, partial(SectionImage.from_file, path))
+    absent = why_absent(path) if path is not None else None
+    if path is not None and absent is None:  # an OME-Zarr is a folder
+        candidates[SOURCE] = _Image(path, 1.0, partial(SectionImage.from_file, path, warned=set()))
     scales = {key: number(factors.get(f"tissue_{key}_scalef")) for key in images}
     for key, scale in sorted(scales.items(), key=lambda item: -(item[1] or 0)):
         if scale is not None:
             where = f"{slot}['images'][{key!r}]"
-            candidates[key] = _Image(where, scale, partial(SectionImage.from_array, images[key], name=where))
+            candidates[key] = _Image(
+                where, scale, partial(SectionImage.from_array, images[key], name=where, warned=set())
+            )
 
     if image_key is not None and image_key not in candidates:
         if image_key in images:
@@ -172,12 +175,10 @@ def find_image(adata: AnnData, library: str, image_key: str | None, name: str) -
                 "this image per full-resolution px"
             )
         if image_key == SOURCE and path is not None:
-            raise FileNotFoundError(
-                f"section {name!r}: the image file {path} named in {slot}['metadata'] does not exist"
-            )
+            raise FileNotFoundError(f"section {name!r}: the image file {path} named in {slot}['metadata'] {absent}")
         raise KeyError(f"`image_key`: {slot} has no image {image_key!r}; images: {listed(candidates)}")
     if not candidates:
-        missing = f"the file {path} of its metadata does not exist" if path is not None else "its metadata name no file"
+        missing = f"the file {path} of its metadata {absent}" if path is not None else "its metadata name no file"
         unscaled = f"images without a scale factor 'tissue_<key>_scalef': {listed(images)}" if images else "no 'images'"
         raise ValueError(
             f"no image for section {name!r}: {slot} has {unscaled}, and {missing}. Set "
@@ -186,9 +187,10 @@ def find_image(adata: AnnData, library: str, image_key: str | None, name: str) -
     chosen = image_key if image_key is not None else next(iter(candidates))
     if image_key is None and path is not None and SOURCE not in candidates:
         logger.warning(
-            "section %r: the image file %s does not exist; %s is used instead",
+            "section %r: the image file %s %s; %s is used instead",
             name,
             path,
+            absent,
             candidates[chosen].name,
         )
     elif len(candidates) > 1:

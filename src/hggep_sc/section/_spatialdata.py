@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from ..image import SectionImage
+from ..image import SectionImage, in_colour_order
 from ._scale import Told, given, of_scalefactors, scale_of_section, spot_grid
 from ._section import Section
 from ._spots import require_good_coordinates, require_inside, under_tissue
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 MICRONS = {"um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"}
 REDUCED = {"hires", "lowres"}  # as spatialdata-io names the copies of one image
 RESOLUTIONS = {"full", "fullres"} | REDUCED
-COLOURS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2, "a": 3, "alpha": 3}
 
 
 def regions_of(sdata: "SpatialData", table: AnnData, shapes_key: str | None) -> dict[str, np.ndarray]:
@@ -100,7 +99,7 @@ def spatialdata_section(
     require_good_coordinates(xy, name, f"shapes {region!r}")
 
     image_name = f"images[{key!r}]"
-    opener = partial(SectionImage.from_levels, image_levels(sdata.images[key], key), name=image_name)
+    opener = partial(SectionImage.from_levels, image_levels(sdata.images[key], key), name=image_name, warned=set())
     with opener() as opened:
         shape = opened.shape
     require_inside(
@@ -255,10 +254,7 @@ def image_levels(element: Any, key: str) -> list[Any]:
             f"image {key!r} has {n_channels} channels ({listed(channels)}); an H&E image with 3 (RGB), 4 "
             "(RGBA) or 1 is expected. `image_key=` chooses another"
         )
-    order = [COLOURS.get(channel.lower(), -1) for channel in channels]
-    if sorted(order) == list(range(n_channels)) and order != sorted(order):
-        return [level.data[np.argsort(order)] for level in levels]
-    return [level.data for level in levels]
+    return in_colour_order([level.data for level in levels], channels, 0, f"images[{key!r}]")
 
 
 def micron_scale(image: Any) -> Told | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from anndata import AnnData
 
 from .. import _keys
+from .._paths import expanded
 from ..image import SectionImage
 from ._anndata import anndata_section, find_image, libraries_of
 from ._containers import is_spatialdata
@@ -91,9 +92,11 @@ def image_of(
     if image_key is not None:
         raise ValueError("`image_key` is for AnnData and SpatialData objects, and none was given")
     if isinstance(data, str | Path):
-        return WholeImage(str(data), 1.0, tuple(given(mpp)), partial(SectionImage.from_file, Path(data).expanduser()))
+        opener = partial(SectionImage.from_file, expanded(data), warned=set())
+        return WholeImage(str(data), 1.0, tuple(given(mpp)), opener)
     if hasattr(data, "shape") and hasattr(data, "dtype"):
-        return WholeImage("the array", 1.0, tuple(given(mpp)), partial(SectionImage.from_array, data, name="the array"))
+        opener = partial(SectionImage.from_array, data, name="the array", warned=set())
+        return WholeImage("the array", 1.0, tuple(given(mpp)), opener)
     raise TypeError(
         f"an image is expected: its path, an array, or an AnnData or SpatialData object; found {type(data).__name__}"
     )
@@ -108,7 +111,7 @@ def _of_spatialdata(sdata: "SpatialData", image_key: str | None, mpp: float | No
         )
     key = image_key if image_key is not None else next(iter(sdata.images))
     element = sdata.images[key]
-    opener = partial(SectionImage.from_levels, image_levels(element, key), name=f"images[{key!r}]")
+    opener = partial(SectionImage.from_levels, image_levels(element, key), name=f"images[{key!r}]", warned=set())
     microns = micron_scale(element)
     return WholeImage(key, 1.0, (*given(mpp), *([microns] if microns is not None else [])), opener)
 

@@ -1,12 +1,13 @@
 """The methods by name, and one way to fit any of them to sections."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from .baselines import BASELINES, Baseline, BaselineConfig
 from .config import Config, Normalize
 from .features import SHUFFLENET
+from .genes import GenesBy
 from .model import HGGEP
 from .training.devices import Strategy
 
@@ -64,7 +65,8 @@ def fit_method(
     method: str,
     config: Config | BaselineConfig,
     *,
-    genes: Sequence[str] | int | None = None,
+    genes: Iterable[str] | str | int | None = None,
+    genes_by: GenesBy = "moran",
     encoder: "str | nn.Module" = SHUFFLENET,
     weights: str | Path | None = "imagenet",
     validation: str | float | None = None,
@@ -84,6 +86,7 @@ def fit_method(
             sections,
             config,
             genes=genes,
+            genes_by=genes_by,
             encoder=encoder,
             weights=weights,
             validation=validation,
@@ -109,5 +112,12 @@ def fit_method(
         if given:
             raise ValueError(f"{keyword}= is for method='hggep': method={method!r} has no use for it")
     return BASELINES[method].fit(
-        sections, config, genes=genes, weights=weights, seed=seed, device=device, progress=progress
+        sections,
+        config,
+        genes=genes,
+        genes_by=genes_by,
+        weights=weights,
+        seed=seed,
+        device=device,
+        progress=progress,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -35,7 +35,7 @@ from .features import (
     stored_features,
 )
 from .fingerprint import Fingerprint
-from .genes import training_genes
+from .genes import NAMED, GenesBy, training_genes
 from .linear import LinearPath, add_linear, fill_in_colours
 from .nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
 from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_differs, spots_per_batch
@@ -58,6 +58,8 @@ class HGGEP:
         Its name in `hggep_sc.tl.fit`: "hggep".
     genes
         Names of the predicted genes, in the order of the network's outputs.
+    genes_by
+        Rule by which they were chosen, or "names"; None for a model saved before it was noted.
     config
         Every setting, as used.
     scale
@@ -89,6 +91,7 @@ class HGGEP:
         fingerprint: Fingerprint,
         history: Sequence[dict[str, float]] = (),
         seed: int | None = None,
+        genes_by: str | None = None,
         embeddings: str | None = None,
         linear: LinearPath | None = None,
         confidence: Confidence | None = None,
@@ -101,6 +104,7 @@ class HGGEP:
         self.fingerprint = fingerprint
         self.history = pd.DataFrame(list(history))
         self.seed = seed
+        self.genes_by = genes_by
         self.embeddings = embeddings
         self.linear = linear
         self.confidence = confidence
@@ -147,7 +151,8 @@ class HGGEP:
         sections: Sequence[Section],
         config: Config,
         *,
-        genes: Sequence[str] | int | None = None,
+        genes: Iterable[str] | str | int | None = None,
+        genes_by: GenesBy = "moran",
         encoder: str | nn.Module = SHUFFLENET,
         weights: str | Path | None = "imagenet",
         validation: str | float | None = None,
@@ -172,7 +177,7 @@ class HGGEP:
         if held_out is not None:
             parts = zip(sections, held_out, strict=True)
             learnt = [section.subset(~mask) for section, mask in parts if not mask.all()]
-        chosen = training_genes(learnt, genes)
+        chosen, by = training_genes(learnt, genes, genes_by)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp = model_mpp(learnt)
         with torch.random.fork_rng(devices=[]):
@@ -203,6 +208,7 @@ class HGGEP:
             fingerprint=fingerprint,
             history=trained.history,
             seed=seed,
+            genes_by=by,
             embeddings=eye if isinstance(eye, str) else None,
             linear=trained.linear,
             confidence=trained.confidence,
@@ -383,6 +389,7 @@ class HGGEP:
                 "mpp": self.mpp,
                 "seed": self.seed,
                 "genes": self.genes,
+                "genes_by": self.genes_by,
                 "training_sections": self.fingerprint.sections,
                 "library_genes": self.fingerprint.library_genes,
                 "history": self.history.to_dict("records"),
@@ -447,6 +454,7 @@ class HGGEP:
             ),
             history=content["history"],
             seed=content["seed"],
+            genes_by=content.get("genes_by"),
             embeddings=entry["key"] if entry is not None and entry["kind"] == "obsm" else None,
             linear=LinearPath.from_tensors(tensors["linear"]) if "linear" in tensors else None,
             confidence=Confidence.from_tensors(tensors["confidence"]) if "confidence" in tensors else None,
@@ -490,7 +498,7 @@ class HGGEP:
             network = _filled(config, n_genes, state, None, None)
         except RuntimeError as error:
             raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
-        return cls(network, config, genes, mpp=mpp, fingerprint=Fingerprint.empty())
+        return cls(network, config, genes, mpp=mpp, fingerprint=Fingerprint.empty(), genes_by=NAMED)
 
 
 def _filled(

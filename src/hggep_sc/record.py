@@ -34,6 +34,7 @@ def prediction_record(
         },
     }
     optional = {
+        "genes_by": model.genes_by,
         "preset": model.config.preset if isinstance(model.config, Config) else None,
         "seed": model.seed,
         "counts_layer": layer,

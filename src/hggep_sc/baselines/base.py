@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,7 +17,7 @@ from ..checkpoint import Checkpoint, Parts
 from ..device import resolve_device
 from ..expression import ExpressionScale
 from ..fingerprint import Fingerprint
-from ..genes import training_genes
+from ..genes import GenesBy, training_genes
 from ..patches import model_mpp, say_if_scale_differs, spots_per_batch
 from ..section import Section, require_counts
 from ..storage import load_model, save_model
@@ -41,6 +41,8 @@ class Baseline(ABC):
         Its name in `hggep_sc.tl.fit`.
     genes
         Names of the predicted genes, in the order of the outputs.
+    genes_by
+        Rule by which they were chosen, or "names"; None for a model saved before it was noted.
     config
         Every setting.
     arrays
@@ -70,6 +72,7 @@ class Baseline(ABC):
         mpp: float | None,
         fingerprint: Fingerprint,
         seed: int,
+        genes_by: str | None = None,
     ) -> None:
         self.config = config
         self.genes = list(genes)
@@ -79,6 +82,7 @@ class Baseline(ABC):
         self.mpp = mpp
         self.fingerprint = fingerprint
         self.seed = seed
+        self.genes_by = genes_by
 
     @classmethod
     @abstractmethod
@@ -115,7 +119,8 @@ class Baseline(ABC):
         sections: Sequence[Section],
         config: BaselineConfig,
         *,
-        genes: Sequence[str] | int | None = None,
+        genes: Iterable[str] | str | int | None = None,
+        genes_by: GenesBy = "moran",
         weights: str | Path | None = "imagenet",
         seed: int = 0,
         device: str = "auto",
@@ -127,7 +132,7 @@ class Baseline(ABC):
         """
         target, seed = resolve_device(device), int(seed)
         require_counts(sections)
-        chosen = training_genes(sections, genes)
+        chosen, by = training_genes(sections, genes, genes_by)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp = model_mpp(sections)
         trunk = Trunk.pretrained(weights, seed) if cls.reads_image else None
@@ -143,7 +148,7 @@ class Baseline(ABC):
         training = Training.of(features, targets, xy, [section.group for section in sections], seed)
         arrays = {"gene_mean": np.mean(means, axis=0), **cls.learn(training, config)}
         fingerprint = Fingerprint.of(sections, chosen)
-        return cls(config, chosen, arrays, trunk=trunk, mpp=mpp, fingerprint=fingerprint, seed=seed)
+        return cls(config, chosen, arrays, trunk=trunk, mpp=mpp, fingerprint=fingerprint, seed=seed, genes_by=by)
 
     def predict(
         self,
@@ -258,6 +263,7 @@ class Baseline(ABC):
                 "mpp": self.mpp,
                 "seed": self.seed,
                 "genes": self.genes,
+                "genes_by": self.genes_by,
                 "training_sections": self.fingerprint.sections,
                 "library_genes": self.fingerprint.library_genes,
             },
@@ -294,6 +300,7 @@ class Baseline(ABC):
                 content["training_sections"], tensors["training"], library_genes=content["library_genes"]
             ),
             seed=content["seed"],
+            genes_by=content.get("genes_by"),
         )
 
     def _array_tensors(self) -> dict[str, Tensor]:

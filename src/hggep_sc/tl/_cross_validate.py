@@ -1,6 +1,6 @@
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -21,6 +21,7 @@ from ..cross_validation import (
     run_tasks,
     tasks_of,
 )
+from ..genes import requested_genes
 from ..section import (
     Section,
     gene_name_hint,
@@ -49,7 +50,8 @@ def cross_validate(
     only: Sequence[str] | None = None,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("gene_mean", "low_rank_ridge", "hggep"),
     seeds: int | Sequence[int] = 0,
-    genes: Sequence[str] | int | None = None,
+    genes: Iterable[str] | str | int | None = None,
+    genes_by: Literal["moran", "dispersion", "mean"] = "moran",
     weights: str | Path | None = "imagenet",
     normalize: Literal["library", "panel"] | None = None,
     validation: float | None = None,
@@ -90,8 +92,9 @@ def cross_validate(
         `{"ridge": {"method": "ridge"}, "no GEM": {"config": {"gem": False}}, "paper": {"preset": "paper"}}`.
     seeds
         One seed or several; each method is run with each.
-    genes, weights, normalize, validation
-        As in `tl.fit`, for every method; `validation` (a fraction) is for the network alone.
+    genes, genes_by, weights, normalize, validation
+        As in `tl.fit`, for every method; a number of genes is chosen in each fold, on its training sections.
+        `validation` (a fraction) is for the network alone.
     path
         Folder where each fold is stored as it ends (h5ad). On a rerun stored folds are read, not run, if nothing
         that they depend on has changed: sections, settings, seed, weights and version of the package.
@@ -138,11 +141,8 @@ def cross_validate(
     sections = grouped(sections, groups)
     folds = _chosen(leave_out(sections, n_folds), only)
     _warn_of_known_patients(sections, folds)
-    if isinstance(genes, int | np.integer):
-        genes = int(genes)
-    elif genes is not None:
-        genes = [str(gene) for gene in ([genes] if isinstance(genes, str) else genes)]
-    shared_genes = _shared_genes(sections, genes)
+    wanted, _ = requested_genes(genes, genes_by)
+    shared_genes = _shared_genes(sections, wanted)
     runs = {name: {"method": name} for name in methods} if not isinstance(methods, Mapping) else dict(methods)
     if isinstance(methods, str) or not runs:
         raise ValueError(f"methods={methods!r} must be a list of names, or a dict of settings by name")
@@ -151,7 +151,14 @@ def cross_validate(
         folds,
         runs,
         seeds,
-        shared={"genes": genes, "weights": weights, "normalize": normalize, "validation": validation, "device": device},
+        shared={
+            "genes": wanted,
+            "genes_by": genes_by,
+            "weights": weights,
+            "normalize": normalize,
+            "validation": validation,
+            "device": device,
+        },
     )
     objects = _objects(data)
     keys = {} if key_added is None else _keys_added(key_added, runs, seeds)
@@ -228,12 +235,12 @@ def _distinct(seeds: int | Sequence[int]) -> list[int]:
     return [int(seed) for seed in found]
 
 
-def _shared_genes(sections: Sequence[Section], genes: Sequence[str] | int | None) -> list[str]:
+def _shared_genes(sections: Sequence[Section], genes: list[str] | int | None) -> list[str]:
     """Genes that all sections hold; those that are asked for must be among them."""
     if isinstance(genes, list):
         for section in sections:
-            section.counts(list(genes))  # names the section, the genes and the remedy
-        return list(genes)
+            section.counts(genes)  # names the section, the genes and the remedy
+        return genes
     shared = sections[0].var_names
     for section in sections[1:]:
         shared = shared.intersection(section.var_names, sort=False)

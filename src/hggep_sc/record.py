@@ -37,6 +37,7 @@ def prediction_record(
         },
     }
     optional = {
+        "genes_by": model.genes_by,
         "preset": model.config.preset if isinstance(model.config, Config) else None,
         "seed": model.seed,
         "training_spacing_um": None if model.spacing_um is None else np.array(model.spacing_um),

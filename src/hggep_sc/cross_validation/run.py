@@ -50,7 +50,7 @@ def tasks_of(
     seeds
         One or more.
     shared
-        Arguments that hold for all: genes (names or a number), weights, normalize, validation (of the network
+        Arguments that hold for all: genes (names or a number), genes_by, weights, normalize, validation (of the network
         alone) and device.
 
     Raises
@@ -82,6 +82,7 @@ def tasks_of(
                     "method": arguments["method"],
                     "config": arguments["config"].to_dict(),
                     "genes": arguments["genes"],
+                    "genes_by": arguments["genes_by"],
                     "validation": arguments["validation"],
                     "weights": weights[name],
                     **encoders[name],

@@ -1,8 +1,7 @@
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from .. import _keys
 from .._settings import settings
-from .._validators import by_name, executor_or_none, flag_or_none, names, path_or_none, seed_of, whole, whole_or_none
+from .._validators import by_name, executor_or_none, flag_or_none, names, path_or_none, seed_of, whole_or_none
 from ..cross_validation import (
     FACTS,
     CrossValidation,
@@ -23,6 +22,7 @@ from ..cross_validation import (
     run_tasks,
     tasks_of,
 )
+from ..genes import requested_genes
 from ..section import (
     Section,
     gene_name_hint,
@@ -52,7 +52,8 @@ def cross_validate(
     only: Sequence[str] | None = None,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("gene_mean", "low_rank_ridge", "hggep"),
     seeds: int | Sequence[int] = 0,
-    genes: Sequence[str] | int | None = None,
+    genes: Iterable[str] | str | int | None = None,
+    genes_by: Literal["moran", "dispersion", "mean"] = "moran",
     weights: str | Path | None = "imagenet",
     normalize: Literal["library", "panel"] | None = None,
     validation: float | None = None,
@@ -94,8 +95,9 @@ def cross_validate(
         `{"ridge": {"method": "ridge"}, "no GEM": {"config": {"gem": False}}, "paper": {"preset": "paper"}}`.
     seeds
         One seed or several; each method is run with each.
-    genes, weights, normalize, validation
-        As in `tl.fit`, for every method; `validation` (a fraction) is for the network alone.
+    genes, genes_by, weights, normalize, validation
+        As in `tl.fit`, for every method; a number of genes is chosen in each fold, on its training sections.
+        `validation` (a fraction) is for the network alone.
     path
         Folder where each fold is stored as it ends (h5ad). On a rerun stored folds are read, not run, if nothing
         that they depend on has changed: sections, settings, seed, weights and version of the package.
@@ -149,9 +151,8 @@ def cross_validate(
     sections = grouped(sections, groups)
     folds = _chosen(leave_out(sections, n_folds), only)
     _warn_of_known_patients(sections, folds)
-    if genes is not None:
-        genes = whole("genes", genes) if isinstance(genes, Number) else names("genes", genes)
-    shared_genes = _shared_genes(sections, genes)
+    wanted, _ = requested_genes(genes, genes_by)
+    shared_genes = _shared_genes(sections, wanted)
     if isinstance(methods, str) or not methods:
         raise ValueError(f"methods={methods!r} must be a list of names, or a dict of settings by name")
     if isinstance(methods, Mapping):
@@ -165,7 +166,14 @@ def cross_validate(
         folds,
         runs,
         seeds,
-        shared={"genes": genes, "weights": weights, "normalize": normalize, "validation": validation, "device": device},
+        shared={
+            "genes": wanted,
+            "genes_by": genes_by,
+            "weights": weights,
+            "normalize": normalize,
+            "validation": validation,
+            "device": device,
+        },
     )
     objects = _objects(data)
     keys = {} if key_added is None else _keys_added(key_added, runs, seeds)
@@ -255,12 +263,12 @@ def _distinct(seeds: int | Sequence[int]) -> list[int]:
     return [seed_of("seeds", seed) for seed in found]
 
 
-def _shared_genes(sections: Sequence[Section], genes: Sequence[str] | int | None) -> list[str]:
+def _shared_genes(sections: Sequence[Section], genes: list[str] | int | None) -> list[str]:
     """Genes that all sections hold; those that are asked for must be among them."""
     if isinstance(genes, list):
         for section in sections:
-            section.counts(list(genes))  # names the section, the genes and the remedy
-        return list(genes)
+            section.counts(genes)  # names the section, the genes and the remedy
+        return genes
     shared = sections[0].var_names
     for section in sections[1:]:
         shared = shared.intersection(section.var_names, sort=False)

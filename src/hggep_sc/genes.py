@@ -58,7 +58,7 @@ def requested_genes(
     rule = choice("genes_by", genes_by, rules := get_args(GenesBy))
     if genes is None:
         return None, rule
-    if isinstance(genes, Number):
+    if isinstance(genes, int | Number):
         return whole("genes", genes), rule
     if rule != rules[0]:
         raise ValueError(f"genes_by={rule!r} is for a number of genes, but genes= names them: leave it out")

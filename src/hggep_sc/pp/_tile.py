@@ -11,7 +11,7 @@ import pandas as pd
 from .. import _keys
 from .._paths import expanded
 from ..section import copy_of, image_of, is_spatialdata
-from ..tissue import LOOK_PX, TissueMask, find_tissue
+from ..tissue import LOOK_PX, TissueMask, find_tissue, is_gray
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,7 +31,7 @@ def tile(
     model: "Model | None" = None,
     grid: Grid = "square",
     min_tissue: float = 0.5,
-    tissue: TissueMask | None = None,
+    tissue: "TissueMask | np.ndarray | None" = None,
     mpp: float | None = None,
     library_id: str | None = None,
     image_key: str | None = None,
@@ -55,7 +55,8 @@ def tile(
     min_tissue
         Share of the square around a spot, `spacing_um` wide, that must be tissue.
     tissue
-        Where there is tissue; None for `hggep_sc.pp.tissue_mask`.
+        Where there is tissue: a `TissueMask`, or a 2-D array over the whole image, at any resolution, of booleans or of
+        0 and one other value, which is tissue. None for `hggep_sc.pp.tissue_mask`.
     mpp
         um per px of the image's finest level; None for what the image says of itself.
     library_id
@@ -84,10 +85,10 @@ def tile(
     Raises
     ------
     ValueError
-        If the scale is unknown, the spacing is below a px, there is no tissue, an argument is out of range, or
-        the SpatialData has `key_added` already.
+        If the scale is unknown, the spacing is below a px, there is no tissue, `tissue` is not of this image, an
+        argument is out of range, or the SpatialData has `key_added` already.
     TypeError
-        If `data` is no image, or `model` no model.
+        If `data` is no image, `model` no model, or `tissue` no mask.
     KeyError, FileNotFoundError
         If the image is not there.
     """
@@ -105,9 +106,9 @@ def tile(
         raise ValueError("`library_id` is for images: name the shapes of a SpatialData by `key_added=`")
     if grid not in get_args(Grid):
         raise ValueError(f"grid={grid!r} is not known; there are {', '.join(map(repr, get_args(Grid)))}")
-    if not (isinstance(spacing_um, int | float | np.number) and 0 < spacing_um < math.inf):
+    if not (_is_number(spacing_um) and 0 < spacing_um < math.inf):
         raise ValueError(f"spacing_um={spacing_um!r} must be a positive number of um")
-    if not 0 < min_tissue <= 1:
+    if not (_is_number(min_tissue) and 0 < min_tissue <= 1):
         raise ValueError(f"min_tissue={min_tissue!r} must be a share above 0, up to 1")
     if in_place:
         _require_free(data, key_added)
@@ -124,6 +125,15 @@ def tile(
         look = cache(lambda: image.thumbnail(LOOK_PX))  # not read for a SpatialData with a mask
         if tissue is None:
             tissue = find_tissue(look(), image.shape, mpp=scale)
+            if not tissue.mask.any() and is_gray(look()):
+                raise ValueError(
+                    f"no tissue on {source.name}: it is gray, and tissue is told by H&E's colours. Give the image in "
+                    "colours, or say where tissue is by `tissue=` (a 2-D array of booleans over the whole image)"
+                )
+        elif isinstance(tissue, TissueMask):
+            tissue.require_covers(image.shape)
+        else:
+            tissue = TissueMask.over(tissue, image.shape, scale)
         library = {} if in_place else _library(data, look(), image.shape, factors)
         shape = image.shape
     places, xy = _on_tissue(tissue, shape, spacing, grid, min_tissue)
@@ -150,6 +160,10 @@ def _require_free(sdata: "SpatialData", key: str) -> None:
                 f"the SpatialData has an element {name!r} already: give another `key_added=`, or remove it first "
                 f"(`del sdata.{kind}[{name!r}]`)"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _table_key(key: str) -> str:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,16 +31,82 @@ class TissueMask:
     Attributes
     ----------
     mask
-        (h, w) bool: tissue.
+        (h, w) bool: tissue. Zero and one other value, as image editors save a mask, are taken as well.
     factor
         (2,) float: px of the coordinates per px of the mask, in x and in y.
     mpp
         um per px of the coordinates, None where unknown.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `mask` is no mask, or `factor` or `mpp` no positive numbers.
     """
 
     mask: np.ndarray
     factor: np.ndarray
     mpp: float | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", two_valued(self.mask, "`mask` of a TissueMask"))
+        try:
+            factor = np.asarray(self.factor, dtype=np.float64)
+        except (TypeError, ValueError):
+            factor = np.empty(0)
+        if factor.shape != (2,) or not (np.isfinite(factor) & (factor > 0)).all():
+            raise ValueError(
+                "`factor` of a TissueMask must be two positive numbers, px of the image per px of the mask in x and "
+                f"in y; found {self.factor!r}"
+            )
+        object.__setattr__(self, "factor", factor)
+        number = isinstance(self.mpp, int | float | np.number) and not isinstance(self.mpp, bool)
+        if self.mpp is not None and not (number and 0 < self.mpp < math.inf):
+            raise ValueError(f"`mpp` of a TissueMask is um per px, a positive number, or None; found {self.mpp!r}")
+
+    @classmethod
+    def over(cls, mask: Any, shape: tuple[int, int], mpp: float | None) -> "TissueMask":
+        """Lay a mask over a whole image.
+
+        Parameters
+        ----------
+        mask
+            (h, w) array of two values, 0 where there is no tissue, of the image's proportions.
+        shape
+            Height and width of the image, px.
+        mpp
+            um per px of the image.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no mask, or of other proportions.
+        """
+        found = two_valued(mask, "`tissue`")
+        factor = np.array(shape[::-1]) / found.shape[::-1]
+        # a reduced size is rounded to whole px
+        if abs(np.log(factor[0] / factor[1])) > max(0.02, 1 / min(found.shape)):
+            raise ValueError(
+                f"`tissue` is a mask of {_size(found.shape)} px, and the image has {_size(shape)}: of one image, the "
+                "proportions would be the same. Is it turned, cropped or of another slide?"
+            )
+        return cls(found, factor, mpp)
+
+    def require_covers(self, shape: tuple[int, int]) -> None:
+        """Refuse a mask that is not of an image of this height and width.
+
+        Raises
+        ------
+        ValueError
+            If what it covers has another size.
+        """
+        covered = self.factor * self.mask.shape[::-1]
+        wanted = np.array(shape[::-1])
+        if (np.abs(covered - wanted) > np.maximum(self.factor, 0.02 * wanted)).any():
+            raise ValueError(
+                f"`tissue`: its mask of {_size(self.mask.shape)} px times its factor ({self.factor[0]:.4g}, "
+                f"{self.factor[1]:.4g}) covers {_size(covered[::-1])} px, and the image has {_size(shape)}. Is it of "
+                "another slide, turned or resized? A mask of another size goes as an array: `tissue=mask`"
+            )
 
     def contains(self, xy: ArrayLike) -> np.ndarray:
         """Tell which points lie on tissue.
@@ -83,6 +150,64 @@ class TissueMask:
     def _integral(self) -> np.ndarray:
         """(h + 1, w + 1) float64: tissue px above and left of each corner of a pixel."""
         return np.pad(self.mask.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0))).astype(np.float64)
+
+
+def two_valued(mask: Any, what: str) -> np.ndarray:
+    """Read a mask: booleans, or zero and one other value.
+
+    Parameters
+    ----------
+    mask
+        An array.
+    what
+        What messages call it.
+
+    Returns
+    -------
+    (h, w) bool.
+
+    Raises
+    ------
+    TypeError
+        If it is no array of numbers.
+    ValueError
+        If it is of another shape, or has other values.
+    """
+    if not (hasattr(mask, "shape") and hasattr(mask, "dtype")):
+        raise TypeError(f"{what} must be a 2-D array of booleans, True where there is tissue; found {_type(mask)}")
+    found = np.asarray(mask)
+    if found.ndim != 2 or not found.size:
+        raise ValueError(
+            f"{what} has shape {found.shape}, (height, width) is expected: of a mask in colours, give one channel, "
+            "such as mask[..., 0]"
+        )
+    if found.dtype == bool:
+        return found
+    if found.dtype.kind not in "iuf":
+        raise TypeError(f"{what} holds values of type {found.dtype}; booleans are expected, True where there is tissue")
+    values = np.unique(found)
+    tissue = values[values != 0]
+    if len(tissue) > 1 or (found.dtype.kind == "f" and (tissue != 1).any()):  # NaN too
+        raise ValueError(
+            f"{what} holds values from {values[0]:.4g} to {values[-1]:.4g}, {len(values)} of them; a mask has two, 0 "
+            "where there is no tissue and another where there is. Give booleans, such as mask > 127 or mask > 0.5"
+        )
+    return found != 0
+
+
+def is_gray(pixels: np.ndarray) -> bool:
+    """Whether an RGB uint8 image has no colours."""
+    low, high = pixels.min(axis=2), pixels.max(axis=2)
+    return bool((high - low <= 2).all())
+
+
+def _size(shape: Any) -> str:
+    """Width and height for a message."""
+    return f"{shape[1]:.6g} x {shape[0]:.6g}"
+
+
+def _type(item: Any) -> str:
+    return f"{item!r:.40} ({type(item).__name__})"
 
 
 def find_tissue(thumbnail: np.ndarray, shape: tuple[float, float], *, mpp: float | None) -> TissueMask:

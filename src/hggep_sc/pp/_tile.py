@@ -12,7 +12,7 @@ from .. import _keys
 from .._paths import expanded
 from .._validators import choice, flag, number, text_or_none
 from ..section import copy_of, image_of, is_spatialdata, require_key
-from ..tissue import LOOK_PX, TissueMask, find_tissue
+from ..tissue import LOOK_PX, TissueMask, find_tissue, is_gray
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +32,7 @@ def tile(
     model: "Model | None" = None,
     grid: Grid = "square",
     min_tissue: float = 0.5,
-    tissue: TissueMask | None = None,
+    tissue: "TissueMask | np.ndarray | None" = None,
     mpp: float | None = None,
     library_id: str | None = None,
     image_key: str | None = None,
@@ -56,7 +56,8 @@ def tile(
     min_tissue
         Share of the square around a spot, `spacing_um` wide, that must be tissue.
     tissue
-        Where there is tissue; None for `hggep_sc.pp.tissue_mask`.
+        Where there is tissue: a `TissueMask`, or a 2-D array over the whole image, at any resolution, of booleans or of
+        0 and one other value, which is tissue. None for `hggep_sc.pp.tissue_mask`.
     mpp
         um per px of the image's finest level; None for what the image says of itself.
     library_id
@@ -85,10 +86,10 @@ def tile(
     Raises
     ------
     ValueError
-        If the scale is unknown, the spacing is below a px, there is no tissue, an argument is out of range, or
-        the SpatialData has `key_added` already.
+        If the scale is unknown, the spacing is below a px, there is no tissue, `tissue` is not of this image, an
+        argument is out of range, or the SpatialData has `key_added` already.
     TypeError
-        If `data` is no image, or `model` no model.
+        If `data` is no image, `model` no model, or `tissue` no mask.
     KeyError, FileNotFoundError
         If the image is not there.
     """
@@ -128,6 +129,15 @@ def tile(
         look = cache(lambda: image.thumbnail(LOOK_PX))  # not read for a SpatialData with a mask
         if tissue is None:
             tissue = find_tissue(look(), image.shape, mpp=scale)
+            if not tissue.mask.any() and is_gray(look()):
+                raise ValueError(
+                    f"no tissue on {source.name}: it is gray, and tissue is told by H&E's colours. Give the image in "
+                    "colours, or say where tissue is by `tissue=` (a 2-D array of booleans over the whole image)"
+                )
+        elif isinstance(tissue, TissueMask):
+            tissue.require_covers(image.shape)
+        else:
+            tissue = TissueMask.over(tissue, image.shape, scale)
         # what the caller said of the scale stays the caller's word when the spots are predicted
         metadata = {"mpp_source": told.by} if told is not None else {}
         library = {} if in_place else _library(data, look(), image.shape, factors, metadata)
@@ -156,6 +166,10 @@ def _require_free(sdata: "SpatialData", key: str) -> None:
                 f"the SpatialData has an element {name!r} already: give another `key_added=`, or remove it first "
                 f"(`del sdata.{kind}[{name!r}]`)"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _table_key(key: str) -> str:

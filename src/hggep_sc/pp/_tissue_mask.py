@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..section import image_of
-from ..tissue import LOOK_PX, TissueMask, find_tissue
+from ..tissue import LOOK_PX, TissueMask, find_tissue, is_gray
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,11 +50,18 @@ def tissue_mask(
     source = image_of(data, image_key=image_key, library_id=library_id, mpp=mpp)
     with source.opener() as image:
         scale = source.scale_with(image)
+        thumbnail = image.thumbnail(LOOK_PX)
         found = find_tissue(
-            image.thumbnail(LOOK_PX),
+            thumbnail,
             (image.shape[0] / source.scale, image.shape[1] / source.scale),
             mpp=None if scale is None else scale.mpp,
         )
-    if not found.mask.any():
+    if not found.mask.any() and is_gray(thumbnail):
+        logger.warning(
+            "no tissue found on %s: it is gray, and tissue is told by H&E's colours. Give the image in colours; "
+            "`hggep_sc.pp.tile(tissue=)` takes a mask of your own",
+            source.name,
+        )
+    elif not found.mask.any():
         logger.warning("no tissue found on %s: is it an H&E image, and is its mpp right?", source.name)
     return found

@@ -55,7 +55,7 @@ class FoldStore:
                 predictions={name: stored.X[rows[name]] for name in names},
                 records={name: stored.uns["records"][str(i)] for i, name in enumerate(names)},
                 scores=scores.assign(fold=task.fold, method=task.method).reset_index(drop=True),
-                facts={**facts, "fold": task.fold, "method": task.method},
+                facts={**facts, **task.facts},
                 reliability=stored.var["reliability"].to_numpy() if "reliability" in stored.var else None,
                 uncertainties={name: stored.obs["uncertainty"].to_numpy()[rows[name]] for name in names}
                 if "uncertainty" in stored.obs

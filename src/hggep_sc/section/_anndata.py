@@ -19,13 +19,14 @@ from ._values import entries, listed, number, text
 
 logger = logging.getLogger(__name__)
 
+NAMELESS = "section"  # the only section of an object that names none
 SOURCE = "source"  # `image_key` of the file that `metadata.source_image_path` names
 
 
 def libraries_of(
-    adata: AnnData, library_key: str | None, library_id: str | None, spatial_key: str
+    adata: AnnData, library_key: str | None, library_id: str | None, spatial_key: str, *, looks: bool = True
 ) -> dict[str, np.ndarray]:
-    """Library id -> rows of its spots."""
+    """Library id -> rows of its spots; where nobody `looks`, no library is needed."""
     if adata.n_obs == 0:
         raise ValueError("the AnnData is empty: it has no spots")
     if spatial_key not in adata.obsm:
@@ -41,6 +42,10 @@ def libraries_of(
         for name, entry in libraries.items()
         if isinstance(entry, Mapping) and {"images", "scalefactors", "metadata"} & set(entry)
     }
+    if not looks and library_key in adata.obs:
+        libraries = {value: {} for value in adata.obs[library_key].dropna().astype(str)} | libraries
+    elif not looks and not libraries and library_key is None:
+        libraries = {NAMELESS: {}}
     if not libraries:
         raise ValueError(
             f"no image: uns[{_keys.SPATIAL!r}] holds no library. Scanpy's layout is expected: "
@@ -85,6 +90,7 @@ def anndata_section(
     spatial_key: str,
     layer: str | None,
     mpp: float | None,
+    with_image: bool = True,
 ) -> Section:
     rows = under_tissue(adata, rows, name)
     slot = f"obsm[{spatial_key!r}]"
@@ -96,6 +102,8 @@ def anndata_section(
         raise ValueError(f"{slot} has shape {centres.shape}; (n_obs, 2) is expected: column, row in full-resolution px")
     centres = centres[rows]
     require_good_coordinates(centres, name, slot)
+    if not with_image:
+        return _without_image(adata, name, library, rows, centres, layer, mpp)
 
     entry = _library(adata, library)
     factors = entries(entry, "scalefactors")
@@ -129,6 +137,26 @@ def anndata_section(
         table=adata,
         layer=layer,
         opener=image.opener,
+    )
+
+
+def _without_image(
+    adata: AnnData, name: str, library: str, rows: np.ndarray, xy: np.ndarray, layer: str | None, mpp: float | None
+) -> Section:
+    """Return a section that nobody will look at, its spots in full-resolution px."""
+    entry = entries(adata.uns.get(_keys.SPATIAL), library)
+    known = number(entries(entry, "scalefactors").get("microns_per_pixel"))
+    return Section(
+        name=name,
+        obs_rows=rows,
+        xy=xy,
+        mpp=mpp if mpp is not None else known if known is not None else spacing_mpp(entry, xy),
+        spot_diameter=None,
+        spot_shape="square" if is_hd(entry) else "circle",
+        image_name="",
+        table=adata,
+        layer=layer,
+        opener=None,
     )
 
 

@@ -1,6 +1,6 @@
 """Find the sections in what the user gave, and name them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from anndata import AnnData
@@ -26,6 +26,7 @@ def open_sections(
     spatial_key: str = _keys.SPATIAL,
     layer: str | None = None,
     mpp: float | Mapping[str, float] | None = None,
+    looks: bool = True,
 ) -> list[Section]:
     """Find the sections in AnnData and SpatialData objects.
 
@@ -57,6 +58,9 @@ def open_sections(
     mpp
         um per px: for AnnData of the full-resolution image (the unit of the coordinates), for SpatialData of
         the finest level of the image. A dict gives it by section name.
+    looks
+        Whether somebody will look at the image. Otherwise a section whose image is missing, or does not fit, is opened
+        without one.
 
     Returns
     -------
@@ -87,10 +91,12 @@ def open_sections(
         table = table_of(item, table_key)
         _require_layer(table, layer)
         if isinstance(item, AnnData):
-            parts = libraries_of(item, library_key, library_id, spatial_key)
+            parts = libraries_of(item, library_key, library_id, spatial_key, looks=looks)
             names = _section_names(label, list(parts))
             found = [
-                anndata_section(
+                _opened(
+                    anndata_section,
+                    looks,
                     item,
                     name=name,
                     library=library,
@@ -106,7 +112,9 @@ def open_sections(
             parts = regions_of(item, table, shapes_key)
             names = _section_names(label, list(parts))
             found = [
-                spatialdata_section(
+                _opened(
+                    spatialdata_section,
+                    looks,
                     item,
                     table,
                     name=name,
@@ -132,6 +140,16 @@ def open_sections(
         if unknown:
             raise KeyError(f"`{keyword}` names {listed(unknown)}, but the sections are {listed(opened)}")
     return sections
+
+
+def _opened(open_section: Callable[..., Section], looks: bool, *data: Any, **how: Any) -> Section:
+    """Open a section, without its image where that does not serve and nobody looks."""
+    try:
+        return open_section(*data, **how)
+    except (ValueError, KeyError, OSError):
+        if looks:
+            raise
+        return open_section(*data, **how, with_image=False)
 
 
 def _objects(data: Any) -> list[tuple[str | None, Any]]:

@@ -72,6 +72,7 @@ def spatialdata_section(
     coordinate_system: str | None,
     layer: str | None,
     mpp: float | None,
+    with_image: bool = True,
 ) -> Section:
     import shapely
 
@@ -90,6 +91,8 @@ def spatialdata_section(
             f"type {shapes.index.dtype})"
         )
     geometry = shapes.geometry.to_numpy()[places]
+    if not with_image:
+        return _without_image(table, name, region, rows, geometry, layer, mpp)
     key, to_pixels = _spatialdata_image(sdata, shapes, name, image_key, coordinate_system)
     centres = shapely.get_coordinates(shapely.centroid(geometry))
     if len(centres) != len(geometry):
@@ -131,6 +134,30 @@ def spatialdata_section(
         table=table,
         layer=layer,
         opener=opener,
+    )
+
+
+def _without_image(
+    table: AnnData, name: str, region: str, rows: np.ndarray, geometry: np.ndarray, layer: str | None, mpp: float | None
+) -> Section:
+    """Return a section that nobody will look at, its spots in the unit of the shapes."""
+    import shapely
+
+    xy = shapely.get_coordinates(shapely.centroid(geometry))
+    require_good_coordinates(xy, name, f"shapes {region!r}")
+    entry = entries(entries(table.uns, _keys.SPATIAL), region)
+    known = number(entries(entry, "scalefactors").get("microns_per_pixel"))
+    return Section(
+        name=name,
+        obs_rows=rows,
+        xy=xy,
+        mpp=mpp if mpp is not None else known if known is not None else spacing_mpp(entry, xy),
+        spot_diameter=None,
+        spot_shape="circle" if (shapely.get_type_id(geometry) == shapely.GeometryType.POINT).all() else "square",
+        image_name="",
+        table=table,
+        layer=layer,
+        opener=None,
     )
 
 

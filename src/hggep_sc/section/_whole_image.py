@@ -108,5 +108,6 @@ def _of_anndata(adata: AnnData, image_key: str | None, library_id: str | None, m
         layer=None,
         mpp=mpp,
     )
+    assert section.opener is not None  # opened with its image
     scale = find_image(adata, library, image_key, library).scale
     return WholeImage(section.image_name, scale, None if section.mpp is None else section.mpp * scale, section.opener)

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..config import Config
-from ..methods import Method, Model, fit_method, method_config
+from ..methods import Method, Model, fit_method, method_config, reads_image
 from ..section import grouped, open_sections
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def fit(
         coordinate_system=coordinate_system,
         layer=layer,
         mpp=mpp,
+        looks=reads_image(method, encoder),
     )
     return fit_method(
         grouped(sections, groups),

@@ -8,10 +8,10 @@ from .._progress import of_spots
 from .._version import __version__
 from ..checkpoint import Checkpoint, open_checkpoints
 from ..features import use_once
-from ..fingerprint import sight_hash
+from ..fingerprint import BESIDE, sight_hash
 from ..methods import Model, require_model
 from ..model import HGGEP
-from ..record import confidence_of, prediction_record
+from ..record import confidence_of, prediction_record, warn_of_neighbours
 from ..section import Section, copy_of, open_sections, require_writable, write_prediction
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def predict(
       mean square over genes, level differences between sections aside); absent where the model was fitted without
       `config.cross_fit`, and for baselines
     - `uns[key_added]`: model, genes, expression scale, and per section the image and mpp used and whether
-      it was in training ("train", "held out", "unknown")
+      it was in training ("train", "held out", "beside training" of the same image, "unknown")
 
     Raises
     ------
@@ -117,6 +117,7 @@ def predict(
         coordinate_system=coordinate_system,
         layer=layer,
         mpp=mpp,
+        looks=model.reads_image,
     )
     require_writable(data, model.genes, key=key_added, table_key=table_key)
     use_once(sections)
@@ -141,6 +142,9 @@ def predict(
     except KeyboardInterrupt:
         remedy = "goes on" if checkpoint_dir is not None else "begins anew; with checkpoint_dir= it would go on"
         raise KeyboardInterrupt(f"prediction was interrupted: the same call {remedy}") from None
+    record = prediction_record(model, sections, layer=layer, library_key=library_key)
+    roles = record["sections"]["role"]
+    warn_of_neighbours([section.name for section, role in zip(sections, roles, strict=True) if role == BESIDE])
     target = copy_of(data) if copy else data
     write_prediction(
         target,
@@ -148,7 +152,7 @@ def predict(
         predictions,
         genes=model.genes,
         key=key_added,
-        params=prediction_record(model, sections, layer=layer, library_key=library_key),
+        params=record,
         **confidence_of(model, [expression for expression, _ in predictions]),
         table_key=table_key,
     )
@@ -162,13 +166,12 @@ def _checkpoints(
     if checkpoint_dir is None:
         return nullcontext([Checkpoint() for _ in sections])
     embeddings = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
-    looks = not embeddings and (isinstance(model, HGGEP) or model.reads_image)
     identity = {
         "version of hggep_sc": __version__,
         "model": model.id,
         "mpp of the model": model.mpp,
         "config": model.config.to_dict(),
-        "data": [sight_hash(section, embeddings, looks=looks) for section in sections],
+        "data": [sight_hash(section, embeddings, looks=model.reads_image) for section in sections],
         **how,
     }
     return open_checkpoints(Path(checkpoint_dir), identity, len(sections))

@@ -22,6 +22,13 @@ METHODS: tuple[str, ...] = get_args(Method)
 Model: TypeAlias = HGGEP | Baseline
 
 
+def reads_image(method: str, encoder: "str | nn.Module") -> bool:
+    """Whether a method looks at patches, seen through an encoder."""
+    if method == "hggep":
+        return not isinstance(encoder, str) or encoder == SHUFFLENET
+    return BASELINES[method].reads_image if method in BASELINES else True
+
+
 def require_model(model: Any) -> None:
     """Refuse what is no model."""
     if not isinstance(model, Model):

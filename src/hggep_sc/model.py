@@ -138,6 +138,11 @@ class HGGEP:
         """What sees the spots: an encoder, the `obsm` slot of embeddings, or None for the released network's own."""
         return self.embeddings or (None if isinstance(self.network, PublishedNetwork) else self.network.encoder)
 
+    @property
+    def reads_image(self) -> bool:
+        """Whether it looks at patches; not where it is given embeddings."""
+        return not self.embeddings
+
     @cached_property
     def id(self) -> str:
         """Name of this trained model: a hash of its genes and weights."""

@@ -4,7 +4,7 @@ No other module knows what the two containers look like.
 """
 
 from ._containers import copy_of, is_spatialdata, section_column, table_of
-from ._counts import CountMatrix, observed_counts
+from ._counts import CountMatrix, layer_values, observed_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
 from ._open import open_sections
@@ -32,6 +32,7 @@ __all__ = [
     "groups_in",
     "image_of",
     "is_spatialdata",
+    "layer_values",
     "listed",
     "observed_counts",
     "open_sections",

@@ -12,20 +12,21 @@ from anndata import AnnData
 from .. import _keys
 from .._paths import expanded, why_absent
 from ..image import SectionImage
-from ._scale import Told, given, of_scalefactors, scale_of_section, spot_grid
+from ._scale import Told, given, of_scalefactors, scale_of_section, settled, spot_grid
 from ._section import Section
 from ._spots import require_good_coordinates, require_inside, under_tissue
 from ._values import entries, listed, number, text
 
 logger = logging.getLogger(__name__)
 
+NAMELESS = "section"  # the only section of an object that names none
 SOURCE = "source"  # `image_key` of the file that `metadata.source_image_path` names
 
 
 def libraries_of(
-    adata: AnnData, library_key: str | None, library_id: str | None, spatial_key: str
+    adata: AnnData, library_key: str | None, library_id: str | None, spatial_key: str, *, looks: bool = True
 ) -> dict[str, np.ndarray]:
-    """Library id -> rows of its spots."""
+    """Library id -> rows of its spots; where nobody `looks`, no library is needed."""
     if adata.n_obs == 0:
         raise ValueError("the AnnData is empty: it has no spots")
     if spatial_key not in adata.obsm:
@@ -41,6 +42,10 @@ def libraries_of(
         for name, entry in libraries.items()
         if isinstance(entry, Mapping) and {"images", "scalefactors", "metadata"} & set(entry)
     }
+    if not looks and library_key in adata.obs:
+        libraries = {value: {} for value in adata.obs[library_key].dropna().astype(str)} | libraries
+    elif not looks and not libraries and library_key is None:
+        libraries = {NAMELESS: {}}
     if not libraries:
         raise ValueError(
             f"no image: uns[{_keys.SPATIAL!r}] holds no library. Scanpy's layout is expected: "
@@ -86,6 +91,7 @@ def anndata_section(
     layer: str | None,
     mpp: float | None,
     noted: float | None = None,
+    with_image: bool = True,
 ) -> Section:
     rows = under_tissue(adata, rows, name)
     slot = f"obsm[{spatial_key!r}]"
@@ -97,6 +103,8 @@ def anndata_section(
         raise ValueError(f"{slot} has shape {centres.shape}; (n_obs, 2) is expected: column, row in full-resolution px")
     centres = centres[rows]
     require_good_coordinates(centres, name, slot)
+    if not with_image:
+        return _without_image(adata, name, library, rows, centres, layer, mpp)
 
     entry = _library(adata, library)
     factors = entries(entry, "scalefactors")
@@ -132,6 +140,29 @@ def anndata_section(
         mpp_source="unknown" if found is None else found.by,
         reduction=1 / image.scale,
         spacing=None if grid.spacing is None else grid.spacing * image.scale,
+    )
+
+
+def _without_image(
+    adata: AnnData, name: str, library: str, rows: np.ndarray, xy: np.ndarray, layer: str | None, mpp: float | None
+) -> Section:
+    """Return a section that nobody will look at, its spots in full-resolution px."""
+    entry = entries(adata.uns.get(_keys.SPATIAL), library)
+    grid = spot_grid(entry, xy, adata, rows, called=[library])
+    found = settled([*given(mpp), *of_scalefactors(entry), grid.told], f"section {name!r}")
+    return Section(
+        name=name,
+        obs_rows=rows,
+        xy=xy,
+        mpp=None if found is None else found.mpp,
+        spot_diameter=None,
+        spot_shape="square" if grid.squares else "circle",
+        image_name="",
+        table=adata,
+        layer=layer,
+        opener=None,
+        mpp_source="unknown" if found is None else found.by,
+        spacing=grid.spacing,
     )
 
 

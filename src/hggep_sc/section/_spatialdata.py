@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from .. import _keys
 from ..image import SectionImage, in_colour_order
-from ._scale import Told, given, of_scalefactors, scale_of_section, spot_grid
+from ._scale import Told, given, of_scalefactors, scale_of_section, settled, spot_grid
 from ._section import Section
 from ._spots import require_good_coordinates, require_inside, under_tissue
 from ._values import entries, listed, text
@@ -73,6 +73,7 @@ def spatialdata_section(
     layer: str | None,
     mpp: float | None,
     noted: float | None = None,
+    with_image: bool = True,
 ) -> Section:
     import shapely
 
@@ -91,6 +92,8 @@ def spatialdata_section(
             f"type {shapes.index.dtype})"
         )
     geometry = shapes.geometry.to_numpy()[places]
+    if not with_image:
+        return _without_image(table, name, region, rows, geometry, layer, mpp)
     key, to_pixels = _spatialdata_image(sdata, shapes, name, image_key, coordinate_system)
     centres = shapely.get_coordinates(shapely.centroid(geometry))
     if len(centres) != len(geometry):
@@ -143,6 +146,33 @@ def spatialdata_section(
         opener=opener,
         mpp_source="unknown" if found is None else found.by,
         reduction=reduction,
+        spacing=grid.spacing,
+    )
+
+
+def _without_image(
+    table: AnnData, name: str, region: str, rows: np.ndarray, geometry: np.ndarray, layer: str | None, mpp: float | None
+) -> Section:
+    """Return a section that nobody will look at, its spots in the unit of the shapes."""
+    import shapely
+
+    xy = shapely.get_coordinates(shapely.centroid(geometry))
+    require_good_coordinates(xy, name, f"shapes {region!r}")
+    entry = entries(entries(table.uns, _keys.SPATIAL), region)
+    grid = spot_grid(entry, xy, table, rows, called=[region])
+    found = settled([*given(mpp), *of_scalefactors(entry), grid.told], f"section {name!r}")
+    return Section(
+        name=name,
+        obs_rows=rows,
+        xy=xy,
+        mpp=None if found is None else found.mpp,
+        spot_diameter=None,
+        spot_shape="circle" if (shapely.get_type_id(geometry) == shapely.GeometryType.POINT).all() else "square",
+        image_name="",
+        table=table,
+        layer=layer,
+        opener=None,
+        mpp_source="unknown" if found is None else found.by,
         spacing=grid.spacing,
     )
 

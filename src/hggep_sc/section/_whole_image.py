@@ -128,6 +128,7 @@ def _of_anndata(adata: AnnData, image_key: str | None, library_id: str | None, m
         layer=None,
         mpp=mpp,
     )
+    assert section.opener is not None  # opened with its image
     scale = find_image(adata, library, image_key, library).scale
     told = () if section.mpp is None else (Told(section.mpp * scale, section.mpp_source, "the object"),)
     return WholeImage(section.image_name, scale, told, section.opener, asked=True)

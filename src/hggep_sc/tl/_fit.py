@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .._validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..config import Config
-from ..methods import Method, Model, fit_method, method_config
+from ..methods import Method, Model, fit_method, method_config, reads_image
 from ..section import grouped, open_sections
 from ..weights import locate_weights
 
@@ -154,6 +154,7 @@ def fit(
         coordinate_system=coordinate_system,
         layer=layer,
         mpp=mpp,
+        looks=reads_image(method, encoder),
     )
     return fit_method(
         grouped(sections, groups),

@@ -26,6 +26,7 @@ def open_sections(
     spatial_key: str = _keys.SPATIAL,
     layer: str | None = None,
     mpp: float | Mapping[str, float] | None = None,
+    check: bool = True,
 ) -> list[Section]:
     """Find the sections in AnnData and SpatialData objects.
 
@@ -57,6 +58,9 @@ def open_sections(
     mpp
         um per px: for AnnData of the full-resolution image (the unit of the coordinates), for SpatialData of
         the finest level of the image. A dict gives it by section name.
+    check
+        Look at pixels to find out whether image, copies of it and coordinates belong together; False for what has been
+        looked at, such as in a plot of a prediction.
 
     Returns
     -------
@@ -95,10 +99,12 @@ def open_sections(
                     name=name,
                     library=library,
                     rows=rows,
+                    library_key=library_key,
                     image_key=_chosen(image_key, name),
                     spatial_key=spatial_key,
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
+                    check=check,
                 )
                 for name, (library, rows) in zip(names, parts.items(), strict=True)
             ]
@@ -116,6 +122,7 @@ def open_sections(
                     coordinate_system=coordinate_system,
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
+                    check=check,
                 )
                 for name, (region, rows) in zip(names, parts.items(), strict=True)
             ]

@@ -103,10 +103,12 @@ def _of_anndata(adata: AnnData, image_key: str | None, library_id: str | None, m
         name=library,
         library=library,
         rows=rows,
+        library_key=None,
         image_key=image_key,
         spatial_key=_keys.SPATIAL,
         layer=None,
         mpp=mpp,
+        check=False,
     )
-    scale = find_image(adata, library, image_key, library).scale
+    scale = find_image(adata, library, image_key, library)[0].scale
     return WholeImage(section.image_name, scale, None if section.mpp is None else section.mpp * scale, section.opener)

@@ -100,6 +100,7 @@ def domains(
             table_key=table_key,
             coordinate_system=coordinate_system,
             mpp=mpp,
+            check=False,
         )
     )
     table = section.table

@@ -103,6 +103,7 @@ def gene_map(
         table_key=table_key,
         coordinate_system=coordinate_system,
         mpp=mpp,
+        check=False,
     )
     several = isinstance(data, list | tuple | Mapping)
     if not several:

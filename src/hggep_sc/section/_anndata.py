@@ -161,7 +161,7 @@ def coordinates_of(adata: AnnData, spatial_key: str) -> np.ndarray:
 
 
 def _remedy(adata: AnnData, chosen: View, views: Sequence[View], spatial_key: str) -> str:
-    """What to do where images contradict each other."""
+    """Say what to do where images contradict each other."""
     remedies = [f"take one by `image_key=` ({listed(view.key for view in views)})"]
     if chosen.key == SOURCE:
         remedies.insert(0, "give the file that the coordinates refer to as 'source_image_path'")

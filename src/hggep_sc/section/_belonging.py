@@ -181,12 +181,26 @@ class Belonging:
                 if likeness and max(map(abs, likeness.values())) < UNLIKE:
                     warn(
                         AGREE,
-                        f"section {self.section!r}: {self.image.name} and {copy.name} do not show the same (correlation "
-                        f"of gray levels {likeness['']:.2f}, turned and mirrored in every way "
+                        f"section {self.section!r}: {self.image.name} and {copy.name} do not show the same "
+                        f"(correlation of gray levels {likeness['']:.2f}, turned and mirrored in every way "
                         f"{max(likeness.values()):.2f}): one of them may be of another section, or cropped. {remedy}",
                     )
                 elif copy.shape[0] * copy.shape[1] < self.image.shape[0] * self.image.shape[1]:
                     self._copies.append(other)
+
+    def warn_of_turned(self, others: Sequence[View], remedy: str) -> None:
+        """Warn of other images at the same place that show the same turned or mirrored; `remedy` says what to do."""
+        if not is_on(AGREE):
+            return
+        for other in others:
+            with other.opener() as picture:
+                likeness = _likeness(self.image, picture, other.to_px @ np.linalg.inv(self.view.to_px))
+                if (turn := _turn(likeness)) and turn != RESCALED:
+                    warn(
+                        AGREE,
+                        f"section {self.section!r}: {self.image.name} shows what {picture.name} shows, {turn}, so that "
+                        f"one of them lies wrongly in the coordinate system. {remedy}",
+                    )
 
     def require_same_colours(self, xy: np.ndarray, copy: View, usual: np.ndarray) -> None:
         """Warn of coordinates of a slot of their own that lie elsewhere on the tissue than the usual ones on a copy.
@@ -213,8 +227,8 @@ class Belonging:
             warn(
                 AGREE,
                 f"section {self.section!r}: the spots do not see the same on {self.image.name} by {self.slot} as on "
-                f"{copy.name} by obsm['spatial'] (correlation of gray levels {likeness:.2f}): is {self.slot} of another "
-                "image? `image_key=` and `spatial_key=` name an image and its coordinates",
+                f"{copy.name} by obsm['spatial'] (correlation of gray levels {likeness:.2f}): is {self.slot} of "
+                "another image? `image_key=` and `spatial_key=` name an image and its coordinates",
             )
 
     def require_on_tissue(self, xy: np.ndarray, *, said: bool) -> None:
@@ -238,7 +252,10 @@ class Belonging:
         if on_glass < LEAST_ON_GLASS:
             return
         looks = self.way_out(xy)
-        found = f"section {self.section!r}: {on_glass:.0%} of the {len(xy)} spots lie on bare glass or outside the image, {on_tissue:.0%} on tissue"
+        found = (
+            f"section {self.section!r}: {on_glass:.0%} of the {len(xy)} spots lie on bare glass or outside the image, "
+            f"{on_tissue:.0%} on tissue"
+        )
         advice = (
             f"The coordinates in {self.slot} look as if they were {looks}"
             if looks
@@ -338,7 +355,7 @@ def _likeness(image: SectionImage, copy: SectionImage, between: np.ndarray) -> d
 
 
 def _areas(ratio: float) -> tuple[float, float]:
-    """Side of what is averaged at a place, in px of an image and of a copy with `ratio` of its px per px of the image."""
+    """Side of what is averaged at a place, in px of an image and of a copy with `ratio` px per px of the image."""
     of_copy = COARSE_PX * max(1.0, ratio)
     return of_copy / ratio, of_copy
 
@@ -409,7 +426,7 @@ def ground(image: SectionImage, shape: tuple[int, int], mpp: float | None) -> Gr
 
 
 def ways_to_lie(shape: tuple[int, int], views: Sequence[View], per_unit: float | None) -> dict[str, Way]:
-    """What coordinates may be instead of px of the image as it lies, and how they are set right: simple ones first.
+    """List what coordinates may be instead of px of the image, and how they are set right: simple ones first.
 
     Parameters
     ----------
@@ -420,7 +437,6 @@ def ways_to_lie(shape: tuple[int, int], views: Sequence[View], per_unit: float |
     per_unit
         um per unit of the coordinates, None where unknown.
     """
-    height, width = shape
     found: dict[str, Way] = {"swapped: x is to be the column and y the row": lambda xy: xy[:, ::-1]}
     for view in views:
         if not np.isclose(view.scale, 1):
@@ -431,10 +447,14 @@ def ways_to_lie(shape: tuple[int, int], views: Sequence[View], per_unit: float |
         found[f"um: divide them by {per_unit:.5g} um per px"] = partial(np.multiply, 1 / per_unit)
     for factor in MAGNIFICATIONS:
         found[f"px of a smaller scan: multiply them by {factor:g}"] = partial(np.multiply, factor)
-    for name, (swap, mirror_x, mirror_y) in TURNS.items():
-        if mirror_x or mirror_y:
-            signs, offset = np.where([mirror_x, mirror_y], -1, 1), np.where([mirror_x, mirror_y], [width, height], 0)
-            found[f"of an image that was {name}: lay the image as the coordinates are"] = (
-                lambda xy, swap=swap, signs=signs, offset=offset: (xy[:, ::-1] if swap else xy) * signs + offset
-            )
+    for name, turn in TURNS.items():
+        if any(turn[1:]):
+            found[f"of an image that was {name}: lay the image as the coordinates are"] = partial(_turned, turn, shape)
     return found
+
+
+def _turned(turn: tuple[bool, bool, bool], shape: tuple[int, int], xy: np.ndarray) -> np.ndarray:
+    """Lay places (n, 2) as an image of a shape (height, width) was turned."""
+    swap, *mirror = turn
+    signs, offset = np.where(mirror, -1, 1), np.where(mirror, shape[::-1], 0)
+    return np.asarray((xy[:, ::-1] if swap else xy) * signs + offset)

@@ -13,8 +13,8 @@ from ._spots import array_places
 from ._values import listed
 
 ONE = "one_section"
-# what tells the spots of one array apart, whatever was appended to keep the names of several sections apart: nucleotides,
-# and the positions of Visium HD's bins
+# what tells the spots of one array apart, whatever was appended to keep the names of several sections apart:
+# nucleotides, and the positions of Visium HD's bins
 BARCODE = re.compile(r"(?<![A-Za-z])[ACGTN]{12,}(?![A-Za-z])|s_\d{3}um_\d{5}_\d{5}")
 # columns of obs that commonly hold it, looked at first
 SECTION_COLUMNS = ("library_id", "sample", "sample_id", "section", "section_id", "slide", "batch", "library")
@@ -57,7 +57,7 @@ def require_one_section(
 
 
 def _identities(table: AnnData, rows: np.ndarray) -> dict[str, pd.Series]:
-    """What no two spots of a section share, where the table has it."""
+    """Read what no two spots of a section share, where the table has it."""
     names = pd.Series(table.obs_names[rows].astype(str))
     found = {"name": names}
     barcodes = names.map(lambda name: match[0] if (match := BARCODE.search(name)) else None)

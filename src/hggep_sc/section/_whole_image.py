@@ -1,7 +1,7 @@
 """The image of what the user gave, spots aside: a file, an array, or that of an AnnData or SpatialData."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from ..image import SectionImage
 from ._anndata import anndata_section, find_image, libraries_of
 from ._containers import is_spatialdata
 from ._scale import checked_mpp
-from ._spatialdata import image_levels, micron_scale
+from ._slide import slide_of
+from ._spatialdata import SLIDE_SYSTEM, image_levels, micron_scale
 from ._values import listed
 
 if TYPE_CHECKING:
@@ -34,12 +35,15 @@ class WholeImage:
         um per unit of the coordinates; None where the image itself is to be asked.
     opener
         Opens it.
+    transformations
+        From its px to each coordinate system of a SpatialData; none for other objects.
     """
 
     name: str
     scale: float
     mpp: float | None
     opener: Callable[[], SectionImage]
+    transformations: Mapping[str, Any] = field(default_factory=dict)
 
 
 def image_of(
@@ -84,16 +88,24 @@ def image_of(
 
 
 def _of_spatialdata(sdata: "SpatialData", image_key: str | None, mpp: float | None) -> WholeImage:
+    if (slide := slide_of(sdata, image_key)) is not None:
+        from spatialdata.transformations import Identity
+
+        known = mpp if mpp is not None else slide.mpp
+        return WholeImage(str(slide.path), 1.0, known, slide.opener, {SLIDE_SYSTEM: Identity()})
     if image_key is not None and image_key not in sdata.images:
         raise KeyError(f"`image_key`: the SpatialData has no image {image_key!r}; images: {listed(sdata.images)}")
     if image_key is None and len(sdata.images) != 1:
         raise ValueError(
             f"one image is expected, the SpatialData holds {listed(sdata.images)}; choose one by `image_key=`"
         )
+    from spatialdata.transformations import get_transformation
+
     key = image_key if image_key is not None else next(iter(sdata.images))
     element = sdata.images[key]
     opener = partial(SectionImage.from_levels, image_levels(element, key), name=f"images[{key!r}]")
-    return WholeImage(key, 1.0, mpp if mpp is not None else micron_scale(element), opener)
+    known = mpp if mpp is not None else micron_scale(element)
+    return WholeImage(key, 1.0, known, opener, get_transformation(element, get_all=True))
 
 
 def _of_anndata(adata: AnnData, image_key: str | None, library_id: str | None, mpp: float | None) -> WholeImage:

@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from .. import _keys
 from ._containers import table_of
-from ._genes import predicted_columns
+from ._genes import gene_name_hint, predicted_columns
 from ._section import Section
 from ._values import listed
 
@@ -130,10 +130,11 @@ def write_prediction(
     lost = pd.Index(genes).difference(table.var_names, sort=False)
     if len(lost):
         logger.warning(
-            "%d of the %d predicted genes are not in var_names and are left out: %s",
+            "%d of the %d predicted genes are not in var_names and are left out: %s.%s",
             len(lost),
             len(genes),
             listed(lost),
+            gene_name_hint(list(lost), list(table.var_names)),
         )
     for name in _keys.METRICS:  # of an earlier prediction
         table.var.drop(columns=_keys.metric(key, name), errors="ignore", inplace=True)

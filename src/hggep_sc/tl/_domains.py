@@ -12,6 +12,7 @@ from ..domains import expression_graph, leiden, most_variable, resolution_for, s
 from ..expression import ExpressionScale
 from ..section import (
     CountMatrix,
+    coordinates_of,
     copy_of,
     listed,
     open_sections,
@@ -284,7 +285,7 @@ def _places(
     """Coordinates of `rows`, (n, 2), and the name of each one's section."""
     xy, section = np.full((table.n_obs, 2), np.nan), np.full(table.n_obs, "", dtype=object)
     if spatial_key in table.obsm:
-        xy = np.asarray(table.obsm[spatial_key], dtype=np.float64)
+        xy = coordinates_of(table, spatial_key)
         column = section_column(table, library_key)
         if column is not None:
             if column not in table.obs:
@@ -301,7 +302,7 @@ def _places(
             "another slot; without them, leave out spatial_weight= and set n_permutations=0"
         )
     else:
-        for opened in open_sections(data, table_key=table_key):
+        for opened in open_sections(data, table_key=table_key, check=False):
             xy[opened.obs_rows] = opened.xy
             section[opened.obs_rows] = opened.name
     if xy.shape != (table.n_obs, 2) or not np.isfinite(xy[rows]).all():

@@ -260,7 +260,10 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
     else:
         names = ("library_key", "library_id", "spatial_key", "image_key", "shapes_key", "table_key", "mpp", "layer")
         opened = open_sections(
-            data, coordinate_system=options["coordinate_system"], **{name: options[name] for name in names}
+            data,
+            coordinate_system=options["coordinate_system"],
+            check=False,
+            **{name: options[name] for name in names},
         )
         slots = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
         content = [(section.name, content_hash(section.portable(slots))) for section in opened]

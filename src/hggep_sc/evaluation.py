@@ -11,7 +11,7 @@ from scipy import special
 
 from . import _keys, metrics
 from .expression import ExpressionScale
-from .section import array_places, layer_values, observed_counts
+from .section import array_places, coordinates_of, layer_values, observed_counts
 from .spatial_null import moved_maps
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def _array_xy(table: "AnnData", rows: np.ndarray) -> np.ndarray | None:
 def _coordinates(table: "AnnData", rows: np.ndarray, array_xy: np.ndarray | None) -> np.ndarray:
     """Where spots lie, (n, 2) in any unit, for the spatial null."""
     if _keys.SPATIAL in table.obsm:
-        return np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)[rows]
+        return coordinates_of(table, _keys.SPATIAL)[rows]
     if array_xy is None:
         raise KeyError(
             f"null='spatial' needs to know where spots lie: obsm[{_keys.SPATIAL!r}], or "

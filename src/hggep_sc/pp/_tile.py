@@ -1,6 +1,6 @@
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -151,7 +151,9 @@ def tile(
     spots = _table(places, model)
     if in_place:
         target = copy_of(data) if copy else data
-        _add_to_spatialdata(target, source.name, key_added, spots, xy, factors, metadata, squares=grid == "square")
+        _add_to_spatialdata(
+            target, source.transformations, key_added, spots, xy, factors, metadata, squares=grid == "square"
+        )
         return target if copy else None
     spots.obsm[_keys.SPATIAL] = xy
     name = library_id or (Path(data).stem if isinstance(data, str | Path) else "slide")
@@ -259,7 +261,7 @@ def _library(
 
 def _add_to_spatialdata(
     sdata: "SpatialData",
-    image_key: str,
+    transformations: Mapping[str, Any],
     key: str,
     spots: "AnnData",
     xy: np.ndarray,
@@ -271,7 +273,6 @@ def _add_to_spatialdata(
     """Write spots as shapes in the image's px, and the table that annotates them."""
     import shapely
     from spatialdata.models import ShapesModel, TableModel
-    from spatialdata.transformations import get_transformation
 
     half = factors["spot_diameter_fullres"] / 2
     outlines = shapely.box(*(xy - half).T, *(xy + half).T) if squares else shapely.points(xy)
@@ -282,7 +283,7 @@ def _add_to_spatialdata(
         offsets=offsets,
         radius=half,  # of circles
         index=spots.obs_names,
-        transformations=get_transformation(sdata.images[image_key], get_all=True),
+        transformations=dict(transformations),
     )
     spots.obs["region"] = pd.Categorical([key] * spots.n_obs)
     spots.obs["instance_id"] = spots.obs_names.to_numpy()

@@ -3,6 +3,7 @@
 No other module knows what the two containers look like.
 """
 
+from ._anndata import coordinates_of
 from ._containers import copy_of, is_spatialdata, section_column, table_of
 from ._counts import CountMatrix, layer_values, observed_counts
 from ._genes import gene_name_hint
@@ -26,6 +27,7 @@ __all__ = [
     "CountMatrix",
     "Section",
     "array_places",
+    "coordinates_of",
     "copy_of",
     "gene_name_hint",
     "grouped",

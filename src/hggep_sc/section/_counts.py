@@ -116,8 +116,20 @@ class CountMatrix:
             raise ValueError(
                 f"{self.name}: {self.slot} holds {problem}, where raw counts are expected (whole numbers, 0 "
                 f"or more). Name the layer that holds the raw counts by `{self.keyword}=`; other layers "
-                f"here: {listed(self._others())}"
+                f"here: {listed(self._others())}{self._in_raw()}"
             )
+
+    def _in_raw(self) -> str:
+        """Sentence on `raw`, where it holds what looks like counts."""
+        raw = self.table.raw
+        if raw is None:
+            return ""
+        some = raw.X[: min(100, raw.shape[0])]
+        some = some.compute() if hasattr(some, "compute") else some
+        values = some.data if sparse.issparse(some) else np.asarray(some)
+        if not values.size or (values != np.rint(values)).any() or values.min() < 0:
+            return ""
+        return ". The raw counts seem to lie in adata.raw: `adata = adata.raw.to_adata()` makes them X"
 
 
 def observed_counts(

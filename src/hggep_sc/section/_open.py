@@ -29,6 +29,7 @@ def open_sections(
     mpp: float | Mapping[str, float] | None = None,
     noted: str | Sequence[str] = (),
     looks: bool = True,
+    check: bool = True,
 ) -> list[Section]:
     """Find the sections in AnnData and SpatialData objects.
 
@@ -65,6 +66,9 @@ def open_sections(
     looks
         Whether somebody will look at the image. Otherwise a section whose image is missing, or does not fit, is opened
         without one.
+    check
+        Look at pixels to find out whether image, copies of it and coordinates belong together; False for what has been
+        looked at, such as in a plot of a prediction.
 
     Returns
     -------
@@ -112,11 +116,13 @@ def open_sections(
                     name=name,
                     library=library,
                     rows=rows,
+                    library_key=library_key,
                     image_key=_chosen(image_key, name),
                     spatial_key=spatial_key,
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
                     noted=noted_scale(table, noted, library) if _chosen(mpp, name) is None else None,
+                    check=check and looks,
                 )
                 for name, (library, rows) in zip(names, parts.items(), strict=True)
             ]
@@ -137,6 +143,7 @@ def open_sections(
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
                     noted=noted_scale(table, noted, region) if _chosen(mpp, name) is None else None,
+                    check=check and looks,
                 )
                 for name, (region, rows) in zip(names, parts.items(), strict=True)
             ]

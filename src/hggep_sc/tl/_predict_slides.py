@@ -275,6 +275,7 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
             data,
             coordinate_system=options["coordinate_system"],
             looks=model.reads_image,
+            check=False,
             **{name: options[name] for name in names},
         )
         slots = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []

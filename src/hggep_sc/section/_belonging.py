@@ -24,6 +24,7 @@ SMALLEST_PX = 16  # shortest side of an image that tells how it lies
 LEAST_CONTRAST = 4.0  # standard deviation in gray levels, below which an image shows nothing to compare
 UNLIKE = 0.5  # correlation of gray levels below which two images do not show the same
 ALIKE = 0.7  # and above which they do, turned or not
+SAME = 0.98  # and above which they do as they lie: what is missing is rounding
 TOLERANCE = 0.01  # of an image's sides, for scale factors that were rounded
 TOLERANCE_PX = 2.5
 
@@ -328,7 +329,7 @@ def _other_extent(
 def _turn(likeness: Mapping[str, float]) -> str:
     """Name the turn of an image that fits clearly better than the image as it lies; "" where none does."""
     best = max(likeness, key=lambda turn: likeness[turn], default="")
-    clearly = best and likeness[best] >= ALIKE and 1 - likeness[best] < (1 - likeness[""]) / 2
+    clearly = best and likeness[""] < SAME and likeness[best] >= ALIKE and 1 - likeness[best] < (1 - likeness[""]) / 2
     return best if clearly else ""
 
 

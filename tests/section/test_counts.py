@@ -56,7 +56,7 @@ def test_library_is_read_in_pieces(monkeypatch) -> None:
         (-2.0, r"negative values \(-2\)"),
         (np.nan, "1 NaN"),
         (np.inf, "1 NaN or inf"),
-        (1e38, r"as large as 1e\+38"),
+        (1e38, r"values as large as 1e\+38"),
         (0.5, r"non-integer values \(0\.5\)"),
     ],
 )

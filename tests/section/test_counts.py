@@ -52,7 +52,13 @@ def test_library_is_read_in_pieces(monkeypatch) -> None:
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize(
     ("value", "problem"),
-    [(-2.0, r"negative values \(-2\)"), (np.nan, "1 NaN"), (0.5, r"non-integer values \(0\.5\)")],
+    [
+        (-2.0, r"negative values \(-2\)"),
+        (np.nan, "1 NaN"),
+        (np.inf, "1 NaN or inf"),
+        (1e38, r"values as large as 1e\+38"),
+        (0.5, r"non-integer values \(0\.5\)"),
+    ],
 )
 def test_values_that_are_no_counts(value, problem, dense) -> None:
     adata = make_adata()

@@ -4,7 +4,7 @@ import pytest
 import scipy.stats
 
 import hggep_sc as hggep
-from helpers import as_spatialdata
+from helpers import as_spatialdata, assert_same
 from hggep_sc.evaluation import FIGURES
 
 
@@ -240,3 +240,17 @@ class TestBadInput:
             hggep.tl.evaluate(predicted)
         assert list(predicted.var) == before[0]
         assert predicted.uns["hggep"].keys() == before[1].keys()
+
+
+def test_a_column_of_the_users_is_replaced_on_request_alone(predicted, caplog):
+    predicted.var["hggep_ceiling"] = 0.5
+    before = predicted.copy()
+    with pytest.raises(ValueError, match=r"key= would replace var\['hggep_ceiling'\], which is no earlier result"):
+        hggep.tl.evaluate(predicted)
+    assert_same(predicted, before)
+    table = hggep.tl.evaluate(predicted, overwrite=True)
+    assert "replaced, as overwrite=True says: var['hggep_ceiling']" in caplog.text
+    np.testing.assert_array_equal(predicted.var.loc[table.index, "hggep_ceiling"], table["ceiling"])
+    caplog.clear()
+    hggep.tl.evaluate(predicted)  # its own
+    assert "replaced" not in caplog.text

@@ -661,7 +661,7 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
         real, written = Path.write_bytes, []
 
         def half(self, content):
-            if self.name == "last.ckpt.part":
+            if self.name == "last.ckpt":
                 written.append(self)
                 if len(written) == 3:
                     real(self, content[: len(content) // 2])

@@ -12,6 +12,7 @@ from .. import _keys
 from ._genes import columns_of
 from ._values import listed
 
+MOST = 2**31  # that a count has to stay below: sums and logarithms of larger ones overflow
 CHUNK = 2**25  # values of a dense or backed matrix that are read at a time
 
 
@@ -110,6 +111,8 @@ class CountMatrix:
             problem = f"{np.sum(~np.isfinite(data))} NaN or infinite values"
         elif data.dtype.kind in "if" and data.size and data.min() < 0:
             problem = f"negative values ({data.min():.4g})"
+        elif data.size and data.max() >= MOST:
+            problem = f"values as large as {data.max():.4g}"
         elif data.dtype.kind == "f" and np.any(fraction := data != np.rint(data)):
             problem = f"non-integer values ({data[fraction].flat[0]:.4g})"
         if problem is not None:

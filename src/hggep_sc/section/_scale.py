@@ -262,7 +262,9 @@ def spot_grid(
     if um is None:
         return SpotGrid(found.pitch, None, squares)
     kind = "bins" if squares else "spots"
-    return SpotGrid(found.pitch, Told(float(um / found.pitch), "spots", f"the {kind}, which lie {um:.4g} um apart,"), squares)
+    return SpotGrid(
+        found.pitch, Told(float(um / found.pitch), "spots", f"the {kind}, which lie {um:.4g} um apart,"), squares
+    )
 
 
 def _words(entry: Mapping[str, Any], reader: str | None) -> str:

@@ -10,9 +10,7 @@ ENOUGH = 16  # spots from which on a grid of every other place is no chance
 FEW = 12  # spots below which the grid cannot be told from where they are
 SAMPLE = 4096  # spots that a grid is fitted to
 NEIGHBOURS = 8  # of a spot, whose directions and distances the grid explains
-TOLERANCE = (
-    0.25  # of the pitch, that a spot may be off its place, seen from a neighbour; of legacy arrays many are by 0.2
-)
+TOLERANCE = 0.25  # of the pitch, that a spot may be off, seen from a neighbour; in legacy arrays many are by 0.2
 ROUGHLY = 0.3  # likewise, before a grid is fitted
 TRIED = 64  # grids that are fitted
 SHARE = 0.9  # of the neighbours that have to be in place
@@ -55,7 +53,7 @@ class Lattice:
             short, long = long, short
         cosine = abs(short @ long) / np.sqrt((short @ short) * (long @ long))
         hexagonal = bool(cosine > 0.3)  # 0.5, and 0 of a square grid
-        return cls(np.sqrt(area * 2 / np.sqrt(3)) if hexagonal else np.sqrt(area), hexagonal, skips)
+        return cls(float(np.sqrt(area * 2 / np.sqrt(3)) if hexagonal else np.sqrt(area)), hexagonal, skips)
 
 
 def array_lattice(places: np.ndarray, xy: np.ndarray, array: Array | None = None) -> Lattice | None:

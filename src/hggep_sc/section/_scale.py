@@ -2,12 +2,11 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 
 from .. import _checks
@@ -232,24 +231,22 @@ def spot_grid(
         Diameter of a spot in px: of Visium HD, the side of a bin.
     """
     some = sampled(len(xy))
-    barcodes = table.obs_names[rows[some[:64]]].astype(str)
+    names = table.obs_names[rows[some]].astype(str)
+    barcodes = list(names[:64])
     bin_um = _bin_um(entry, barcodes, called)
     words = _words(entry, reader)
     squares = bin_um is not None or re.search("visium ?hd", words) is not None
-    places = array_places(table, rows)
+    places = array_places(table, rows[some])
     if places is None and squares:
-        places, kept = _places_of(table.obs_names[rows[some]])
-        xy = xy[some[kept]]
+        places = _places_of(names)
     visium = not squares and ("visium" in words or "spatial 3'" in words)
-    signs = "fiducial_diameter_fullres" in entries(entry, "scalefactors") or (
-        len(barcodes) > 0 and all(VISIUM_BARCODE.search(barcode) for barcode in barcodes)
-    )
+    signs = "fiducial_diameter_fullres" in entries(entry, "scalefactors") or all(map(VISIUM_BARCODE.search, barcodes))
     legacy = not squares and not visium and words.strip() in ("st", "spatial transcriptomics")
     array: Array | None = "bins" if squares else "square" if legacy else "hexagonal" if visium or signs else None
-    found = None if places is None else array_lattice(places, xy, array)
+    found = None if places is None else array_lattice(places, xy[some], array)
     if array == "hexagonal" and not visium:  # by signs alone, it has to look like one
         visium = found is not None and (found.hexagonal or len(xy) < ENOUGH)
-        found = found if visium or places is None else array_lattice(places, xy)
+        found = found if visium or places is None else array_lattice(places, xy[some])
     found = found or point_lattice(xy)
     if found is None and bin_um is not None and side is not None:
         found = Lattice(side, hexagonal=False)
@@ -265,7 +262,9 @@ def spot_grid(
     if um is None:
         return SpotGrid(found.pitch, None, squares)
     kind = "bins" if squares else "spots"
-    return SpotGrid(found.pitch, Told(um / found.pitch, "spots", f"the {kind}, which lie {um:.4g} um apart,"), squares)
+    return SpotGrid(
+        found.pitch, Told(float(um / found.pitch), "spots", f"the {kind}, which lie {um:.4g} um apart,"), squares
+    )
 
 
 def _words(entry: Mapping[str, Any], reader: str | None) -> str:
@@ -285,12 +284,10 @@ def _bin_um(entry: Mapping[str, Any], barcodes: Sequence[str], called: Sequence[
     return stored if stored is not None else next(named, None)
 
 
-def _places_of(barcodes: pd.Index) -> tuple[np.ndarray | None, np.ndarray]:
-    """Array positions (x, y) in barcodes of Visium HD, and which of the barcodes have any."""
-    matches = [HD_BARCODE.search(str(barcode)) for barcode in barcodes]
-    places = [(int(match[3]), int(match[2])) for match in matches if match]
-    kept = np.array([match is not None for match in matches])
-    return (np.array(places), kept) if places else (None, np.ones(len(barcodes), dtype=bool))
+def _places_of(barcodes: Iterable[str]) -> np.ndarray | None:
+    """Array positions (x, y) in barcodes of Visium HD; None unless all have one."""
+    matches = [HD_BARCODE.search(barcode) for barcode in barcodes]
+    return np.array([(int(m[3]), int(m[2])) for m in matches if m]) if all(matches) else None
 
 
 def _nearest(xy: np.ndarray) -> float | None:

@@ -14,7 +14,7 @@ pytest.importorskip("spatialdata")
 import geopandas
 import shapely
 import spatialdata
-from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation
 
 HEIGHT, WIDTH = 200, 240
@@ -215,7 +215,7 @@ def test_finest_resolution_of_one_image(caplog) -> None:
     with caplog.at_level(logging.INFO, "hggep_sc"):
         (section,) = open_sections(make_sdata(images=images, shapes={"spots": shapes}, tables={"table": make_table()}))
     assert section.image_name == "images['S1_hires_image']"
-    assert "'S1_hires_image' is used" in caplog.text
+    assert "the image is images['S1_hires_image'], a reduced copy" in caplog.text
     np.testing.assert_allclose(section.xy, grid() / 2)
     images["S1_full_image"] = make_image(array)
     images["S1_full_image"] = make_image(array, **{"global": Identity()})
@@ -317,9 +317,6 @@ def test_tables_that_annotate_nothing_of_use() -> None:
     del loose.uns["spatialdata_attrs"]
     with pytest.raises(ValueError, match="does not say which shapes it annotates"):
         open_sections(make_sdata(tables={"table": loose}))
-    labels = Labels2DModel.parse(np.arange(48000, dtype=np.int64).reshape(HEIGHT, WIDTH), dims=("y", "x"))
-    with pytest.raises(ValueError, match=r"annotates the labels 'cells'.*to_circles"):
-        open_sections(make_sdata(labels={"cells": labels}, tables={"table": make_table(region="cells")}))
     with pytest.warns(UserWarning, match="not present"):
         sdata = make_sdata(tables={"table": make_table(region="bins")})
     with pytest.raises(ValueError, match="annotates 'bins', but the shapes are 'spots'"):

@@ -121,6 +121,13 @@ def anndata_section(
         found = scale_of_section(sources, name, noted=noted, aspect=opened.aspect)
         scale = None if found is None else found.mpp / view.scale
         belonging = Belonging(name, view, opened, views, slot, scale)
+        alike = True
+        if check and (spatial_key == _keys.SPATIAL or _keys.SPATIAL not in adata.obsm):
+            others = compared(view, views, named=image_key is not None)
+            belonging.require_agreement(others, _remedy(adata, view, views, spatial_key))
+        elif check and (copies := [other for other in views if other.reduced and other is not view]):
+            usual = coordinates_of(adata, _keys.SPATIAL)[rows] * copies[0].scale
+            alike = belonging.same_colours(xy, copies[0], usual)
         require_inside(
             xy,
             opened.shape,
@@ -130,13 +137,7 @@ def anndata_section(
             "`image_key=` chooses another image",
             lambda: belonging.way_out(xy),
         )
-        if check:
-            if spatial_key == _keys.SPATIAL or _keys.SPATIAL not in adata.obsm:
-                others = compared(view, views, named=image_key is not None)
-                belonging.require_agreement(others, _remedy(adata, view, views, spatial_key))
-            elif copies := [other for other in views if other.reduced and other is not view]:
-                usual = coordinates_of(adata, _keys.SPATIAL)[rows] * copies[0].scale
-                belonging.require_same_colours(xy, copies[0], usual)
+        if check and alike:
             belonging.require_on_tissue(xy, said=_keys.IN_TISSUE in adata.obs)
     return Section(
         name=name,

@@ -171,7 +171,7 @@ class Belonging:
                 between = other.to_px @ np.linalg.inv(self.view.to_px)  # px of the image to px of the copy
                 likeness = _likeness(self.image, copy, between)
                 contradiction = _other_extent(self.image, copy, between, likeness)
-                if contradiction is None and (turn := _turn(likeness)):
+                if contradiction is None and (turn := _turn(likeness)) not in ("", RESCALED):
                     contradiction = f"{self.image.name} shows what {copy.name} shows, {turn}"
                 if contradiction is not None:
                     refuse(
@@ -196,14 +196,14 @@ class Belonging:
         for other in others:
             with other.opener() as picture:
                 likeness = _likeness(self.image, picture, other.to_px @ np.linalg.inv(self.view.to_px))
-                if (turn := _turn(likeness)) and turn != RESCALED:
+                if (turn := _turn(likeness)) not in ("", RESCALED):
                     warn(
                         AGREE,
                         f"section {self.section!r}: {self.image.name} shows what {picture.name} shows, {turn}, so that "
                         f"one of them lies wrongly in the coordinate system. {remedy}",
                     )
 
-    def require_same_colours(self, xy: np.ndarray, copy: View, usual: np.ndarray) -> None:
+    def same_colours(self, xy: np.ndarray, copy: View, usual: np.ndarray) -> bool:
         """Warn of coordinates of a slot of their own that lie elsewhere on the tissue than the usual ones on a copy.
 
         Parameters
@@ -214,23 +214,29 @@ class Belonging:
             A copy of what the usual coordinates refer to.
         usual
             (n, 2) the spots in px of the copy, by the usual coordinates.
+
+        Returns
+        -------
+        Whether they see the same, as far as that can be told.
         """
         if not is_on(AGREE) or len(xy) < FEWEST_SPOTS:
-            return
+            return True
         some = np.linspace(0, len(xy) - 1, min(GRID**2, len(xy))).astype(int)
         with copy.opener() as opened:
             if min(*opened.shape, *self.image.shape) < SMALLEST_PX:
-                return
+                return True
             areas = _areas(copy.scale / self.view.scale)
             grays = [_grays(self.image, xy[some], areas[0]), _grays(opened, usual[some], areas[1])]
         likeness = _correlation(*grays)
-        if likeness < UNLIKE:
+        alike = not likeness < UNLIKE  # NaN where there is nothing to compare
+        if not alike:
             warn(
                 AGREE,
                 f"section {self.section!r}: the spots do not see the same on {self.image.name} by {self.slot} as on "
                 f"{copy.name} by obsm['spatial'] (correlation of gray levels {likeness:.2f}): is {self.slot} of "
                 "another image? `image_key=` and `spatial_key=` name an image and its coordinates",
             )
+        return alike
 
     def require_on_tissue(self, xy: np.ndarray, *, said: bool) -> None:
         """Refuse spots that lie on bare glass, and warn where many do.

@@ -116,6 +116,13 @@ def spatialdata_section(
             aspect=opened.aspect,
         )
         belonging = Belonging(name, view, opened, views, slot, None if found is None else found.mpp)
+        if check:
+            remedy = (
+                "Correct its transformation to the coordinate system, or take one by `image_key=` "
+                f"({listed(other.key for other in views)})"
+            )
+            belonging.require_agreement(compared(view, views, named=image_key is not None), remedy)
+            belonging.warn_of_turned(others, remedy)
         require_inside(
             xy,
             opened.shape,
@@ -126,12 +133,6 @@ def spatialdata_section(
             lambda: belonging.way_out(xy),
         )
         if check:
-            remedy = (
-                "Correct its transformation to the coordinate system, or take one by `image_key=` "
-                f"({listed(other.key for other in views)})"
-            )
-            belonging.require_agreement(compared(view, views, named=image_key is not None), remedy)
-            belonging.warn_of_turned(others, remedy)
             belonging.require_on_tissue(xy, said=_keys.IN_TISSUE in table.obs)
     return Section(
         name=name,

@@ -8,9 +8,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from helpers import section_of
-from hggep_sc import settings
+from hggep_sc import datasets, settings
 from hggep_sc.fingerprint import Fingerprint
 from hggep_sc.image import SectionImage
+from hggep_sc.section import open_sections
 
 GENES = [f"g{j}" for j in range(12)]
 MODEL_GENES = GENES[2:10]
@@ -236,3 +237,30 @@ class TestNeighbours:
         monkeypatch.setattr(settings, "skip_checks", {"training_neighbours"})
         right = replace(recounted(self.on_image(range(10, 20))), opener=lambda: pytest.fail("not looked at"))
         assert trained_left.role(right, MODEL_GENES, 100.0) == "held out"
+
+
+class TestRealSections:
+    """Sections of one patient, whose coordinates lie in the same range."""
+
+    @pytest.fixture(scope="class")
+    def of_c(self, shared):
+        """C4 and the left half of C3 are trained on; with the sections, and the right half."""
+        kept, settings.dataset_dir = settings.dataset_dir, shared / "data"
+        try:
+            data = datasets.her2st(["B4", "C2", "C3", "C4"])
+        finally:
+            settings.dataset_dir = kept
+        genes = data["C3"].var_names[:50].tolist()
+        sections = {section.name: section for section in open_sections(data)}
+        x = sections["C3"].xy[:, 0]
+        sections["left"], sections["right"] = (sections["C3"].subset(x < 3600), sections["C3"].subset(x >= 3600))
+        return Fingerprint.of([sections["C4"], sections["left"]], genes), sections, genes
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [("B4", "held out"), ("C2", "held out"), ("C4", "train"), ("right", "beside training")],
+    )
+    def test_roles(self, of_c, name, expected):
+        fingerprint, sections, genes = of_c
+        section = sections[name]
+        assert fingerprint.role(section, genes, 480 / section.mpp) == expected

@@ -290,7 +290,7 @@ class TestOtherLayers:
             ({"layer": "theirs", "observed_layer": "absent"}, KeyError, "there is no layer 'absent'"),
             ({"layer": "log", "observed_layer": "log"}, ValueError, "are the same"),
             ({"layer": "theirs", "normalize": "log"}, ValueError, "normalize='log' must be 'library', 'panel' or None"),
-            ({"layer": "theirs", "library_key": "absent"}, KeyError, "obs has no column"),
+            ({"layer": "theirs", "library_key": "absent"}, KeyError, "obs has no such column"),
             ({"layer": "theirs", "observed_layer": "log", "normalize": "library"}, ValueError, "non-integer values"),
             ({"layer": "theirs", "key": "pca"}, ValueError, r"uns\['pca'\] holds something else"),
             ({"key": "theirs"}, KeyError, r"was not written by tl.predict.* layer='theirs'"),

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +8,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from helpers import section_of
+from hggep_sc import datasets, settings
 from hggep_sc.fingerprint import Fingerprint
+from hggep_sc.image import SectionImage
+from hggep_sc.section import open_sections
 
 GENES = [f"g{j}" for j in range(12)]
 MODEL_GENES = GENES[2:10]
@@ -151,3 +157,110 @@ def test_saved_and_rebuilt(fingerprint, first):
     assert role(rebuilt, moved(first)) == "train"
     assert role(rebuilt, recounted(first)) == "train"
     assert role(rebuilt, section("C", 2)) == "held out"
+
+
+class TestNeighbours:
+    """Two parts of one image, one of them trained on."""
+
+    PITCH = 40.0
+
+    def on_image(self, columns, seed=0, shape=(400, 900), offset=0.0):
+        """Spots in some columns of an array, on an image of its own look."""
+        rng = np.random.default_rng(seed)
+        x, y = np.meshgrid(np.asarray(columns), np.arange(9))
+        xy = self.PITCH * (np.column_stack([x.ravel(), y.ravel()]) + 0.7) + offset
+        counts = rng.poisson(1.5, (len(xy), len(GENES))).astype(np.float32)
+        pixels = np.random.default_rng(seed).integers(0, 255, (*shape, 3), dtype=np.uint8)
+        section = section_of(AnnData(sp.csr_matrix(counts), var=pd.DataFrame(index=GENES)), xy, "part")
+        return replace(section, opener=partial(SectionImage.from_array, pixels, name="the image"))
+
+    @pytest.fixture
+    def trained_left(self):
+        return Fingerprint.of([self.on_image(range(10))], MODEL_GENES)
+
+    @pytest.mark.parametrize(
+        ("first", "field", "expected"),
+        [
+            (10, 10.0, "beside training"),  # next neighbours, however small the patches
+            (11, 10.0, "held out"),
+            (12, 10.0, "held out"),
+            (11, 100.0, "beside training"),  # 80 px apart, with patches of 100 px
+            (12, 100.0, "held out"),
+            (12, 135.0, "beside training"),
+            (15, 220.0, "held out"),
+        ],
+    )
+    def test_the_other_half(self, trained_left, first, field, expected):
+        right = recounted(self.on_image(range(first, 20)))
+        right = replace(right, opener=self.on_image([0]).opener)
+        assert trained_left.role(right, MODEL_GENES, field) == expected
+        rebuilt = Fingerprint.from_tensors(trained_left.sections, trained_left.tensors())
+        assert rebuilt.role(right, MODEL_GENES, field) == expected
+
+    def test_another_image_there(self, trained_left):
+        other = self.on_image(range(10, 20), seed=1)
+        assert trained_left.role(other, MODEL_GENES, 100.0) == "held out"
+        larger = replace(recounted(self.on_image(range(10, 20))), opener=self.on_image([0], shape=(400, 901)).opener)
+        assert trained_left.role(larger, MODEL_GENES, 100.0) == "held out"
+
+    def test_the_half_itself_is_training(self, trained_left):
+        assert trained_left.role(self.on_image(range(10)), MODEL_GENES, 100.0) == "train"
+
+    def test_a_whole_of_which_a_third_was_trained_on(self, trained_left):
+        whole = replace(recounted(self.on_image(range(29))), opener=self.on_image([0]).opener)
+        assert trained_left.role(whole, MODEL_GENES, 10.0) == "beside training"
+
+    def test_of_several_sections_the_right_one_is_asked(self):
+        """The other section fills the gap in coordinates, but on another image."""
+        fingerprint = Fingerprint.of([self.on_image(range(5)), self.on_image(range(20), seed=1)], MODEL_GENES)
+        far = recounted(self.on_image(range(9, 20), offset=7.0))
+        far = replace(far, opener=self.on_image([0]).opener)
+        assert fingerprint.role(far, MODEL_GENES, 50.0) == "held out"
+
+    def test_models_of_before_know_no_places(self, trained_left):
+        tensors = {name: trained_left.tensors()[name] for name in ("counts", "coordinates")}
+        old = Fingerprint.from_tensors(["A"], tensors)
+        right = replace(recounted(self.on_image(range(10, 20))), opener=self.on_image([0]).opener)
+        assert old.role(right, MODEL_GENES, 100.0) == "held out"
+
+    def test_without_an_image_there_is_no_telling(self, trained_left):
+        assert trained_left.role(recounted(self.on_image(range(10, 20))), MODEL_GENES, 100.0) == "held out"
+
+    def test_a_third_image_that_cannot_be_read(self, trained_left):
+        def broken():
+            raise ValueError("no image")
+
+        right = replace(recounted(self.on_image(range(10, 20))), opener=broken)
+        assert trained_left.role(right, MODEL_GENES, 100.0) == "held out"
+
+    def test_switched_off(self, trained_left, monkeypatch):
+        monkeypatch.setattr(settings, "skip_checks", {"training_neighbours"})
+        right = replace(recounted(self.on_image(range(10, 20))), opener=lambda: pytest.fail("not looked at"))
+        assert trained_left.role(right, MODEL_GENES, 100.0) == "held out"
+
+
+class TestRealSections:
+    """Sections of one patient, whose coordinates lie in the same range."""
+
+    @pytest.fixture(scope="class")
+    def of_c(self, shared):
+        """C4 and the left half of C3 are trained on; with the sections, and the right half."""
+        kept, settings.dataset_dir = settings.dataset_dir, shared / "data"
+        try:
+            data = datasets.her2st(["B4", "C2", "C3", "C4"])
+        finally:
+            settings.dataset_dir = kept
+        genes = data["C3"].var_names[:50].tolist()
+        sections = {section.name: section for section in open_sections(data)}
+        x = sections["C3"].xy[:, 0]
+        sections["left"], sections["right"] = (sections["C3"].subset(x < 3600), sections["C3"].subset(x >= 3600))
+        return Fingerprint.of([sections["C4"], sections["left"]], genes), sections, genes
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [("B4", "held out"), ("C2", "held out"), ("C4", "train"), ("right", "beside training")],
+    )
+    def test_roles(self, of_c, name, expected):
+        fingerprint, sections, genes = of_c
+        section = sections[name]
+        assert fingerprint.role(section, genes, 480 / section.mpp) == expected

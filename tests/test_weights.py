@@ -130,7 +130,8 @@ def fetch(monkeypatch, tmp_path):
 
     module.fetch = fetch
     monkeypatch.setitem(sys.modules, "hggep_sc.datasets._fetch", module)
-    monkeypatch.setattr(settings, "dataset_dir", tmp_path)
+    monkeypatch.setattr(settings, "dataset_dir", tmp_path / "data")
+    monkeypatch.setattr(settings, "cache_dir", tmp_path / "cache")
     return module
 
 
@@ -138,7 +139,7 @@ def test_imagenet_is_fetched_with_its_hash(network, fetch, tmp_path):
     state = random_state()
 
     def download(path):
-        path.parent.mkdir()
+        path.parent.mkdir(parents=True)
         torch.save(state, path)
         return path
 
@@ -149,7 +150,16 @@ def test_imagenet_is_fetched_with_its_hash(network, fetch, tmp_path):
     assert url == f"https://download.pytorch.org/models/{IMAGENET_FILE}"
     assert sha256.startswith("f707e7126e")  # torchvision's file name carries the start of the hash
     assert len(sha256) == 64
-    assert path == tmp_path / "weights" / IMAGENET_FILE
+    assert path == tmp_path / "cache" / "weights" / IMAGENET_FILE
+    assert not (tmp_path / "data").exists()  # which may be read-only
+
+
+def test_imagenet_beside_the_data_sets_is_taken(fetch, tmp_path):
+    there = tmp_path / "data" / "weights" / IMAGENET_FILE
+    there.parent.mkdir(parents=True)
+    there.touch()
+    fetch.answer = lambda path: path
+    assert locate_weights("imagenet") == there
 
 
 def test_imagenet_offline_names_the_alternatives(network, fetch):
@@ -157,5 +167,29 @@ def test_imagenet_offline_names_the_alternatives(network, fetch):
         raise ConnectionError("no route")
 
     fetch.answer = fail
-    with pytest.raises(RuntimeError, match=r"no route.*weights=None"):
+    with pytest.raises(RuntimeError, match=r"no route.*weights=None") as raised:
         load(network, "imagenet")
+    assert raised.value.__suppress_context__
+
+
+def test_imagenet_offline_is_one_message(monkeypatch, tmp_path):
+    """Through the real download, at an address where nobody answers."""
+    import socket
+    import traceback
+
+    from hggep_sc import weights
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}/{IMAGENET_FILE}"
+    monkeypatch.setattr(weights, "IMAGENET_URL", url)
+    for name in ("dataset_dir", "cache_dir"):
+        monkeypatch.setattr(settings, name, tmp_path / name)
+    with pytest.raises(RuntimeError) as raised:
+        locate_weights("imagenet")
+    told = "".join(traceback.format_exception(raised.value))
+    assert told.count("Traceback") == 1
+    assert told.count("server cannot be reached") == 1
+    assert told.count(url) == 1
+    assert str(raised.value).endswith("weights=None for random weights")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -74,7 +74,8 @@ def section_scores(
     """
     if null not in ("independent", "spatial"):
         raise ValueError(f"null={null!r} must be 'independent' or 'spatial'")
-    ceiling: np.ndarray | float = np.nan
+    unknown = np.full(len(panel), np.nan)
+    ceiling = unknown
     observed: metrics.Matrix
     if scale is None:
         observed = layer_values(table, rows, panel, layer)
@@ -103,7 +104,7 @@ def section_scores(
         **_significance(log_p),
         "spearman": metrics.spearman(predicted, observed),
         "rmse": metrics.rmse(predicted, observed),
-        "ssim": np.nan if array_xy is None else metrics.ssim(predicted, observed, array_xy),
+        "ssim": unknown if array_xy is None else metrics.ssim(predicted, observed, array_xy),
         "ceiling": ceiling,
     }
     result = pd.DataFrame(scores, index=pd.Index(panel, name="gene"), columns=FIGURES)

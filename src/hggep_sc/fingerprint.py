@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -181,16 +182,20 @@ def content_hash(section: Section, *, looks: bool = True) -> str:
     return digest.hexdigest()
 
 
+_images: "WeakKeyDictionary[Section, np.ndarray]" = WeakKeyDictionary()  # each fit of a cross-validation asks anew
+
+
 def _image_of(section: Section, like: np.ndarray | None = None) -> np.ndarray | None:
     """Return what an image is known by, as in `Place`; None without one that can be read, or where the size tells."""
-    if not section.has_image:
-        return None
+    if section in _images or not section.has_image:
+        return _images.get(section)
     try:
         with section.open_image() as image:
             if like is not None and image.shape != tuple(like[:2]):
                 return None  # before its pixels are read
             digest = hashlib.sha256(image.thumbnail(THUMBNAIL).tobytes()).digest()
-            return np.array([*image.shape, int.from_bytes(digest[:8], "little")], dtype=np.uint64)
+            _images[section] = np.array([*image.shape, int.from_bytes(digest[:8], "little")], dtype=np.uint64)
+            return _images[section]
     except (ValueError, OSError) as error:  # of a model that looks at embeddings alone
         logger.info("section %r: its image cannot be compared: %s", section.name, error)
         return None

@@ -97,6 +97,30 @@ def test_offline_says_which_file_belongs_where(unreachable, tmp_path):
     with pytest.raises(ConnectionError, match=r"a\.tsv is not in .*data.*HGGEP_DATASETDIR") as error:
         fetch(unreachable + "a.tsv", sha256=SHA256, path=tmp_path / "data" / "a.tsv")
     assert str(tmp_path / "data") in str(error.value)
+    assert error.value.__suppress_context__
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_and_left(server, tmp_path, monkeypatch):
+    url, folder, asked = server
+    (folder / "a.tsv").write_bytes(CONTENT)
+    data = tmp_path / "data"
+    data.mkdir()
+    monkeypatch.setattr(settings, "dataset_dir", data)
+    monkeypatch.setattr(_fetch.os, "access", lambda path, _: path != data)  # root may write anywhere
+    with pytest.raises(
+        OSError, match=r"nothing can be written to that folder.* a folder that holds mob/a\.tsv"
+    ) as error:
+        fetch(url + "a.tsv", sha256=SHA256, path=data / "mob" / "a.tsv")
+    assert error.value.__context__ is None
+    assert list(data.iterdir()) == asked == []
+
+
+def test_a_file_in_the_place_of_the_folder(server, tmp_path):
+    url, *_ = server
+    (tmp_path / "data").write_text("no folder")
+    with pytest.raises(OSError, match="nothing can be written to that folder"):
+        fetch(url + "a.tsv", sha256=SHA256, path=tmp_path / "data" / "a.tsv")
 
 
 def test_a_file_the_server_does_not_have(server, tmp_path):

@@ -46,7 +46,12 @@ def test_every_section_is_scored_by_every_method_and_nothing_is_written(sections
     for name, section in sections.items():
         assert_same(section, before[name])
     table = one_run.table
-    assert list(table) == ["fold", "section", "method", "seed", "gene", "metric", "value"]
+    assert list(table) == ["fold", "section", "method", "algorithm", "seed", "gene", "metric", "value"]
+    expected = {"mean": "gene_mean", "ridge": "ridge", "network": "hggep"}
+    assert dict(zip(table["method"], table["algorithm"], strict=True)) == expected
+    assert dict(zip(one_run.folds["method"], one_run.folds["algorithm"], strict=True)) == expected
+    assert one_run.summary()["algorithm"].to_dict() == expected
+    assert set(one_run.folds["role"]) == {"held out"}
     assert set(table["section"]) == {"S1", "S2", "S3"}
     assert set(table["metric"]) >= {"pcc", "pcc_pval", "spearman", "rmse", "ssim", "ceiling"}
     per_run = table.groupby(["fold", "method"])["gene"].nunique()
@@ -306,6 +311,120 @@ def test_several_sections_in_one_object(sections):
     np.testing.assert_allclose(scores, of_cv.loc[scores.index], rtol=1e-6)
 
 
+def test_settings_for_all_are_those_of_each(sections):
+    """As a call may have them of one method, so may it of all."""
+    one = tl.cross_validate(sections, methods={"ridge": {"config": RIDGE}, "net": NETWORK}, only=["S2"], **HOW)
+    methods = {"ridge": {}, "net": {"config": {"epochs": 1}}}
+    shared = {**TINY, "fields_px": (112.0, 224.0), "alphas": (0.01, 1.0)}
+    two = tl.cross_validate(sections, methods=methods, config=shared, only=["S2"], **HOW)
+    assert one.folds["model"].iloc[1] == two.folds["model"].iloc[1]
+    assert one.folds["model"].iloc[0] != two.folds["model"].iloc[0]
+
+
+def test_one_section_in_blocks_is_what_fit_predict_and_evaluate_give_by_hand(sections, caplog):
+    section = sections["S1"]
+    config = {"patch_size": 32, "fields_um": (60.0, 300.0), "fields_px": (60.0, 300.0), "alphas": (1.0,)}
+    how = {**HOW, "genes": section.var_names[:12].tolist(), "config": config}
+    with caplog.at_level(logging.WARNING):
+        result = tl.cross_validate(section, methods=["ridge"], n_folds=2, key_added="cv", **how)
+    assert "S1: there is nothing else to leave out, so 2 spatial blocks serve as folds" in caplog.text
+    assert "beside" not in caplog.text
+    assert result.folds["test"].tolist() == ["S1 (block 1)", "S1 (block 2)"]
+    assert set(result.folds["role"]) == {"held out"}
+    assert section.uns["cv_ridge"]["sections"]["role"].tolist() == ["held out"]
+    assert section.uns["cv_ridge"]["sections"]["name"].tolist() == ["S1"]
+    xy = section.obsm["spatial"]
+    axis = int(np.ptp(xy[:, 1]) > np.ptp(xy[:, 0]))
+    block = np.argsort(np.argsort(xy[:, axis])) >= 20  # the second of two: cut across the longer side
+    for name, test in {"block 1": ~block, "block 2": block}.items():
+        apart = np.abs(xy[:, None] - xy[test]).max(-1).min(1)
+        by_hand = section[apart >= 300].copy()  # the largest field of view, at 1 um per px
+        model = tl.fit(by_hand, method="ridge", **how)
+        whole = section.copy()
+        tl.predict(whole, model, device="cpu", progress=False)
+        tested = whole[test].copy()
+        np.testing.assert_allclose(
+            section[test].layers["cv_ridge"][:, :12], tested.layers["hggep"][:, :12], rtol=1e-4, atol=1e-5
+        )
+        scores = result.table.query("metric == 'pcc'").set_index(["fold", "gene"])["value"].loc[name]
+        expected = tl.evaluate(tested)["pcc"]
+        np.testing.assert_allclose(scores.loc[expected.index], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_are_stored_and_read(sections, tmp_path, monkeypatch):
+    from hggep_sc.cross_validation import run as cross_validation
+
+    how = {**HOW, "methods": ["gene_mean"], "config": {"fields_um": (60.0,), "fields_px": (60.0,)}, "path": tmp_path}
+    first = tl.cross_validate(sections["S1"], n_folds=2, **how)
+    monkeypatch.setattr(cross_validation, "run_task", lambda task: pytest.fail(f"{task.name} is run again"))
+    again = tl.cross_validate(sections["S1"], n_folds=2, **how)
+    pd.testing.assert_frame_equal(again.table, first.table)
+    pd.testing.assert_frame_equal(again.folds, first.folds, check_dtype=False)
+
+
+def test_blocks_of_spatialdata_are_those_of_anndata(sections):
+    how = {**HOW, "methods": ["gene_mean"], "config": {"fields_um": (60.0,), "fields_px": (60.0,)}, "n_folds": 2}
+    one = tl.cross_validate(sections["S1"], **how).table
+    sdata = as_spatialdata(sections["S1"])
+    other = tl.cross_validate(sdata, key_added="cv", **{**how, "genes": sections["S1"].var_names.tolist()[:5]})
+    assert other.folds["n_spots"].tolist() == [20, 20]
+    assert np.isfinite(sdata["table"][:, sections["S1"].var_names[:5]].layers["cv_gene_mean"]).all()
+    assert set(one["fold"]) == set(other.table["fold"]) == {"block 1", "block 2"}
+
+
+def test_halves_of_one_image_are_told(sections, caplog):
+    section = sections["S1"]
+    right = section.obsm["spatial"][:, 0] > np.median(section.obsm["spatial"][:, 0])
+    halves = {"left": section[~right].copy(), "right": section[right].copy(), "S2": sections["S2"]}
+    with caplog.at_level(logging.WARNING):
+        result = tl.cross_validate(halves, methods=["gene_mean"], key_added="cv", **{**HOW, "genes": None})
+    assert result.folds["role"].tolist() == ["beside training", "beside training", "held out"]
+    assert halves["right"].uns["cv_gene_mean"]["sections"]["role"].tolist() == ["beside training"]
+    (message,) = [text for text in caplog.messages if "lie beside spots that were trained on" in text]
+    assert message.startswith("left, right: ")
+    assert "training_neighbours" in message
+
+
+def test_layers_of_other_tools_are_scored_as_the_methods(sections):
+    """Our own prediction, handed in as another tool's, has our own scores."""
+    how = {**HOW, "genes": sections["S1"].var_names[:12].tolist(), "methods": {"ridge": METHODS["ridge"]}}
+    tl.cross_validate(sections, key_added="cv", **how)
+    for section in sections.values():
+        section.layers["theirs"] = section.layers.pop("cv_ridge")
+        section.layers["fewer"] = section.layers["theirs"].copy()
+        section.layers["fewer"][:, 3] = np.nan
+    layers = {"other tool": "theirs", "other, fewer genes": "fewer"}
+    result = tl.cross_validate(sections, layers=layers, **how)
+    keys = ["fold", "section", "gene", "metric"]
+    values = {label: rows.set_index(keys)["value"] for label, rows in result.table.groupby("method")}
+    np.testing.assert_allclose(
+        values["other tool"].loc[values["ridge"].index], values["ridge"], rtol=1e-5, atol=1e-6, equal_nan=True
+    )
+    assert result.summary()["algorithm"].to_dict() == {
+        "ridge": "ridge",
+        "other tool": "layers['theirs']",
+        "other, fewer genes": "layers['fewer']",
+    }
+    fewer = values["other, fewer genes"]
+    gene = sections["S1"].var_names[3]
+    assert fewer.xs(gene, level="gene").isna().all()
+    assert result.summary().loc["other, fewer genes", "undefined"] == pytest.approx(1 / 12)
+    (row,) = result.comparison().query("reference == 'ridge' and method == 'other tool'").to_dict("records")
+    assert row["difference"] == pytest.approx(0, abs=1e-6)
+    assert row["n_folds"] == 3
+
+
+def test_a_layer_without_values_is_named_and_the_others_survive(sections, caplog):
+    for name, section in sections.items():
+        section.layers["theirs"] = np.full(section.shape, np.nan if name == "S2" else 1.0)
+    with caplog.at_level(logging.WARNING):
+        result = tl.cross_validate(sections, methods=["gene_mean"], layers={"other": "theirs"}, **HOW)
+    errors = result.folds.query("method == 'other'").set_index("fold")["error"]
+    assert "predicts nothing to compare" in errors["S2"]
+    assert errors[["S1", "S3"]].eq("").all()
+    assert "fold 'S2', layer 'theirs' could not be scored" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -321,15 +440,23 @@ def test_several_sections_in_one_object(sections):
             r"preset='paper' is one of the network",
         ),
         ({"methods": {"x": {"method": "ridge", "validation": 0.2}}}, ValueError, r"validation= is for the network"),
-        ({"methods": {"x": {}}, "validation": "S2"}, ValueError, r"validation='S2' must be a fraction"),
-        ({"methods": {"a": {}, "b": {"preset": "published"}}}, ValueError, r"'a': library .*'b': panel .*normalize="),
-        ({"methods": {"a": {}, "b": {"config": {"target_sum": 1e3}}}}, ValueError, r"different expression scales"),
+        ({"methods": ["hggep"], "validation": "S2"}, ValueError, r"validation='S2' must be a fraction"),
+        (
+            {"methods": {"hggep": {}, "b": {"preset": "published"}}},
+            ValueError,
+            r"'hggep': library .*'b': panel .*normalize=",
+        ),
+        ({"methods": {"hggep": {}, "b": {"config": {"target_sum": 1e3}}}}, ValueError, r"different expression scales"),
         ({"seeds": []}, ValueError, r"seeds=\[\] must be one whole number"),
         ({"seeds": [0, 0]}, ValueError, r"seeds=\[0, 0\] must be .* different ones"),
         ({"seeds": 1.5}, ValueError, r"seeds=1.5 must be one whole number"),
         ({"groups": {"S1": "a", "S2": None, "S3": "b"}}, ValueError, r"no group \(None or NaN\) for S2"),
         ({"methods": []}, ValueError, r"methods=\[\] must be a list of names"),
         ({"methods": "ridge"}, ValueError, r"methods='ridge' must be a list of names"),
+        ({"methods": {"ridge": {"method": "hggep"}}}, ValueError, r"a label that is a method's name stands for that"),
+        ({"layers": {"other": "absent"}}, KeyError, r"layers\['other'\]: section 'S1' has no layer 'absent'"),
+        ({"layers": {"mean": "x"}}, ValueError, r"layers= calls 'mean' what is a method's name"),
+        ({"layers": ["x"]}, TypeError, r"layers=\['x'\] must be a dict"),
         ({"groups": "donor"}, KeyError, r"section 'S1' has no such column in obs"),
         ({"groups": "region"}, ValueError, r"must hold one group per section; section 'S1' has \d"),
         ({"groups": {"S1": "a"}}, ValueError, r"no group for S2, S3"),

@@ -1,14 +1,16 @@
 """What the network sees a spot through: precomputed embeddings, and modules of the user's."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from scipy import sparse
 from torch import nn
 
 import hggep_sc as hggep
-from helpers import CPU, TINY, MeanColour, assert_same
+from helpers import CPU, TINY, MeanColour, as_spatialdata, assert_same
 from hggep_sc import tl
 from hggep_sc.nn import ModuleEncoder
 from hggep_sc.section import open_sections
@@ -183,6 +185,76 @@ class TestEmbeddings:
             pcc[key] = tl.evaluate(test)["pcc"].mean()
         assert pcc["X_told"] > 0.3
         assert abs(pcc["X_emb"]) < 0.15
+
+    @pytest.mark.parametrize("without", ["uns", "file", "damaged", "coordinates beyond it"])
+    def test_no_image_is_needed(self, sections, training, without, tmp_path):
+        """With an image or without, what is predicted is the same."""
+        embed(sections)
+        with_image = tl.fit(training, encoder="X_emb", **HOW)
+        expected = predict(sections["S3"], with_image, copy=True).layers["hggep"]
+        for name, section in sections.items():
+            library = section.uns["spatial"][name]
+            if without == "uns":
+                del section.uns["spatial"]
+                continue
+            del library["images"]
+            library["metadata"]["source_image_path"] = str(tmp_path / "gone.tif")
+            if without == "damaged":
+                (tmp_path / "gone.tif").write_bytes(b"II*\0" + bytes(100))
+            elif without == "coordinates beyond it":
+                Image.new("RGB", (30, 30)).save(tmp_path / "gone.tif")
+        model = tl.fit(training, encoder="X_emb", **HOW)
+        assert model.id == with_image.id
+        predict(sections["S3"], model)
+        np.testing.assert_array_equal(sections["S3"].layers["hggep"], expected)
+        record = sections["S3"].uns["hggep"]["sections"]
+        assert (record["image"].tolist(), record["role"].tolist()) == ([""], ["held out"])
+        predict(sections["S1"], model)
+        assert sections["S1"].uns["hggep"]["sections"]["role"].tolist() == ["train"]
+        assert tl.evaluate(sections["S3"])["pcc"].notna().any()
+
+    def test_slides_and_cross_validation_need_no_image(self, sections, tmp_path):
+        for section in embed(sections).values():
+            del section.uns["spatial"]
+        methods = {"gene_mean": {}, "emb": {"encoder": "X_emb", "config": {**TINY, "epochs": 1}}}
+        how = {"genes": 12, "weights": None, "device": "cpu", "progress": False}
+        result = tl.cross_validate(sections, methods=methods, **how)
+        assert result.folds["error"].eq("").all()
+        model = tl.fit({name: sections[name] for name in ("S1", "S2")}, encoder="X_emb", **HOW)
+        how = {"device": "cpu", "progress": False}
+        table = tl.predict_slides({"S3": sections["S3"]}, model, tmp_path, **how)
+        assert table["error"].tolist() == [""]
+        assert tl.predict_slides({"S3": sections["S3"]}, model, tmp_path, **how)["spots"].tolist() == [40]
+
+    def test_spatialdata_without_images(self, sections, training):
+        model = tl.fit(embed(training), encoder="X_emb", **HOW)
+        embed(sections)
+        expected = predict(sections["S3"], model, copy=True)
+        sdata = as_spatialdata(sections["S3"])
+        del sdata.images["he"]
+        predict(sdata, model)
+        table = sdata["table"][expected.obs_names]
+        np.testing.assert_allclose(table.layers["hggep"], expected.layers["hggep"], rtol=1e-4, atol=1e-5)
+
+    def test_several_sections_in_one_object_without_images(self, sections, training):
+        model = tl.fit(embed(training), encoder="X_emb", **HOW)
+        embed(sections)
+        apart = {name: predict(section, model, copy=True).layers["hggep"] for name, section in sections.items()}
+        both = ad.concat(sections, label="slide", index_unique="-")
+        predict(both, model, library_key="slide")
+        for name, expected in apart.items():
+            np.testing.assert_array_equal(both[both.obs["slide"] == name].layers["hggep"], expected)
+
+    def test_where_an_image_is_needed_after_all_it_is_said(self, sections, trained):
+        del sections["S3"].uns["spatial"]
+        with pytest.raises(ValueError, match=r"no image: uns\['spatial'\] holds no library"):
+            predict(sections["S3"], trained)
+        embed(sections)
+        with pytest.raises(ValueError, match=r"no image"):
+            tl.cross_validate(sections, methods={"ridge": {}, "emb": {"encoder": "X_emb"}}, genes=12, weights=None)
+        (section,) = open_sections(sections["S3"], looks=False)
+        with pytest.raises(ValueError, match=r"section 'section' was opened without its image, which is needed here"):
+            section.open_image()
 
     def test_a_section_without_the_slot_is_named(self, training, sections):
         model = tl.fit(embed(training), encoder="X_emb", **HOW)

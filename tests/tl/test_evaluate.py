@@ -2,6 +2,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.stats
+from scipy.sparse import csr_matrix
 
 import hggep_sc as hggep
 from helpers import as_spatialdata, assert_same
@@ -207,6 +208,112 @@ class TestSeveralSections:
         assert list(table.uns["hggep"]["metrics"]["sections"]["n_spots"]) == [20, 20]
 
 
+class TestOtherLayers:
+    """Another tool's prediction, without a record of ours."""
+
+    @pytest.fixture
+    def foreign(self, sections):
+        section, rng = sections["S3"], np.random.default_rng(0)
+        section.layers["log"] = by_hand(section, list(section.var_names)).astype(np.float32)
+        section.layers["theirs"] = section.layers["log"] + rng.normal(size=section.shape).astype(np.float32)
+        section.layers["theirs"][:, 5] = np.nan  # a gene that it does not predict
+        section.layers["theirs"][7] = np.nan  # and a spot
+        return section
+
+    @pytest.mark.parametrize("kind", ["dense", "sparse", "SpatialData"])
+    def test_against_scipy(self, foreign, kind):
+        theirs, log = foreign.layers["theirs"].astype(float), foreign.layers["log"].astype(float)
+        data = foreign
+        if kind == "sparse":
+            foreign.layers["log"] = csr_matrix(foreign.layers["log"])
+        elif kind == "SpatialData":
+            data = as_spatialdata(foreign)
+        table = hggep.tl.evaluate(data, layer="theirs", observed_layer="log")
+        assert list(table.index) == [gene for j, gene in enumerate(foreign.var_names) if j != 5]
+        kept = np.arange(40) != 7
+        for gene in table.index[::10]:
+            j = foreign.var_names.get_loc(gene)
+            a, b = theirs[kept, j], log[kept, j]
+            assert table.loc[gene, "pcc"] == pytest.approx(scipy.stats.pearsonr(a, b).statistic, abs=1e-5)
+            assert table.loc[gene, "spearman"] == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=1e-5)
+            assert table.loc[gene, "rmse"] == pytest.approx(np.sqrt(np.mean((a - b) ** 2)), rel=1e-5)
+        assert table["ceiling"].isna().all()
+        assert table["ssim"].notna().all()
+        written = data["table"] if kind == "SpatialData" else data
+        assert np.isnan(written.var["theirs_pcc"].iloc[5])
+        assert written.var["theirs_pcc"].notna().sum() == 59
+        assert written.uns["theirs"]["metrics"]["n_spots"] == 39
+        assert (written.uns["theirs"]["layer"], written.uns["theirs"]["observed_layer"]) == ("theirs", "log")
+
+    def test_counts_are_brought_to_the_scale_that_is_named(self, foreign):
+        foreign.layers["counts"], foreign.X = foreign.X.copy(), None
+        expected = hggep.tl.evaluate(foreign, layer="theirs", observed_layer="log", key="as_they_are")
+        found = hggep.tl.evaluate(foreign, layer="theirs", observed_layer="counts", normalize="library", key="scaled")
+        assert found["ceiling"].notna().any()
+        np.testing.assert_allclose(
+            found.drop(columns="ceiling"), expected.drop(columns="ceiling"), rtol=1e-3, atol=1e-4
+        )
+        assert {"scaled_pcc", "as_they_are_pcc"} <= set(foreign.var)
+        assert "theirs_pcc" not in foreign.var
+
+    def test_our_prediction_as_another_tool_s_has_the_same_figures(self, predicted):
+        ours = hggep.tl.evaluate(predicted)
+        predicted.layers["theirs"] = predicted.layers["hggep"].copy()
+        theirs = hggep.tl.evaluate(predicted, layer="theirs", normalize="library")
+        np.testing.assert_allclose(theirs.loc[ours.index], ours, rtol=1e-5, atol=1e-6)
+        assert "hggep_predicted" in predicted.var
+
+    def test_raw_counts_against_logs_are_warned_of(self, foreign, caplog):
+        hggep.tl.evaluate(foreign, layer="theirs", observed_layer="log")
+        assert "raw counts" not in caplog.text
+        hggep.tl.evaluate(foreign, layer="theirs")
+        assert "X holds raw counts, and layers['theirs'] other values" in caplog.text
+
+    def test_several_sections_one_by_one(self, sections):
+        both = ad.concat({name: sections[name] for name in ("S1", "S3")}, label="library", index_unique="-")
+        both.layers["log"] = by_hand(both, list(both.var_names))
+        both.layers["theirs"] = both.layers["log"] + np.random.default_rng(0).normal(size=both.shape)
+        table = hggep.tl.evaluate(both, layer="theirs", observed_layer="log", library_key="library")
+        for name in ("S1", "S3"):
+            alone = both[both.obs["library"] == name].copy()
+            expected = hggep.tl.evaluate(alone, layer="theirs", observed_layer="log")
+            found = table[table["section"] == name].drop(columns="section")
+            assert np.allclose(found, expected, equal_nan=True)
+        both.uns["spatial"] = {name: {} for name in ("S1", "S3")}
+        with pytest.raises(ValueError, match=r"several libraries .*library_key="):
+            hggep.tl.evaluate(both, layer="theirs", observed_layer="log")
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"layer": "absent"}, KeyError, "there is no layer 'absent'"),
+            ({"layer": "theirs", "observed_layer": "absent"}, KeyError, "there is no layer 'absent'"),
+            ({"layer": "log", "observed_layer": "log"}, ValueError, "are the same"),
+            ({"layer": "theirs", "normalize": "log"}, ValueError, "normalize='log' must be 'library', 'panel' or None"),
+            ({"layer": "theirs", "library_key": "absent"}, KeyError, "obs has no such column"),
+            ({"layer": "theirs", "observed_layer": "log", "normalize": "library"}, ValueError, "non-integer values"),
+            ({"layer": "theirs", "key": "pca"}, ValueError, r"uns\['pca'\] holds something else"),
+            ({"key": "theirs"}, KeyError, r"was not written by tl.predict.* layer='theirs'"),
+            ({"normalize": "library"}, ValueError, "go with layer="),
+        ],
+    )
+    def test_bad_input(self, foreign, options, error, message):
+        foreign.uns["pca"] = {"variance": np.ones(3)}
+        before = list(foreign.var), list(foreign.uns)
+        with pytest.raises(error, match=message):
+            hggep.tl.evaluate(foreign, **options)
+        assert (list(foreign.var), list(foreign.uns)) == before
+
+    def test_a_layer_of_nothing(self, foreign):
+        foreign.layers["theirs"][:] = np.nan
+        with pytest.raises(ValueError, match=r"layers\['theirs'\] predicts nothing to compare"):
+            hggep.tl.evaluate(foreign, layer="theirs", observed_layer="log")
+
+    def test_again(self, foreign):
+        first = hggep.tl.evaluate(foreign, layer="theirs", observed_layer="log")
+        assert hggep.tl.evaluate(foreign, layer="theirs", observed_layer="log").equals(first)
+
+
 class TestBadInput:
     def test_no_such_layer_of_counts(self, predicted):
         with pytest.raises(KeyError, match="no layer 'raw'"):
@@ -231,6 +338,19 @@ class TestBadInput:
     def test_no_counts(self, predicted):
         predicted.X = None
         with pytest.raises((ValueError, KeyError), match="counts"):
+            hggep.tl.evaluate(predicted)
+
+    def test_a_prediction_is_not_proposed_as_counts(self, predicted):
+        """On a slide without counts there is nothing to compare with."""
+        predicted.X = predicted.X * 0
+        for name, proposed in {"none": "none", "counts": "'counts'"}.items():
+            if name != "none":
+                predicted.layers[name] = np.ones(predicted.shape)
+            with pytest.raises(ValueError, match=rf"layers here that are no predictions: {proposed}$"):
+                hggep.tl.evaluate(predicted)
+        predicted.X = None
+        del predicted.layers["counts"]
+        with pytest.raises(KeyError, match="layers here: none"):
             hggep.tl.evaluate(predicted)
 
     def test_logs_are_no_counts_and_nothing_is_written(self, predicted):

@@ -15,6 +15,7 @@ import hggep_sc as hggep
 from helpers import section_of
 from hggep_sc import genes as module
 from hggep_sc.genes import COUNTED, DEFAULT_GENES, requested_genes
+from hggep_sc.section import open_sections
 
 ENSEMBL = [f"ENSG{j:011d}" for j in range(40)]
 
@@ -376,3 +377,59 @@ def test_symbols_and_ensembl_ids(tables):
         training_genes(sections, 10)
     with pytest.raises(KeyError, match=r"no gene in common.*Ensembl ids.*gene_ids"):
         training_genes(sections_of(tables), ENSEMBL[:5])
+
+
+@pytest.mark.parametrize("by", ["moran", "dispersion", "mean"])
+def test_the_rule_travels_with_the_model(sections, tmp_path, by):
+    """From `tl.fit` to the model, the folder it is saved in, and what is noted beside a prediction."""
+    test = sections.pop("S3")
+    model = hggep.tl.fit(sections, method="gene_mean", genes=7, genes_by=by, progress=False)
+    assert model.genes == training_genes(open_sections(sections), 7, by)
+    model.save(tmp_path / "model")
+    model = hggep.baselines.GeneMean.load(tmp_path / "model")
+    assert model.genes_by == by
+    hggep.tl.predict(test, model, progress=False)
+    assert test.uns["hggep"]["genes_by"] == by
+
+
+def test_the_network_notes_the_rule(trained, tmp_path):
+    trained.save(tmp_path / "model")
+    assert hggep.HGGEP.load(tmp_path / "model").genes_by == trained.genes_by == "moran"
+
+
+def test_named_genes_have_no_rule(sections):
+    named = hggep.tl.fit(sections, method="gene_mean", genes=sections["S1"].var_names[:2], progress=False)
+    assert named.genes_by == "names"
+
+
+def test_folds_choose_on_their_own_training_sections(sections, tmp_path):
+    """And a stored fold of another rule is another fold."""
+    how = {"methods": ["gene_mean"], "genes": 7, "normalize": "library", "path": tmp_path, "progress": False}
+    for by in ("moran", "dispersion", "moran"):
+        cv = hggep.tl.cross_validate(sections, genes_by=by, **how)
+        for fold in sections:
+            training = open_sections({name: section for name, section in sections.items() if name != fold})
+            assert set(cv.table.query("fold == @fold")["gene"]) == set(training_genes(training, 7, by))
+    assert len(list(tmp_path.glob("*.h5ad"))) == 6
+
+
+def test_what_a_test_section_holds_is_not_looked_at(sections):
+    """A gene that rises over the section that is left out, and nowhere else."""
+    left_out = sections["S3"]
+    rising = np.rint(left_out.obsm["spatial"][:, 0]).astype(np.float32)
+    counts = left_out.X.toarray()
+    models = []
+    for gene in (None, *left_out.var_names[:10]):
+        changed = counts.copy()
+        if gene is not None:
+            changed[:, left_out.var_names.get_loc(gene)] = rising
+        sections["S3"].X = sp.csr_matrix(changed)
+        cv = hggep.tl.cross_validate(sections, methods=["gene_mean"], genes=5, only=["S3"], progress=False)
+        models.append(cv.folds["model"].item())
+    assert len(set(models)) == 1
+
+
+def test_a_panel_whose_genes_are_missing(sections):
+    for call in (hggep.tl.fit, hggep.tl.cross_validate):
+        with pytest.raises(KeyError, match=r"'S1'.*785"):
+            call(sections, genes="her2st_panel", progress=False)

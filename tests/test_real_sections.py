@@ -5,6 +5,8 @@ import pytest
 
 import hggep_sc as hggep
 from helpers import as_spatialdata
+from hggep_sc.genes import training_genes
+from hggep_sc.section import open_sections
 
 SHORT = {
     "fields_um": (240.0,),
@@ -44,6 +46,17 @@ def train(sections, panel, shared):
 @pytest.fixture(scope="module")
 def model(her2st, panel, shared):
     return train({name: her2st[name] for name in ("C2", "C4")}, panel, shared)
+
+
+@pytest.mark.slow
+def test_genes_that_are_chosen_are_those_of_the_tissue(her2st):
+    """By Moran's I, the genes that the paper shows; the largest dispersion is that of genes with hardly any count."""
+    training = open_sections({name: her2st[name] for name in ("C2", "C4")})
+    genes, _ = training_genes(training, 785)
+    assert {"FASN", "GNAS", "ERBB2"} <= set(genes)
+    by_dispersion, _ = training_genes(training, 785, "dispersion")
+    counts = [np.median(np.asarray(training[0].counts(names).mean(axis=0))) for names in (genes, by_dispersion)]
+    assert counts[0] > 1 > counts[1]
 
 
 @pytest.mark.slow

@@ -224,6 +224,7 @@ def _morans_i(section: Section, genes: pd.Index) -> tuple[np.ndarray, np.ndarray
         return None
     members = sp.csr_matrix((np.ones(len(seen)), (place, seen)), shape=(len(centres), len(library)))
     totals, counts = members @ library, sp.csc_matrix(members @ section.counts(genes.tolist()))
+    counts.eliminate_zeros()
     scale, values = ExpressionScale(), []
     step = max(1, VALUES // len(centres))
     for start in range(0, len(genes), step):

@@ -1,0 +1,188 @@
+"""Every Python block of README and docs/ runs as it is written, on the data that it names.
+
+What is shortened stands here: presets that train for two epochs on small patches, every fourth spot of real sections
+and their reduced image, and stand-ins for what is not at hand: weights, a pathology model, processes and clusters.
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from unittest import SkipTest
+
+import numpy as np
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from torch import nn
+
+import hggep_sc as hggep
+from helpers import MeanColour
+from hggep_sc import config, weights
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = Sybil([PythonCodeBlockParser(), SkipParser()])
+SHORT = {"patch_size": 32, "fields_um": (240.0,), "fields_px": (336.0,), "width": 32, "epochs": 2, "ensemble": 1}
+NOT_RUN = {"docs/scaling.md": 1}  # how many blocks of a page are marked so; the mark says why
+
+pytestmark = pytest.mark.slow
+
+
+def run(page, **names):
+    """Run a page's blocks one after another, in one namespace that holds the names its text takes for given."""
+    document = BLOCKS.parse(ROOT / page)
+    document.namespace.update(names, __name__="__main__")
+    skipped = 0
+    for block in document.examples():
+        try:
+            block.evaluate()
+        except SkipTest:
+            skipped += 1
+    assert skipped == NOT_RUN.get(page, 0)
+    return document.namespace
+
+
+@pytest.fixture(scope="module")
+def real(shared):
+    """Every fourth spot of real sections, without the path of the full-resolution image."""
+    kept = hggep.settings.dataset_dir
+    hggep.settings.dataset_dir = shared / "data"
+    sections = hggep.datasets.her2st(["B4", "C2", "C3", "C4", "C5"])
+    hggep.settings.dataset_dir = kept
+    for name, section in sections.items():
+        del section.uns["spatial"][name]["metadata"]["source_image_path"]
+    return {name: section[::4].copy() for name, section in sections.items()}
+
+
+@pytest.fixture
+def short(monkeypatch, shared, real, tmp_path):
+    """A folder of its own with the slide, real sections, presets that train in seconds, weights that are at hand."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hggep.settings, "progress", False)
+    monkeypatch.setattr(hggep.datasets, "her2st", lambda names: {name: real[name].copy() for name in names})
+    monkeypatch.setattr(weights, "_imagenet", lambda: shared / "weights" / "shufflenetv2_x0_5_trunk.pth")
+    monkeypatch.setitem(config.PRESETS, "default", SHORT)
+    monkeypatch.setitem(config.PRESETS, "paper", {**config.PRESETS["paper"], **SHORT, "fields_um": None, "epochs": 1})
+    Path("slide.svs").symlink_to(shared / "data" / "wsi" / "CMU-1-Small-Region.svs")
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """One thread in place of processes, and a cluster inside this process in place of one elsewhere."""
+    import concurrent.futures
+
+    import dask.distributed
+
+    def thread(*_, **__):
+        return ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", thread)
+    mpi = ModuleType("mpi4py.futures")
+    mpi.MPIPoolExecutor = thread
+    monkeypatch.setitem(sys.modules, "mpi4py", ModuleType("mpi4py"))
+    monkeypatch.setitem(sys.modules, "mpi4py.futures", mpi)
+    local = partial(dask.distributed.Client, processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None)
+    monkeypatch.setattr(dask.distributed, "Client", lambda _: local())
+
+
+@pytest.fixture
+def pathology_model(monkeypatch):
+    """A small network under the name of one that timm downloads."""
+    timm = ModuleType("timm")
+    timm.create_model = lambda *_, **__: nn.Sequential(MeanColour(), nn.Linear(3, 8))
+    monkeypatch.setitem(sys.modules, "timm", timm)
+
+
+@pytest.fixture
+def her2st(short):
+    """Four sections, and C5."""
+    sections = hggep.datasets.her2st(["B4", "C2", "C3", "C4", "C5"])
+    return sections, sections.pop("C5")
+
+
+@pytest.fixture
+def own(short, sections):
+    """Sections of one's own: two to train on, and another."""
+    return sections, sections.pop("S3")
+
+
+def test_every_page_is_run():
+    here = Path(__file__).read_text()
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        assert "```python" not in page.read_text() or f'run("{page.relative_to(ROOT)}"' in here, page
+
+
+@pytest.mark.usefixtures("short")
+def test_readme():
+    names = run("README.md")
+    assert {"FASN", "GNAS"} <= set(names["model"].genes)
+    assert names["scores"]["pcc"].mean() > 0.1
+    assert set(names["cv"].folds["error"]) == {""}
+    assert set(names["cv"].folds["fold"]) == {"B4", "C2", "C3", "C4"}
+
+
+def test_baselines(her2st):
+    sections, test = her2st
+    names = run("docs/baselines.md", hggep=hggep, sections=sections, test=test)
+    assert names["model"].method == "low_rank_ridge"
+
+
+def test_confidence(own):
+    training, section = own
+    run("docs/confidence.md", hggep=hggep, training=training, section=section)
+
+
+@pytest.mark.usefixtures("pools")
+def test_cross_validation(own):
+    sections, last = own
+    sections["S3"] = last
+    names = run("docs/cross_validation.md", hggep=hggep, sections=sections, panel=last.var_names[:20])
+    assert set(names["cv"].folds["error"]) == {""}
+
+
+def test_domains(her2st):
+    sections, section = her2st
+    model = hggep.tl.fit(sections, method="low_rank_ridge", genes=100)
+    hggep.tl.predict(section, model)
+    names = run("docs/domains.md", hggep=hggep, section=section)
+    assert "observed" in names["section"].obs or "ari" in names["section"].uns["observed"]
+
+
+@pytest.mark.usefixtures("pathology_model")
+def test_encoders(own):
+    sections, test = own
+    test.obsm["X_uni"] = np.random.default_rng(0).random((test.n_obs, 5))
+
+    def embeddings_of(section):
+        return np.random.default_rng(1).random((section.n_obs, 5))
+
+    names = run("docs/encoders.md", sections=sections, test=test, embeddings_of=embeddings_of)
+    assert names["model"].encoder == "X_uni"
+
+
+@pytest.mark.usefixtures("pools")
+def test_scaling(own):
+    sections, slide = own
+    Path("slides").mkdir()
+    for name in ("one", "two"):
+        slide.write_h5ad(f"slides/{name}.h5ad")
+    model = hggep.tl.fit(sections, genes=20)
+    names = run("docs/scaling.md", hggep=hggep, sections=sections, model=model)
+    assert sorted(path.stem for path in Path("predicted").glob("*.h5ad")) == ["one", "two"]
+    assert len(names["table"]) == 2
+
+
+def test_tiling(her2st):
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale
+
+    sections, _ = her2st
+    hggep.tl.fit(sections, genes="her2st_panel").save("model")
+    pixels = np.asarray(hggep.pp.tile("slide.svs").uns["spatial"]["slide"]["images"]["hires"]).transpose(2, 0, 1)
+    um = 0.499 * 2967 / max(pixels.shape)
+    image = Image2DModel.parse(pixels, dims=("c", "y", "x"), transformations={"um": Scale([um, um], ("x", "y"))})
+    sdata = SpatialData(images={"he": image})
+    run("docs/tiling.md", hggep=hggep, sdata=sdata)
+    assert "hggep" in sdata["table_tiles"].layers

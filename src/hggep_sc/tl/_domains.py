@@ -179,6 +179,7 @@ def domains(
     column[rows] = codes
     names = pd.Index([str(code) for code in range(int(codes.max()) + 1)])
     table.obs[key_added] = pd.Categorical.from_codes(column, categories=names)
+    table.uns.pop(f"{key_added}_colors", None)  # of other domains
     table.uns[key_added] = {
         "hggep_sc": __version__,
         "layer": "X" if layer is None else layer,

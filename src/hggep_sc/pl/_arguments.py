@@ -47,7 +47,7 @@ def number(given: Any, argument: str, *, most: float = np.inf) -> float:
 def count(given: Any, argument: str) -> int:
     """Return a whole number of at least 1."""
     if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
-        raise ValueError(f"{argument}={given!r} must be a whole number, 1 or more")
+        raise ValueError(f"{argument}={given!r} must be 1 or more, a whole number")
     return int(given)
 
 

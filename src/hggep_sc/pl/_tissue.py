@@ -126,7 +126,7 @@ def fit_figure(axes: np.ndarray, views: Sequence[View]) -> None:
                 held, box = ax.get_tightbbox(for_layout_only=True), ax.get_window_extent()
                 panels[row, column] = panel_inches(view)
                 around[row, column] = np.concatenate([box.p0 - held.p0, held.p1 - box.p1]) / figure.dpi
-    pads = [plt.rcParams[f"figure.constrained_layout.{side}_pad"] for side in "wh"]
+    pads = plt.rcParams["figure.constrained_layout.w_pad"], plt.rcParams["figure.constrained_layout.h_pad"]
     widths = panels[..., 0].max(axis=0) + around[..., [0, 2]].max(axis=0).sum(axis=1) + 2 * pads[0]
     heights = panels[..., 1].max(axis=1) + around[..., [1, 3]].max(axis=1).sum(axis=1) + 2 * pads[1]
     # constrained layout finds too little room for titles, unless it is the width that limits panels

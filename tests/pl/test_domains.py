@@ -134,6 +134,107 @@ def test_more_domains_than_colours_is_said(section, caplog) -> None:
     assert len(set(COLOURS)) == 24
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 0.15), (0.15, 1)])
+@pytest.mark.parametrize("ends", ["", " invasive ductal carcinoma, and more to say about it than fits"])
+def test_the_legend_of_any_section_is_in_the_figure_and_leaves_the_panel_its_size(
+    section, shape, ends, within_figure
+) -> None:
+    xy = section.obsm["spatial"]
+    section.obsm["spatial"] = xy * shape
+    section.obs["domain"] = pd.Categorical([f"{i % 11}{ends}" for i in range(30)])
+    (ax,) = pl.domains(section, "domain")
+    within_figure(ax.figure)
+    legend, panel = ax.get_legend().get_window_extent(), ax.get_window_extent()
+    assert not legend.overlaps(panel.shrunk(0.98, 0.98))
+    narrower, wider = sorted(panel.size / ax.figure.dpi)
+    assert narrower > 1.2  # inches
+    assert wider > 3.2
+    names = [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
+    assert sorted(names) == sorted(section.obs["domain"].cat.categories)
+
+
+def test_colours_of_the_user_are_respected_and_others_matched_to_them(section) -> None:
+    section.uns["region_colors"] = np.array(["#111111", "red", "#333333"])  # fat, stroma, tumour
+    domain, region = pl.domains(section, "domain", label_key="region")
+    assert legend_of(region) == {"fat": "#111111", "stroma": "#ff0000", "tumour": "#333333"}
+    assert colours_of(domain) == colours_of(region)
+    assert list(section.uns["region_colors"]) == ["#111111", "red", "#333333"]
+    # and where the labels have none, they are matched to the domains'
+    del section.uns["region_colors"]
+    section.uns["domain_colors"] = ["#aa0000", "#00aa00", "#0000aa"]
+    domain, region = pl.domains(section, "domain", label_key="region")
+    assert legend_of(domain) == {"0": "#aa0000", "1": "#00aa00", "2": "#0000aa"}
+    assert colours_of(domain) == colours_of(region)
+
+
+def test_colours_are_kept_where_scanpy_finds_them(section, tmp_path) -> None:
+    import anndata as ad
+    import scanpy as sc
+
+    section.obs["region"] = section.obs["region"].cat.add_categories(["necrosis", "undetermined"])
+    section.obs.loc[section.obs_names[:3], "region"] = "undetermined"
+    drawn = pl.domains(section, "domain", label_key="region")
+    for ax, key in zip(drawn, ["domain", "region"], strict=True):
+        kept = dict(zip(section.obs[key].cat.categories, section.uns[f"{key}_colors"], strict=True))
+        shown = legend_of(ax)
+        assert {name: kept[name] for name in shown if name != "none"} == {k: v for k, v in shown.items() if k != "none"}
+    assert kept["undetermined"] == GREY
+    assert len(set(kept.values())) == 5
+    section.write(tmp_path / "section.h5ad")
+    again = ad.read_h5ad(tmp_path / "section.h5ad")
+    of_file = pl.domains(again, "domain", label_key="region")
+    assert [legend_of(ax) for ax in of_file] == [legend_of(ax) for ax in drawn]
+    scatter = sc.pl.embedding(again, "spatial", color="domain", show=False, legend_loc=None).collections[0]
+    by_name = dict(zip(again.obs["domain"].cat.categories, again.uns["domain_colors"], strict=True))
+    assert {to_hex(colour) for colour in scatter.get_facecolor()} == set(by_name.values())
+
+
+def test_colours_that_do_not_serve_are_replaced_or_left_alone_with_a_word(section, caplog) -> None:
+    section.uns["domain_colors"] = ["#aa0000"]
+    (ax,) = pl.domains(section, "domain")
+    assert "uns['domain_colors'] holds 1 colours, and obs['domain'] 3 categories" in caplog.text
+    assert list(legend_of(ax).values()) == section.uns["domain_colors"] == [shade.lower() for shade in COLOURS[:3]]
+    section.uns["domain_colors"] = ["#aa0000", "no colour", "#00aa00"]
+    (ax,) = pl.domains(section, "domain")
+    assert "uns['domain_colors'] holds 'no colour', which is no colour to Matplotlib" in caplog.text
+    assert list(legend_of(ax).values()) == [shade.lower() for shade in COLOURS[:3]]
+    assert section.uns["domain_colors"][1] == "no colour"
+
+
+def test_nothing_is_kept_of_a_view_of_text_or_when_the_call_fails(section) -> None:
+    view = section[:20]
+    pl.domains(view, "domain")
+    assert view.is_view
+    section.obs["text"] = REGION
+    pl.domains(section, "text")
+    with pytest.raises(ValueError, match="ax has 1 Axes"):
+        pl.domains(section, ["domain", "region"], ax=plt.figure().add_subplot())
+    assert not [name for name in section.uns if name.endswith("_colors")]
+
+
+def test_several_sections_are_rows_in_common_colours() -> None:
+    import anndata as ad
+
+    both = ad.concat([make_adata("A"), make_adata("B")], uns_merge="unique")
+    both.obs["slide"] = pd.Categorical(["A"] * 30 + ["B"] * 30)
+    both.obs["domain"] = pd.Categorical([*np.repeat(["0", "1"], 15), *np.repeat(["1", "2"], 15)])
+    both.obs["region"] = pd.Categorical([*np.repeat(["x", "y"], 15), *np.repeat(["y", "x"], 15)])
+    axes = pl.domains(both, "domain", label_key="region", library_key="slide")
+    assert [ax.get_title().split("\n")[0] for ax in axes] == ["A: domain", "A: region", "B: domain", "B: region"]
+    assert axes[0].get_title().endswith("ARI = 1.00")
+    assert axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 2)
+    first, _, second, _ = (legend_of(ax) for ax in axes)
+    assert first["1"] == second["1"]
+    assert set(second) == {"1", "2"}
+    assert [dict(zip("012", both.uns["domain_colors"], strict=True))[name] for name in both.obs["domain"][30:]] == (
+        colours_of(axes[2])
+    )
+    with pytest.raises(ValueError, match="2 objects, whose domains are not the same ones"):
+        pl.domains([both[:30].copy(), both[30:].copy()], "domain", library_key="slide")
+    with pytest.raises(TypeError, match="keys is of type set: pass a column of obs"):
+        pl.domains(both, {"domain"}, library_key="slide")
+
+
 def test_long_names_and_many_domains_fit(section, within_figure) -> None:
     section.obs["domain"] = [f"{i % 20}" for i in range(30)]
     section.obs["region"] = pd.Categorical([f"an invasive carcinoma of type {name}" for name in REGION])

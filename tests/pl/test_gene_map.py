@@ -105,11 +105,29 @@ def test_values_are_natural_log_expression_and_the_title_holds_their_correlation
         assert axes[2 * row + 1].get_title() == f"{gene}\npredicted, r = {r:.2f}"
 
 
-def test_one_colour_scale_within_a_gene_and_another_for_the_next() -> None:
+def test_every_panel_has_a_scale_of_its_own_so_that_a_shrunken_prediction_shows_what_it_tells() -> None:
+    adata = make_adata()
+    predict(adata)
+    observed = np.nan_to_num(expected_observed(adata, "GNAS"))
+    adata.layers["hggep"][:, GENES.index("GNAS")] = 2 + 0.01 * observed  # right, and far too even
+    left, right = pl.gene_map(adata, "GNAS")
+    assert right.get_title() == "GNAS\npredicted, r = 1.00"
+    for ax in (left, right):
+        values = spots_of(ax).get_array().compressed()
+        np.testing.assert_allclose(spots_of(ax).get_clim(), np.percentile(values, [1, 99]), rtol=1e-6)
+    seen = np.arange(48) != BLANK
+    colours = [spots_of(ax).norm(spots_of(ax).get_array())[seen] for ax in (left, right)]
+    # each fits its own hundredths, with one spot more on the right
+    assert np.corrcoef(*np.clip(colours, 0, 1))[0, 1] > 0.99
+    np.testing.assert_allclose(*np.clip(colours, 0, 1), atol=0.1)
+
+
+def test_one_scale_for_a_gene_where_it_is_asked_for() -> None:
     adata = make_adata()
     predict(adata)
     adata.layers["hggep"][3, GENES.index("GNAS")] = 50  # an outlier must not bleach the others
-    a, b, c, d = (spots_of(ax) for ax in pl.gene_map(adata, ["GNAS", "CD74"]))
+    axes = pl.gene_map(adata, ["GNAS", "CD74"], shared_scale=True)
+    a, b, c, d = (spots_of(ax) for ax in axes)
     assert a.get_clim() == b.get_clim()
     assert c.get_clim() == d.get_clim()
     assert a.get_clim() != c.get_clim()
@@ -117,16 +135,97 @@ def test_one_colour_scale_within_a_gene_and_another_for_the_next() -> None:
     low, high = a.get_clim()
     assert 0.97 <= np.mean((pooled >= low) & (pooled <= high)) < 1
     assert high < 50
+    assert [len(ax.child_axes) for ax in axes] == [0, 1, 0, 1]
 
 
-def test_the_colour_bar_names_the_unit_and_covers_the_scale() -> None:
+def test_limits_are_values_percentiles_or_the_ends_for_all_genes_or_each() -> None:
     adata = make_adata()
     predict(adata)
-    left, right = pl.gene_map(adata, "GNAS")
-    assert left.child_axes == []
-    (bar,) = right.child_axes
-    assert bar.get_ylabel() == "ln(1 + counts per 1,000)"
-    np.testing.assert_allclose(bar.get_ylim(), spots_of(left).get_clim())
+    axes = pl.gene_map(adata, ["GNAS", "CD74"], vmin=[0, "p10"], vmax=[None, "p75.5"])
+    for ax, gene in zip(axes, ["GNAS", "GNAS", "CD74", "CD74"], strict=True):
+        values = spots_of(ax).get_array().compressed()
+        expected = (0, values.max()) if gene == "GNAS" else np.percentile(values, [10, 75.5])
+        np.testing.assert_allclose(spots_of(ax).get_clim(), expected, rtol=1e-6)
+    for ax in pl.gene_map(adata, ["GNAS", "CD74"], vmin=1, vmax=3.5):
+        assert spots_of(ax).get_clim() == (1, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"vmin": "1%"}, "vmin='1%' must be a number, a percentile such as 'p99', or None for the least value"),
+        ({"vmax": "p101"}, "vmax='p101' must be .* or None for the greatest value"),
+        ({"vmax": np.nan}, "vmax=nan must be a number"),
+        ({"vmin": True}, "vmin=True must be a number"),
+        ({"vmin": [0, 1]}, "vmin has 2 limits for 1 genes: give one for all, or one for each"),
+        ({"vmin": 3, "vmax": 3}, "vmin=3 must be below vmax=3"),
+        ({"vmin": "p99", "vmax": "p1"}, "vmin='p99' must be below vmax='p1'"),
+        ({"vmin": 100}, r"gene 'GNAS', observed: vmin=100 is 100 and not below vmax='p99', which is .* give both as"),
+        ({"cmap": "virids"}, "cmap='virids' is no colour map .*; similar names: viridis"),
+        ({"alpha": 2}, "alpha=2 must be a finite number above 0 and of at most 1"),
+        ({"size": 0}, "size=0 must be a finite number above 0"),
+        ({"ncols": 0}, "ncols=0 must be at least 1"),
+        ({"ncols": 1.5}, "ncols=1.5 must be a whole number"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_named(arguments, message) -> None:
+    adata = make_adata()
+    predict(adata)
+    with pytest.raises((TypeError, ValueError), match=message):
+        pl.gene_map(adata, "GNAS", **arguments)
+    assert not plt.get_fignums()
+
+
+def test_every_panel_has_a_colour_bar_and_the_last_in_a_row_names_the_unit() -> None:
+    adata = make_adata()
+    predict(adata)
+    axes = pl.gene_map(adata, "GNAS")
+    for ax in axes:
+        (bar,) = ax.child_axes
+        np.testing.assert_allclose(bar.get_ylim(), spots_of(ax).get_clim())
+    units = [ax.child_axes[0].get_ylabel().replace("\n", " ") for ax in axes]
+    assert units == ["", "ln(1 + counts per 1,000)"]
+
+
+def test_the_unit_stays_beside_its_own_panel() -> None:
+    adata = make_adata()
+    adata.obsm["spatial"] = grid() * [1, 0.1] + [0, 100]
+    predict(adata, normalize="panel")
+    upper = pl.gene_map(adata, ["GNAS", "CD74", "MUC1"])[1]
+    upper.figure.canvas.draw()
+    label, panel = upper.child_axes[0].yaxis.label.get_window_extent(), upper.get_window_extent()
+    assert label.height < panel.height + 5
+    assert label.y0 > panel.y0 - 5
+
+
+@pytest.mark.parametrize(("ncols", "shape"), [(None, (2, 2)), (4, (1, 4)), (3, (2, 3)), (9, (1, 4))])
+def test_panels_beside_each_other(ncols, shape, within_figure) -> None:
+    adata = make_adata()
+    predict(adata)
+    axes = pl.gene_map(adata, ["GNAS", "CD74"], ncols=ncols)
+    titles = [ax.get_title().split("\n")[0] for ax in axes]
+    assert titles == ["GNAS", "GNAS", "CD74", "CD74"]
+    assert axes[0].get_subplotspec().get_gridspec().get_geometry() == shape
+    places = [ax.get_subplotspec().rowspan.start * shape[1] + ax.get_subplotspec().colspan.start for ax in axes]
+    assert places == [0, 1, 2, 3]
+    assert len(axes[0].figure.axes) == 4
+    within_figure(axes[0].figure)
+
+
+def test_predictions_alone_are_four_in_a_row() -> None:
+    adata = make_adata()
+    predict(adata)
+    adata.X = None
+    axes = pl.gene_map(adata, PREDICTED)
+    assert axes[0].get_subplotspec().get_gridspec().get_geometry() == (1, 3)
+
+
+def test_squares_let_the_tissue_through_and_circles_need_not() -> None:
+    for scalefactors, alpha in (({}, 1.0), ({"bin_size_um": 55.0}, 0.6)):
+        adata = make_adata(**scalefactors)
+        predict(adata)
+        assert spots_of(pl.gene_map(adata, "GNAS")[0]).get_alpha() == alpha
+        assert spots_of(pl.gene_map(adata, "GNAS", alpha=0.3)[0]).get_alpha() == 0.3
 
 
 @pytest.mark.parametrize("nowhere", [[], [0, 5]])
@@ -171,17 +270,17 @@ def painted(ax: Axes, column: int) -> np.ndarray:
     return np.array([*low, *high])
 
 
-@pytest.mark.parametrize("spot_size", [1.0, 1.5])
+@pytest.mark.parametrize("size", [1.0, 1.5])
 @pytest.mark.parametrize("shape", ["circle", "square"])
-def test_a_spot_covers_its_own_place_in_the_image(shape, spot_size) -> None:
+def test_a_spot_covers_its_own_place_in_the_image(shape, size) -> None:
     adata = make_adata(bin_size_um=55.0 if shape == "square" else None)
     predict(adata)
-    ax = pl.gene_map(adata, "GNAS", image=False, spot_size=spot_size)[1]
+    ax = pl.gene_map(adata, "GNAS", image=False, size=size)[1]
     left, top, right, bottom = painted(ax, column=20)
     x, y = grid()[20]
     # rendered at about 3 px per data unit
     np.testing.assert_allclose([(left + right) / 2, (top + bottom) / 2], [x, y], atol=0.5)
-    np.testing.assert_allclose([right - left, bottom - top], DIAMETER * spot_size, atol=1.0)
+    np.testing.assert_allclose([right - left, bottom - top], DIAMETER * size, atol=1.0)
 
 
 def test_unknown_diameter_leaves_gaps_between_the_spots() -> None:
@@ -331,6 +430,18 @@ def test_what_cannot_be_drawn_is_named() -> None:
         pl.gene_map(adata, ["CD74", "gnas"])
     with pytest.raises(KeyError, match="'FASN' is not predicted by the model"):
         pl.gene_map(adata, "FASN")
+    with pytest.raises(KeyError, match=r"genes 'FASN', 'ACTB' are not predicted by the model, though in the object"):
+        pl.gene_map(adata, ["FASN", "GNAS", "ACTB"])
+    with pytest.raises(KeyError, match="gene 'TP53' is not in the object; predicted are 3 genes"):
+        pl.gene_map(adata, "TP53")
+    with pytest.raises(KeyError, match=r"'ENSG00000087460' is not in the object.*Ensembl ids"):
+        pl.gene_map(adata, "ENSG00000087460")
+    with pytest.raises(ValueError, match="genes names 'GNAS' more than once"):
+        pl.gene_map(adata, ["GNAS", "CD74", "GNAS"])
+    with pytest.raises(TypeError, match="genes is of type set: pass a predicted gene as a str, or several as a list"):
+        pl.gene_map(adata, {"GNAS", "CD74"})
+    with pytest.raises(TypeError, match="genes is of type int"):
+        pl.gene_map(adata, 5)
     with pytest.raises(ValueError, match="genes is empty"):
         pl.gene_map(adata, [])
     with pytest.raises(ValueError, match="key is empty"):
@@ -340,14 +451,20 @@ def test_what_cannot_be_drawn_is_named() -> None:
     assert not plt.get_fignums()
 
 
-def test_one_of_several_libraries() -> None:
+def test_several_libraries_of_one_object_are_rows_and_one_can_be_chosen() -> None:
     both = ad.concat([make_adata("A"), make_adata("B")], uns_merge="unique", index_unique="-")
     both.obs["slide"] = ["A"] * 48 + ["B"] * 48
     predict(both, library_key="slide")
-    with pytest.raises(ValueError, match=r"'A', 'B'.*library_id"):
-        pl.gene_map(both, "GNAS", library_key="slide")
-    right = spots_of(pl.gene_map(both, "GNAS", library_key="slide", library_id="B")[1])
-    np.testing.assert_allclose(right.get_array(), both.layers["hggep"][48:, 0])
+    axes = pl.gene_map(both, "GNAS", library_key="slide")
+    titles = ["A: GNAS\nobserved", "A: GNAS\npredicted", "B: GNAS\nobserved", "B: GNAS\npredicted"]
+    assert [ax.get_title().split(",")[0] for ax in axes] == titles
+    assert axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 2)
+    np.testing.assert_allclose(spots_of(axes[3]).get_array(), both.layers["hggep"][48:, 0])
+    alone = pl.gene_map(both, "GNAS", library_key="slide", library_id="B")
+    assert [ax.get_title().split(",")[0] for ax in alone] == ["GNAS\nobserved", "GNAS\npredicted"]
+    np.testing.assert_allclose(spots_of(alone[1]).get_array(), both.layers["hggep"][48:, 0])
+    with pytest.raises(KeyError, match=r"library_id.*'C'.*'A', 'B'"):
+        pl.gene_map(both, "GNAS", library_key="slide", library_id="C")
 
 
 def test_normalised_values_are_no_counts_so_that_the_prediction_stands_alone(caplog) -> None:
@@ -377,8 +494,8 @@ def test_several_predictions_stand_beside_what_was_observed() -> None:
             np.testing.assert_allclose(spots_of(ax).get_array(), array, rtol=1e-5)
             r = np.corrcoef(array[seen], expected_observed(adata, gene)[seen])[0, 1]
             assert ax.get_title() == f"{gene}\n{key}, r = {r:.2f}"
-        assert len({spots_of(ax).get_clim() for ax in (observed, *panels)}) == 1
-        assert [len(ax.child_axes) for ax in (observed, *panels)] == [0, 0, 1]
+        assert len({spots_of(ax).get_clim() for ax in (observed, *panels)}) == 3
+        assert [len(ax.child_axes) for ax in (observed, *panels)] == [1, 1, 1]
 
 
 def test_panels_of_several_predictions_are_told_apart() -> None:
@@ -387,7 +504,7 @@ def test_panels_of_several_predictions_are_told_apart() -> None:
         predict(adata, key=key)
     with pytest.raises(ValueError, match="called 'observed' cannot stand beside what was observed: draw it alone"):
         pl.gene_map(adata, "GNAS", key=["hggep", "observed"])
-    with pytest.raises(ValueError, match="`key` names 'hggep' more than once"):
+    with pytest.raises(ValueError, match="key names 'hggep' more than once: name each once"):
         pl.gene_map(adata, "GNAS", key=["hggep", "hggep"])
     assert [ax.get_title().split(",")[0] for ax in pl.gene_map(adata, "GNAS", key="observed")] == [
         "GNAS\nobserved",
@@ -421,9 +538,7 @@ def test_several_sections_are_rows() -> None:
         *("second: GNAS\npredicted", "second: CD74\npredicted"),
     ]
     clims = [spots_of(ax).get_clim() for ax in axes]
-    assert clims[0] == clims[1]
-    assert clims[2] == clims[3]
-    assert len(set(clims)) == 4  # one per gene and section
+    assert len(set(clims)) == 6
     assert axes[1].get_subplotspec().colspan == axes[4].get_subplotspec().colspan
     assert len(axes[0].figure.axes) == 6  # nothing where there is no observed panel
     np.testing.assert_allclose(spots_of(axes[4]).get_offsets(), wide.obsm["spatial"])

@@ -56,7 +56,7 @@ def test_given_axes_and_bad_input(scores) -> None:
         pl.top_genes(scores, method="ridge", ax=axes)
     with pytest.raises(ValueError, match="several methods, choose one by method="):
         pl.top_genes(scores)
-    with pytest.raises(ValueError, match="n=0 must be 1 or more"):
+    with pytest.raises(ValueError, match="n=0 must be at least 1"):
         pl.top_genes(scores, method="ridge", n=0)
     with pytest.raises(ValueError, match="no gene has a correlation in any section"):
         pl.top_genes(scores, method="gene_mean")

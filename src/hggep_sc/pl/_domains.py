@@ -1,19 +1,33 @@
 import logging
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba_array
+from matplotlib.colors import is_color_like, to_hex, to_rgba_array
 from matplotlib.lines import Line2D
 
 from .. import _keys
+from .._validators import number
 from ..section import listed, open_sections, table_of
+from ._arguments import names
 from ._axes import GivenAxes, given_axes
-from ._style import COLOURS, GREY, colour
-from ._tissue import draw_scale_bar, draw_spots, draw_tissue, new_panels, one_section, view_of
+from ._style import COLOURS, GREY
+from ._tissue import (
+    SMALL_LETTER_INCHES,
+    draw_scale_bar,
+    draw_spots,
+    draw_tissue,
+    fit_figure,
+    inches_in,
+    new_panels,
+    panel_inches,
+    titled,
+    view_of,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEGEND_LETTERS = 40  # that fit below a panel side by side
+LEGEND_LETTERS = 40  # of a line of a name
 
 
 def domains(
@@ -40,20 +54,22 @@ def domains(
     mpp: float | None = None,
     image: bool = True,
     crop: bool = True,
-    alpha: float = 1.0,
-    spot_size: float = 1.0,
+    alpha: float | None = None,
+    size: float = 1.0,
     ax: GivenAxes = None,
 ) -> list[Axes]:
     """Draw domains on the H&E image, a panel per column of `obs`, and the labels to compare them with.
 
-    What overlaps most has the same colour in every panel: domains are matched to the labels (without them to the
-    first column) so that as many spots as can be agree in colour. Spots without a domain, without a label or with
-    one that is excluded are grey.
+    Colours are those of `uns[f"{column}_colors"]`, as Scanpy keeps them. A column that has none there is given some:
+    what overlaps most has the same colour in every panel, in that the column's categories are matched to the labels
+    (without them to the first column) so that as many spots as can be agree in colour. Spots without a domain,
+    without a label or with one that is excluded are grey.
 
     Parameters
     ----------
     data
-        One section with the columns, or several of which `library_id` or `shapes_key` chooses one.
+        An object with the columns, of one section or of several, each of which has a row of panels (`library_id` or
+        `shapes_key` chooses one).
     keys
         Columns of `obs`, such as `hggep_sc.tl.domains` writes.
     label_key
@@ -66,69 +82,86 @@ def domains(
         Draw the H&E image under the spots.
     crop
         Show the spots with a margin; False for the whole image.
-    alpha
-        Opacity of the spots.
-    spot_size
+    alpha, size
         As in `hggep_sc.pl.gene_map`.
     ax
         Axes to draw on, one per panel, of a figure best made with `layout="constrained"`; None for a new figure.
 
     Returns
     -------
-    The Axes. With labels, titles hold the adjusted Rand index over the section's labelled spots, and where
-    `hggep_sc.tl.domains` compared with the same labels in this section alone, its p-value.
+    The Axes, section by section. With labels, titles hold the adjusted Rand index over the section's labelled spots,
+    and where `hggep_sc.tl.domains` compared with the same labels in this section alone, its p-value. Written, as
+    Scanpy's plots do, is
+
+    - `uns[f"{column}_colors"]`: a list of hex colours, one for each category of the column in their order, where there
+      was none, or one too short; of categorical columns alone, and not into a view
 
     Raises
     ------
     KeyError
         If a column is missing.
+    TypeError
+        If `keys` is a set, which has no order, or no name.
     ValueError
-        If there are several sections and none is chosen, no column, one that holds the same name as a number and as
-        text, or another number of Axes than needed.
+        If the sections are of several objects, there is no column, one twice, one that holds the same name as a number
+        and as text, an argument is out of its range, or for another number of Axes than needed.
     """
-    keys = [keys] if isinstance(keys, str) else list(keys)
-    if not keys:
-        raise ValueError("keys is empty: name at least one column of obs")
-    section = one_section(
-        open_sections(
-            data,
-            library_key=library_key,
-            library_id=library_id,
-            spatial_key=spatial_key,
-            image_key=image_key,
-            shapes_key=shapes_key,
-            table_key=table_key,
-            coordinate_system=coordinate_system,
-            mpp=mpp,
-            noted=list(table_of(data, table_key).layers),
-            check=False,
-        )
+    keys = names(keys, "keys", "a column of obs")
+    size = number("size", size, above=0)
+    alpha = None if alpha is None else number("alpha", alpha, above=0, most=1)
+    sections = open_sections(
+        data,
+        library_key=library_key,
+        library_id=library_id,
+        spatial_key=spatial_key,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        table_key=table_key,
+        coordinate_system=coordinate_system,
+        mpp=mpp,
+        noted=list(table_of(data, table_key).layers),
+        check=False,
     )
-    table = section.table
+    table = sections[0].table
+    if any(section.table is not table for section in sections):
+        raise ValueError(
+            f"data holds {len(sections)} objects, whose domains are not the same ones: draw the domains of each apart"
+        )
     excluded = [exclude_label] if isinstance(exclude_label, str) else list(exclude_label or [])
-    panels = {key: _column(table, key, section.obs_rows) for key in keys}
+    rows = np.concatenate([section.obs_rows for section in sections])
+    columns = {key: _column(table, key, rows) for key in keys}
     if label_key is not None:
-        labels = _column(table, label_key, section.obs_rows)
-        panels[label_key] = labels.cat.remove_categories(labels.cat.categories.intersection(excluded))
-    view = view_of(section, image=image, crop=crop)
+        labels = _column(table, label_key, rows)
+        columns[label_key] = labels.cat.remove_categories(labels.cat.categories.intersection(excluded))
+    own = {key: found for key in columns if (found := _own_colours(table, key))}
+    palette = _matched(columns, own, keys[0] if label_key is None else label_key)
+    views = [view_of(section, image=image, crop=crop) for section in sections]
     if ax is None:
-        lines = max(_legend_lines(column) for column in panels.values())
-        axes = list(new_panels([view], len(panels), beside=0.2, above=0.5, below=0.2 * lines)[0])
+        grid = new_panels(views, len(columns))
     else:
-        axes = given_axes(ax, len(panels), ", ".join(panels))
-    palette = _matched(panels, keys[0] if label_key is None else label_key)
-    for panel, (name, column) in zip(axes, panels.items(), strict=True):
-        draw_tissue(panel, view)
-        of_category = to_rgba_array([colour(palette[name][category]) for category in column.cat.categories] + [GREY])
-        draw_spots(panel, section, spot_size, facecolor=of_category[column.cat.codes], alpha=alpha)
-        title = name
-        if label_key is not None and name != label_key:
-            title += f"\n{_agreement(column, panels[label_key], _record(table, name, label_key))}"
-        panel.set_title(title, fontsize="medium")
-        _draw_legend(panel, column, palette[name])
-    if section.mpp is not None:
-        draw_scale_bar(axes[0], view, section.mpp)
-    return axes
+        of = ", ".join(columns) + (f" in each of {len(sections)} sections" if len(sections) > 1 else "")
+        grid = np.array(given_axes(ax, len(columns) * len(sections), of), dtype=object).reshape(len(sections), -1)
+    of_section = np.split(np.arange(len(rows)), np.cumsum([len(section.obs_rows) for section in sections])[:-1])
+    for section, view, spots, axes in zip(sections, views, of_section, grid, strict=True):
+        for panel, (name, of_all) in zip(axes, columns.items(), strict=True):
+            column = of_all.iloc[spots].cat.remove_unused_categories()
+            inches = panel_inches(view) if ax is None else inches_in(panel, view)
+            draw_tissue(panel, view)
+            of_category = to_rgba_array([*(palette[name][category] for category in column.cat.categories), GREY])
+            draw_spots(panel, section, size, facecolor=of_category[column.cat.codes], alpha=alpha)
+            title = [f"{section.name}: {name}" if len(sections) > 1 else name]
+            if label_key is not None and name != label_key:
+                compared = columns[label_key].iloc[spots]
+                title.append(_agreement(column, compared, _record(table, name, label_key)))
+            panel.set_title(titled(*title, inches=inches[0]), fontsize="medium")
+            _draw_legend(panel, column, palette[name], inches)
+        if section.mpp is not None:
+            draw_scale_bar(axes[0], view, section.mpp)
+    if ax is None:
+        fit_figure(grid, views)
+    for key in columns:
+        _keep_colours(table, key, palette[key], excluded if key == label_key else [])
+    return list(grid.ravel())
 
 
 def _column(table: "AnnData", key: str, rows: np.ndarray) -> pd.Series:
@@ -143,30 +176,79 @@ def _column(table: "AnnData", key: str, rows: np.ndarray) -> pd.Series:
     return column.cat.rename_categories(names)
 
 
-def _matched(columns: dict[str, pd.Series], anchor: str) -> dict[str, dict[str, int]]:
-    """Give each category of each column the number of its colour; the anchor's are 0, 1, ...
+def _own_colours(table: "AnnData", key: str) -> dict[str, str] | None:
+    """Colour of each category of a column as Scanpy keeps them, None where there are none that serve."""
+    if not isinstance(table.obs[key].dtype, pd.CategoricalDtype) or (slot := f"{key}_colors") not in table.uns:
+        return None
+    found, categories = table.uns[slot], table.obs[key].cat.categories
+    kept = list(np.atleast_1d(found)) if isinstance(found, str | Sequence | np.ndarray) else []
+    if len(kept) < len(categories):
+        logger.warning(
+            "uns[%r] holds %d colours, and obs[%r] %d categories: others are taken, and kept there",
+            *(slot, len(kept), key, len(categories)),
+        )
+        return None
+    if wrong := [shade for shade in kept if not is_color_like(shade)]:
+        logger.warning("uns[%r] holds %s, which is no colour to Matplotlib: others are taken", slot, listed(wrong[:1]))
+        return None
+    return {str(category): to_hex(shade) for category, shade in zip(categories, kept, strict=False)}
 
-    Every other column's categories are paired with the anchor's so that most spots agree. What is left over has a
-    colour of its own, unlike any other panel's.
+
+def _keep_colours(table: "AnnData", key: str, colours: dict[str, str], grey: Sequence[str]) -> None:
+    """Keep the colours of a column where Scanpy looks for them, unless as many are there; `grey` are labels left out.
+
+    A category that no spot drawn has is given the next colour.
+    """
+    column, slot = table.obs[key], f"{key}_colors"
+    if table.is_view or not isinstance(column.dtype, pd.CategoricalDtype):
+        return
+    categories = [str(category) for category in column.cat.categories]
+    if slot in table.uns and len(np.atleast_1d(table.uns[slot])) >= len(categories):
+        return
+    others = _unlike(colours.values())
+    table.uns[slot] = [
+        to_hex(GREY) if name in grey else colours[name] if name in colours else next(others) for name in categories
+    ]
+
+
+def _unlike(taken: Iterable[str]) -> Iterator[str]:
+    """Colours from the first, without those that are taken until there are no others."""
+    taken = set(taken)
+    yield from (shade for shade in map(to_hex, COLOURS) if shade not in taken)
+    yield from map(to_hex, cycle(COLOURS))
+
+
+def _matched(
+    columns: dict[str, pd.Series], own: Mapping[str, dict[str, str]], anchor: str
+) -> dict[str, dict[str, str]]:
+    """Give each category of each column its colour: its own, or one by what it overlaps with.
+
+    A column without colours is matched to the anchor, or where that has none either and another has, the anchor to
+    the first of those: categories are paired so that most spots agree. What is left over has a colour of its own,
+    unlike any other panel's.
     """
     from scipy.optimize import linear_sum_assignment
 
-    anchored = columns[anchor].cat.categories
-    numbers = {anchor: {category: i for i, category in enumerate(anchored)}}
-    n = len(anchored)
-    for name, column in columns.items():
-        if name == anchor:
-            continue
-        categories = column.cat.categories
-        shared = pd.crosstab(column, columns[anchor]).reindex(index=categories, columns=anchored, fill_value=0)
-        pairs = zip(*linear_sum_assignment(shared, maximize=True), strict=True)
-        numbers[name] = {categories[i]: int(j) for i, j in pairs if shared.to_numpy()[i, j] > 0}
-        for category in categories.difference(list(numbers[name]), sort=False):
-            numbers[name][category] = n
-            n += 1
-    if n > len(COLOURS):
-        logger.warning("there are %d domains to tell apart and %d colours, which repeat", n, len(COLOURS))
-    return numbers
+    palette = {name: dict(own[name]) for name in columns if name in own}
+    kept = {shade for colours in palette.values() for shade in colours.values()}
+    others, n_kept, n_new = _unlike(kept), len(kept), 0
+    for name in sorted((name for name in columns if name not in own), key=lambda name: name != anchor):
+        categories = columns[name].cat.categories
+        colours: dict[str, str] = {}
+        model = anchor if anchor in palette else next(iter(palette), None)
+        if model is not None:
+            models = columns[model].cat.categories
+            table = pd.crosstab(columns[name], columns[model]).reindex(index=categories, columns=models, fill_value=0)
+            shared = table.to_numpy()
+            pairs = zip(*linear_sum_assignment(shared, maximize=True), strict=True)
+            colours = {categories[i]: palette[model][models[j]] for i, j in pairs if shared[i, j] > 0}
+        for category in categories.difference(list(colours), sort=False):
+            colours[category] = next(others)
+            n_new += 1
+        palette[name] = colours
+    if n_new and n_new + n_kept > len(COLOURS):
+        logger.warning("there are %d domains to tell apart and %d colours, which repeat", n_new + n_kept, len(COLOURS))
+    return palette
 
 
 def _record(table: "AnnData", key: str, label_key: str) -> Mapping[str, Any]:
@@ -191,32 +273,35 @@ def _agreement(column: pd.Series, labels: pd.Series, record: Mapping[str, Any]) 
     return text
 
 
-def _draw_legend(panel: Axes, column: pd.Series, numbers: dict[str, int]) -> None:
-    shades = [colour(numbers[category]) for category in column.cat.categories] + [GREY] * bool(column.isna().any())
-    names = _legend_names(column)
+def _draw_legend(panel: Axes, column: pd.Series, colours: dict[str, str], inches: tuple[float, float]) -> None:
+    """Legend right of a panel that is higher than wide, below another, in as many columns as it takes to be no longer.
+
+    `inches` are the panel's width and height.
+    """
+    width, height = inches
+    categories = list(column.cat.categories)
+    shades = [colours[category] for category in categories] + [GREY] * bool(column.isna().any())
+    beside = height > width
+    letters = LEGEND_LETTERS if beside else int(np.clip(width / SMALL_LETTER_INCHES - 4, 10, LEGEND_LETTERS))
+    labels = [textwrap.fill(name, letters) for name in categories + ["none"] * bool(column.isna().any())]
     look: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6}
-    panel.legend(
-        handles=[Line2D([], [], color=shade, label=name, **look) for shade, name in zip(shades, names, strict=True)],
-        ncols=_legend_columns(names),
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.01),
-        fontsize="small",
-        frameon=False,
-        handletextpad=0.1,
-        columnspacing=0.8,
-    )
+    handles = [Line2D([], [], color=shade, label=name, **look) for shade, name in zip(shades, labels, strict=True)]
 
+    def drawn(ncols: int) -> np.ndarray:
+        """Draw the legend; its width and height in inches."""
+        legend = panel.legend(
+            handles=handles,
+            ncols=ncols,
+            loc="center left" if beside else "upper center",
+            bbox_to_anchor=(1, 0.5) if beside else (0.5, -0.01),
+            fontsize="small",
+            frameon=False,
+            handletextpad=0.1,
+            columnspacing=0.8,
+        )
+        return np.asarray(legend.get_window_extent().size) / panel.figure.dpi
 
-def _legend_names(column: pd.Series) -> list[str]:
-    names = [*column.cat.categories, *["none"] * bool(column.isna().any())]
-    return [textwrap.fill(name, LEGEND_LETTERS) for name in names]
-
-
-def _legend_columns(names: list[str]) -> int:
-    return max(1, LEGEND_LETTERS // (max(map(len, names), default=0) + 4))
-
-
-def _legend_lines(column: pd.Series) -> int:
-    names = _legend_names(column)
-    in_column = -(-len(names) // _legend_columns(names))
-    return in_column * max(name.count("\n") + 1 for name in names)
+    wide, high = drawn(1)
+    n_columns = int(np.ceil(high / height)) if beside else int(np.clip(width / wide, 1, len(labels)))
+    if n_columns > 1:
+        drawn(-(-len(labels) // -(-len(labels) // n_columns)))  # of equal length

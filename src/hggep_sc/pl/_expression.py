@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._keys import predicted as predicted_column
 from ..expression import ExpressionScale, observed_expression
 from ..metrics import pearson
-from ..section import listed, read_prediction
+from ..section import gene_name_hint, listed, read_prediction
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,13 +48,14 @@ def read_expression(
     KeyError
         If a prediction, a gene or the named layer is not there.
     ValueError
-        If a prediction is named twice or is called "observed" beside another, the predictions are not on one scale,
-        or `observed_layer` holds no counts.
+        If a prediction is called "observed" beside another, the predictions are not on one scale, or
+        `observed_layer` holds no counts.
     """
-    _require_panels_apart(keys)
+    if len(keys) > 1 and OBSERVED in keys:
+        raise ValueError(f"a prediction called {OBSERVED!r} cannot stand beside what was observed: draw it alone")
     found = {key: _Prediction.read(table, key) for key in keys}
-    for prediction in found.values():
-        _require_predicted(genes, prediction.panel, list(table.var_names))
+    for key, prediction in found.items():
+        _require_predicted(genes, key, prediction.panel, list(table.var_names))
     first = found[keys[0]]
     for key, other in found.items():
         _require_same_scale(keys[0], first, key, other)
@@ -89,23 +91,27 @@ class _Prediction:
         return cls(list(table.var_names[columns]), ExpressionScale.of_record(record), record)
 
 
-def _require_panels_apart(keys: Sequence[str]) -> None:
-    if twice := sorted({key for key in keys if list(keys).count(key) > 1}):
-        raise ValueError(f"`key` names {listed(twice)} more than once: name each prediction once")
-    if len(keys) > 1 and OBSERVED in keys:
-        raise ValueError(f"a prediction called {OBSERVED!r} cannot stand beside what was observed: draw it alone")
+def _require_predicted(genes: Sequence[str], key: str, panel: list[str], var_names: list[str]) -> None:
+    """Refuse genes that are not predicted; all of them at once, each with what may have been meant."""
+    predicted, present = set(panel), set(var_names)
+    faults = []
+    if lacking := [gene for gene in genes if gene in present and gene not in predicted]:
+        faults.append(
+            f"{_called(lacking)} not predicted by the model, though in the object: its {len(panel)} genes are "
+            f"var_names[var[{predicted_column(key)!r}]], and `genes=` of hggep_sc.tl.fit chooses them"
+        )
+    by_lower = {name.lower(): name for name in panel}
+    absent = [gene for gene in genes if gene not in present]
+    for gene in absent:
+        close = [by_lower[name] for name in get_close_matches(str(gene).lower(), by_lower, n=5, cutoff=0.7)]
+        hint = f"similar predicted genes: {', '.join(close)}" if close else f"predicted are {len(panel)} genes"
+        faults.append(f"{_called([gene])} not in the object; {hint}")
+    if faults:
+        raise KeyError(". ".join(faults) + gene_name_hint(absent, panel).replace(" One", ". One", 1))
 
 
-def _require_predicted(genes: Sequence[str], panel: list[str], var_names: list[str]) -> None:
-    predicted = set(panel)
-    for gene in genes:
-        if gene in predicted:
-            continue
-        by_lower = {name.lower(): name for name in panel}
-        close = [by_lower[name] for name in get_close_matches(str(gene).lower(), by_lower, n=5)]
-        found = "is not predicted by the model" if gene in set(var_names) else "is not in the object"
-        hint = f"; similar predicted genes: {', '.join(close)}" if close else f"; predicted are {len(panel)} genes"
-        raise KeyError(f"gene {gene!r} {found}{hint}")
+def _called(genes: list[str]) -> str:
+    return f"gene {genes[0]!r} is" if len(genes) == 1 else f"genes {listed(genes)} are"
 
 
 def _require_same_scale(key: str, one: _Prediction, other_key: str, other: _Prediction) -> None:

@@ -1,5 +1,6 @@
 """Drawing on the tissue: the image under a section's spots, the spots, the scale bar."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +9,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection, EllipseCollection, PolyCollection
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 from ..section import Section, spot_spacing
 
 PANEL_INCHES = 3.4  # longer side of a panel in a figure of our own
+SHORTER_INCHES = 1.6  # its shorter side, where the longer one does not grow beyond
+LONGEST_INCHES = 7.0
+SPARE_INCHES = 0.15  # above each row
+SMALLEST_INCHES = 2.2  # a figure of our own is this wide, for the title
+LETTER_INCHES = 0.085  # of a title
+SMALL_LETTER_INCHES = 0.07  # of the unit beside a colour bar
 PANEL_PX = 1000  # longer side of the image under a panel
 IMAGE_PX = 4096  # longest side of the reduced image that a panel is cut from
 IMAGE_STRENGTH = 0.65  # of the image's colours on white
+SQUARES_ALPHA = 0.6  # they leave no tissue to be seen between them
 WHITE = np.full(3, 255, dtype=np.uint8)
 MANY_SPOTS = 5000  # from here on a vector file holds the spots as pixels
 
@@ -39,16 +48,6 @@ class View:
     @property
     def height(self) -> float:
         return self.bottom - self.top
-
-
-def one_section(sections: list[Section]) -> Section:
-    if len(sections) > 1:
-        names = ", ".join(repr(section.name) for section in sections)
-        raise ValueError(
-            f"the object holds several sections: {names}; choose one by library_id= (AnnData) or "
-            "shapes_key= (SpatialData)"
-        )
-    return sections[0]
 
 
 def view_of(section: Section, *, image: bool, crop: bool) -> View:
@@ -91,15 +90,53 @@ def _diameter(section: Section) -> float:
     return spacing if section.spot_shape == "square" else 0.55 * spacing
 
 
-def new_panels(views: Sequence[View], n_columns: int, *, beside: float, above: float, below: float = 0) -> np.ndarray:
-    """Axes of a new figure, (len(views), n_columns): a view per row; inches beside a row, above and below a panel."""
-    heights = [PANEL_INCHES * view.height / max(view.width, view.height) for view in views]
-    width = max(PANEL_INCHES * view.width / max(view.width, view.height) for view in views)
-    size = (n_columns * width + beside, sum(heights) + (above + below) * len(views))
+def panel_inches(view: View) -> tuple[float, float]:
+    """Width and height of a panel of our own: a long narrow section is drawn larger, so that its spots are seen."""
+    shorter, longer = sorted((view.width, view.height))
+    inches = min(max(PANEL_INCHES / longer, SHORTER_INCHES / shorter), LONGEST_INCHES / longer)
+    return view.width * inches, view.height * inches
+
+
+def inches_in(ax: Axes, view: View) -> tuple[float, float]:
+    """Width and height that a panel has in the caller's Axes, as they are now."""
+    box, dpi = ax.get_window_extent(), ax.figure.dpi
+    inches = min(box.width / view.width, box.height / view.height) / dpi
+    return view.width * inches, view.height * inches
+
+
+def new_panels(views: Sequence[View], n_columns: int) -> np.ndarray:
+    """Axes of a new figure, (len(views), n_columns): a view per row. `fit_figure` sizes it when all is drawn."""
+    widths, heights = zip(*map(panel_inches, views), strict=True)
+    # panels have about their size before they are laid out, amid Matplotlib's default margins
+    size = (n_columns * max(widths) / 0.65, sum(heights) / 0.65)
     # what stands right of and below a panel keeps its place where its shape leaves room
     look: dict[str, Any] = {"subplot_kw": {"anchor": "SE"}, "gridspec_kw": {"height_ratios": heights}}
     _, axes = plt.subplots(len(views), n_columns, figsize=size, layout="constrained", squeeze=False, **look)
     return axes
+
+
+def fit_figure(axes: np.ndarray, views: Sequence[View]) -> None:
+    """Give a figure of `new_panels` the size at which panels are as large as planned beside all that they hold."""
+    figure = axes[0, 0].figure
+    panels = np.zeros((*axes.shape, 2))  # inches
+    around = np.zeros((*axes.shape, 4))  # left, below, right, above
+    for row, view in enumerate(views):
+        for column, ax in enumerate(axes[row]):
+            if ax in figure.axes:  # not removed
+                held, box = ax.get_tightbbox(for_layout_only=True), ax.get_window_extent()
+                panels[row, column] = panel_inches(view)
+                around[row, column] = np.concatenate([box.p0 - held.p0, held.p1 - box.p1]) / figure.dpi
+    pads = plt.rcParams["figure.constrained_layout.w_pad"], plt.rcParams["figure.constrained_layout.h_pad"]
+    widths = panels[..., 0].max(axis=0) + around[..., [0, 2]].max(axis=0).sum(axis=1) + 2 * pads[0]
+    heights = panels[..., 1].max(axis=1) + around[..., [1, 3]].max(axis=1).sum(axis=1) + 2 * pads[1]
+    # constrained layout finds too little room for titles, unless it is the width that limits panels
+    figure.set_size_inches(max(widths.sum(), SMALLEST_INCHES), heights.sum() + SPARE_INCHES * len(views))
+
+
+def titled(*lines: str, inches: float) -> str:
+    """Title of lines that are as wide as a panel, or as 22 letters."""
+    width = max(22, int(inches / LETTER_INCHES))
+    return "\n".join(textwrap.fill(line, width) for line in lines)
 
 
 def draw_tissue(ax: Axes, view: View) -> None:
@@ -110,10 +147,12 @@ def draw_tissue(ax: Axes, view: View) -> None:
     ax.spines[:].set_visible(False)
 
 
-def draw_spots(ax: Axes, section: Section, spot_size: float, **look: Any) -> Collection:
-    """Draw spots at `spot_size` times their true size; `look` is set on the collection."""
-    size = spot_size * _diameter(section)
+def draw_spots(ax: Axes, section: Section, size: float, **look: Any) -> Collection:
+    """Draw spots at `size` times their true size; `look` is set on the collection."""
+    size = size * _diameter(section)
     spots: Collection
+    if look["alpha"] is None:
+        look["alpha"] = SQUARES_ALPHA if section.spot_shape == "square" else 1.0
     if section.spot_shape == "square":
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * size / 2
         squares = list(section.xy[:, None] + corners)
@@ -124,6 +163,17 @@ def draw_spots(ax: Axes, section: Section, spot_size: float, **look: Any) -> Col
     spots.set(linewidth=0, rasterized=len(section.xy) > MANY_SPOTS, **look)
     ax.add_collection(spots, autolim=False)
     return spots
+
+
+def draw_colour_bar(ax: Axes, spots: Collection, inches: tuple[float, float], *, extend: str, label: str) -> None:
+    """Colour bar beside a panel of that width and height, as high as the panel wherever the caller's Axes are."""
+    width, height = inches
+    beside = ax.inset_axes((1 + 0.07 / width, 0, 0.13 / width, 1))
+    ticks = MaxNLocator(int(np.clip(height / 0.45, 1, 6)))
+    bar = ax.figure.colorbar(spots, cax=beside, extend=extend, ticks=ticks)
+    bar.ax.tick_params(labelsize="small", pad=2, length=2.5)
+    # in lines no longer than the panel is high, as the next row follows
+    bar.set_label(textwrap.fill(label, max(10, int(height / SMALL_LETTER_INCHES))), fontsize="small")
 
 
 def draw_scale_bar(ax: Axes, view: View, mpp: float) -> None:

@@ -2,6 +2,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from .._validators import whole
 from ..scores import RANKED, By, of_method, of_metric, rank_genes
 from ._axes import one_axes
 from ._style import colour, name_of
@@ -40,8 +41,7 @@ def top_genes(
     TypeError, ValueError
         As in `hggep_sc.tl.top_genes`; also if `n` is less than 1, or for another number of Axes than one.
     """
-    if n < 1:
-        raise ValueError(f"n={n} must be 1 or more")
+    n = whole("n", n)
     ranked = rank_genes(scores, by=by, alpha=alpha, method=method, min_sections=min_sections)
     mean = "mean_pcc" if by == "pcc" else "mean_neg_log10_p"
     best = ranked.head(n)

@@ -201,6 +201,7 @@ def domains(
     if replaced:
         logger.warning("replaced, as overwrite=True says: %s", ", ".join(replaced))
     table.obs[key_added] = pd.Categorical.from_codes(column, categories=categories)
+    table.uns.pop(f"{key_added}_colors", None)  # of other domains
     table.uns[key_added] = {
         "hggep_sc": __version__,
         "layer": "X" if layer is None else layer,

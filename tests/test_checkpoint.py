@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -142,11 +144,21 @@ def test_what_is_not_ours_is_refused(tmp_path, kind):
 
 
 def test_a_kill_while_the_folder_is_marked_does_not_close_it(tmp_path):
-    for name in ("identity.json.part", "lock"):
-        (tmp_path / name).write_text("{")
+    script = f"""
+import os, signal
+from pathlib import Path
+from hggep_sc._replace import replacing
+folder = Path({str(tmp_path)!r})
+(folder / "lock").touch()
+with replacing(folder / "identity.json") as part:
+    part.write_text("{{")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
     with open_checkpoints(tmp_path, {"model": "a"}, 1) as (checkpoint,):
         checkpoint.features.write(SPOTS, features=VALUES)
-    assert not (tmp_path / "identity.json.part").exists()
+    assert {file.name for file in tmp_path.iterdir()} == {"identity.json", "lock", "section_0"}
 
 
 def test_a_damaged_mark_is_named(tmp_path):
@@ -170,8 +182,28 @@ def test_what_cannot_be_removed_is_said(tmp_path, monkeypatch, caplog):
     with open_checkpoints(tmp_path / "run", {"model": "a"}, 1):
         pass
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+        patch.setattr("pathlib.Path.unlink", lambda *_: None)
         remove_checkpoints(tmp_path / "run")
     assert "run could not be removed, and is no longer needed" in caplog.text
     remove_checkpoints(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_is_at_work_on_is_not_removed(tmp_path):
+    with open_checkpoints(tmp_path / "run", {"model": "a"}, 1) as (checkpoint,):
+        checkpoint.features.write(SPOTS, features=VALUES)
+        remove_checkpoints(tmp_path / "run")
+        assert torch.equal(checkpoint.features.read(SPOTS)["features"], VALUES)
+    remove_checkpoints(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_others_are_not_removed(tmp_path):
+    with open_checkpoints(tmp_path / "run", {"model": "a"}, 2) as checkpoints:
+        for checkpoint in checkpoints:
+            checkpoint.features.write(SPOTS, features=VALUES)
+    mine = {tmp_path / "run" / "notes.txt", tmp_path / "run" / "section_0" / "features" / "my.safetensors"}
+    for file in mine:
+        file.write_text("mine")
+    remove_checkpoints(tmp_path / "run")
+    assert {file for file in tmp_path.rglob("*") if file.is_file()} == mine

@@ -6,7 +6,16 @@ import pytest
 
 from hggep_sc.config import Config
 from hggep_sc.image import SectionImage
-from hggep_sc.patches import fields_of_view, model_mpp, read_patches, say_if_coarse, say_if_scale_differs
+from hggep_sc.patches import (
+    fields_of_view,
+    model_mpp,
+    model_reduction,
+    read_patches,
+    say_if_coarse,
+    say_if_scale_differs,
+    say_if_spacing_differs,
+    training_spacing,
+)
 
 DEFAULT, PAPER = Config.from_preset("default"), Config.from_preset("paper")
 
@@ -29,6 +38,48 @@ def test_fields_in_px_follow_the_training_sections_scale():
     assert fields_of_view(PAPER, 0.5, None) == (112.0,)
     np.testing.assert_allclose(fields_of_view(PAPER, 0.5, 0.25), (224.0,))
     np.testing.assert_allclose(fields_of_view(PAPER, 0.5, 1.0), (56.0,))
+
+
+def test_where_um_are_unknown_full_resolution_px_are_taken_as_equal():
+    """A px of a hires copy holds as many as it was reduced by."""
+    um = np.array(DEFAULT.fields_um)
+    np.testing.assert_allclose(fields_of_view(DEFAULT, 0.5, None, 6.0), um / 0.5 / 6)
+    np.testing.assert_allclose(fields_of_view(DEFAULT, 3.0, None, 1 / 6), um / 0.5)  # trained on copies
+    np.testing.assert_allclose(fields_of_view(PAPER, None, None, 4.0), (28.0,))
+    np.testing.assert_allclose(fields_of_view(PAPER, None, 0.3, 4.0), (28.0,))
+    np.testing.assert_allclose(fields_of_view(DEFAULT, 0.5, 0.25, 6.0), um / 0.25)  # known ones say it
+
+
+def test_a_models_reduction_is_that_of_its_finest_section():
+    sections = [SimpleNamespace(mpp=mpp, reduction=reduction) for mpp, reduction in ((2.0, 8.0), (0.5, 1.0))]
+    assert model_reduction(sections) == 1.0
+    assert model_reduction([SimpleNamespace(mpp=None, reduction=part) for part in (8.0, 4.0)]) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("spacing_um", "said"), [(16.0, True), (2.0, True), (90.0, True), (100.0, False), (400.0, False), (450.0, True)]
+)
+def test_spots_much_closer_or_farther_apart_than_in_training_are_told(caplog, spacing_um, said):
+    say_if_spacing_differs(SimpleNamespace(name="S1", spacing_um=spacing_um), (200.0, 200.0))
+    assert (f"section 'S1': its spots lie {spacing_um:.3g} um apart" in caplog.text) is said
+    assert not said or ("trained on 200 um" in caplog.text and "spot_pitch" in caplog.text)
+    caplog.clear()
+    say_if_spacing_differs(SimpleNamespace(name="S1", spacing_um=100.0), (50.0, 220.0))
+    say_if_spacing_differs(SimpleNamespace(name="S1", spacing_um=None), (200.0, 200.0))
+    say_if_spacing_differs(SimpleNamespace(name="S1", spacing_um=16.0), None)
+    assert not caplog.text
+
+
+def test_training_spots_far_from_alike_are_told_once(caplog):
+    def sections(*spacings):
+        return [SimpleNamespace(name=f"S{i}", spacing_um=um) for i, um in enumerate(spacings)]
+
+    assert training_spacing(sections(None, None)) is None
+    assert training_spacing(sections(100.0, None, 200.0, 141.0)) == (100.0, 200.0)  # Visium and legacy arrays
+    assert not caplog.records
+    assert training_spacing(sections(100.0, 16.0, 8.0)) == (8.0, 100.0)
+    (said,) = caplog.records
+    assert "8 um apart in training section 'S2' and 100 in 'S0'" in said.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,86 @@
 """Files that are there whole or not at all."""
 
+import os
+import secrets
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
+
+PREFIX = ".hggep_sc-"  # start of the name of every folder for what is under way
+OLD, NEW = "old", "new"  # folders in it
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write a file or a folder to, which takes its place once it is written.
+    """Give a path to write a file or a folder to, which takes the place of `path` once it is written.
 
-    An interruption, a kill included, leaves what was at `path` before (of a folder, at worst nothing): never a half.
+    It lies in a folder beside `path` that nobody else has: of several that write at once the last one is kept, whole.
+    An interruption, a kill included, leaves what was at `path` before (of a folder, at worst nothing, until the next
+    writing): never a half. What a killed process left is removed by the next one on the same machine.
 
     Raises
     ------
     OSError
         If writing fails, of a full disk for instance; the message names `path`.
     """
-    part, old = (path.with_name(f"{path.name}.{end}") for end in ("part", "old"))
-    _remove(part)  # of a run that was killed
-    _remove(old)
     try:
-        yield part
-        if path.is_dir():  # a folder is not replaced in one step
+        _tidy_up(path)
+        own = path.with_name(f"{_ours(path)}{os.getpid()}-{secrets.token_hex(4)}")
+        (own / NEW).mkdir(parents=True)
+    except OSError as error:
+        raise _failed(path, error) from error
+    new, old = own / NEW / path.name, own / OLD / path.name
+    try:
+        yield new
+        if _is_folder(path):  # which is not replaced in one step
+            old.parent.mkdir()
             path.rename(old)
         try:
-            part.replace(path)
-        except OSError:
-            if old.exists():
+            new.replace(path)
+        except BaseException:
+            if old.exists() and not path.exists():
                 old.rename(path)
             raise
     except OSError as error:
-        raise OSError(f"{path} could not be written, and is as it was before: {error}") from error
+        raise _failed(path, error) from error
     finally:
-        _remove(part)
-        _remove(old)
+        shutil.rmtree(own, ignore_errors=True)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def is_under_way(name: str) -> bool:
+    """Whether a name is that of what a process is writing, or has left when it was killed."""
+    return name.startswith(PREFIX)
+
+
+def _ours(path: Path) -> str:
+    """Start of the names for what this machine writes to `path`; hashes are short enough beside any name."""
+    return f"{PREFIX}{_hash(path.name)}-{_hash(socket.gethostname())}-"
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:8]
+
+
+def _tidy_up(path: Path) -> None:
+    """Put a folder back that a killed process had moved away, and remove what else it left."""
+    import psutil
+
+    for left in path.parent.glob(f"{_ours(path)}*"):
+        process = left.name.removeprefix(_ours(path)).split("-")[0]
+        if not process.isdecimal() or psutil.pid_exists(int(process)):
+            continue
+        if (old := left / OLD / path.name).exists() and not path.exists():
+            with suppress(OSError):  # another process was first
+                old.rename(path)
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _failed(path: Path, error: OSError) -> OSError:
+    return OSError(f"{path} could not be written, and is as it was before: {error}")

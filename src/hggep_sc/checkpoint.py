@@ -2,20 +2,21 @@
 
 import json
 import logging
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from ._replace import replacing
+from ._files import read_regular
+from ._lock import alone_in
+from ._replace import is_under_way, replacing
+from ._sealed import sealed, unsealed
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,7 @@ class Parts:
         """
         if (file := self._file(spots)) is None:
             return
-        named = {SPOTS: torch.from_numpy(spots), **tensors}
-        content = save({name: tensor.cpu().contiguous() for name, tensor in named.items()})
+        content = sealed({SPOTS: torch.from_numpy(spots), **tensors})
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as part:
@@ -162,20 +162,11 @@ def open_checkpoints(
     ValueError
         If it holds something else, is damaged, or another process is at work on it.
     """
-    from filelock import FileLock, Timeout
-
     given, mark = f"checkpoint_dir={str(folder)!r}", folder / IDENTITY
-    ours = {IDENTITY, f"{IDENTITY}.part", LOCK}
-    strange = folder.exists() and (not folder.is_dir() or any(file.name not in ours for file in folder.iterdir()))
+    strange = folder.exists() and (not folder.is_dir() or not all(_is_mark(file.name) for file in folder.iterdir()))
     if strange and not mark.exists():
         raise ValueError(f"{given} is there, and not of a {of}: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"{given}: another process is at work on it; wait for its end") from error
-    try:
+    with alone_in(folder, LOCK, given):
         wanted = json.loads(json.dumps(identity, default=float))  # as it is read
         if mark.exists():
             _require_same(mark, wanted, given, of)
@@ -183,17 +174,37 @@ def open_checkpoints(
             with replacing(mark) as part:
                 part.write_text(json.dumps(wanted, indent=1))
         yield [Checkpoint(folder / f"section_{number}") for number in range(n_sections)]
-    finally:
-        lock.release()
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a folder that `open_checkpoints` made; where that fails, a warning says so."""
+    """Remove what `open_checkpoints` keeps in a folder, unless a process is at work on it; where it fails, warn.
+
+    Files that are of something else stay, and the folder with them.
+    """
+    from filelock import FileLock, Timeout
+
     if not (folder / IDENTITY).exists():
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            for entry in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+                with suppress(OSError):
+                    if entry.is_dir():
+                        entry.rmdir()
+                    elif _is_mark(entry.name) or re.fullmatch(rf"\d+{re.escape(SUFFIX)}", entry.name):
+                        entry.unlink()
+            folder.rmdir()
+    except Timeout:
+        return
+    except OSError:  # such as that the folder is not empty
+        pass
     if folder.exists():
         logger.warning("%s could not be removed, and is no longer needed", folder)
+
+
+def _is_mark(name: str) -> bool:
+    """Whether a file is what marks a folder, or on its way to be."""
+    return name in (IDENTITY, LOCK) or is_under_way(name)
 
 
 def _require_same(mark: Path, wanted: Mapping[str, Any], given: str, of: str) -> None:
@@ -210,6 +221,8 @@ def _require_same(mark: Path, wanted: Mapping[str, Any], given: str, of: str) ->
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        return load(file.read_bytes())
-    except SafetensorError as error:
+        tensors, _ = unsealed(read_regular(file))
+        tensors[SPOTS]
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}): remove it, and what it held is computed anew") from error
+    return tensors

@@ -1,12 +1,14 @@
 """Every setting of a model in one object, and the presets built from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, fields, replace
-from math import inf
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Self
 
 Normalize = Literal["library", "panel"]
+
+MOST = 1e12  # that any number has to stay below
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class BaseConfig:
     called: ClassVar[str] = "config"  # in messages
     fixed: ClassVar[frozenset[str]] = frozenset()  # settings that `replace` does not take
 
-    def replace(self, **overrides: Any) -> Self:
+    def replace(self, /, **overrides: Any) -> Self:
         """Return a copy with single settings replaced.
 
         Raises
@@ -24,11 +26,7 @@ class BaseConfig:
         ValueError
             For an unknown setting.
         """
-        known = {f.name for f in fields(self)} - self.fixed
-        if unknown := sorted(set(overrides) - known):
-            raise ValueError(
-                f"{self.called} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}"
-            )
+        self._require_known(overrides, self.fixed)
         return replace(self, **overrides)
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,9 +35,48 @@ class BaseConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Rebuild a configuration from `to_dict`; lists become tuples again."""
+        """Rebuild a configuration from `to_dict`; lists become tuples again.
+
+        Raises
+        ------
+        ValueError
+            For an unknown setting.
+        """
+        cls._require_known(settings)
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         return cls(**values)
+
+    @classmethod
+    def _require_known(cls, settings: Mapping[str, Any], but: frozenset[str] = frozenset()) -> None:
+        known = sorted({f.name for f in fields(cls)} - but)
+        if unknown := sorted(str(name) for name in settings if name not in known):
+            near = dict.fromkeys(match for name in unknown for match in get_close_matches(name, known, n=1))
+            raise ValueError(
+                f"{cls.called} has no setting {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+                + (f". Did you mean {', '.join(map(repr, near))}?" if near else "")
+            )
+
+
+def plain(value: Any) -> Any:
+    """Return NumPy's numbers and switches as Python's, which JSON knows; anything else as it is."""
+    return value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
+
+
+def positive_numbers(name: str, value: Any) -> tuple[float, ...]:
+    """Return finite numbers above 0.
+
+    Raises
+    ------
+    ValueError
+        If they are something else, or there is none.
+    """
+    given = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
+    numbers = tuple(plain(one) for one in value) if given else ()
+    if not numbers or not all(isinstance(one, Real) and not isinstance(one, bool) for one in numbers):
+        raise ValueError(f"config.{name} must hold numbers, in a list or tuple, not {value!r}")
+    if not all(0 < one < MOST for one in numbers):
+        raise ValueError(f"config.{name} must hold finite numbers above 0, not {value!r}")
+    return tuple(float(one) for one in numbers)
 
 
 @dataclass(frozen=True)
@@ -162,7 +199,7 @@ class Config(BaseConfig):
     cross_fit: bool = True
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> Self:
+    def from_preset(cls, name: str, /, **overrides: Any) -> Self:
         """Return a preset, with single settings replaced.
 
         Raises
@@ -170,7 +207,7 @@ class Config(BaseConfig):
         ValueError
             For an unknown preset or setting.
         """
-        if name not in PRESETS:
+        if name not in list(PRESETS):
             raise ValueError(f"preset={name!r} is not known; choose one of {', '.join(map(repr, PRESETS))}")
         return cls(preset=name, **PRESETS[name]).replace(**overrides)
 
@@ -185,13 +222,17 @@ class Config(BaseConfig):
         return self.learns_backbone or self.gem or self.cbam
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"config.preset must be one of {tuple(PRESETS)}, not {self.preset!r}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"config.{name} must be one of {choices}, not {getattr(self, name)!r}")
+        for name, choices in {"preset": tuple(PRESETS), **_CHOICES}.items():
+            if not isinstance(value := getattr(self, name), str) or value not in choices:
+                raise ValueError(f"config.{name} must be one of {choices}, not {value!r}")
+            object.__setattr__(self, name, str(value))
+        for switch in (f.name for f in fields(self) if f.type is bool):
+            value = plain(getattr(self, switch))
+            if not isinstance(value, bool):
+                raise ValueError(f"config.{switch} must be True or False, not {value!r}")
+            object.__setattr__(self, switch, value)
         for name, (kind, least, most) in _RANGES.items():
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
             if value is None and name in ("n_components", "chunk_spots"):
                 continue
             whole = isinstance(value, Integral)
@@ -199,17 +240,15 @@ class Config(BaseConfig):
                 raise ValueError(f"config.{name} must be a number of type {kind.__name__}, not {value!r}")
             if not least <= value < most:
                 raise ValueError(f"config.{name} must be at least {least} and below {most}, not {value!r}")
-            object.__setattr__(self, name, kind(value))  # NumPy's numbers too become Python's, which JSON knows
+            object.__setattr__(self, name, kind(value))
         for name in ("fields_px", "fields_um"):
             sides = getattr(self, name)
-            if sides is None and name == "fields_um":
-                continue
-            object.__setattr__(self, name, tuple(float(side) for side in sides))
-            if not sides or min(sides) <= 0:
-                raise ValueError(f"config.{name} must hold sides above 0, not {sides!r}")
-        object.__setattr__(self, "stages", tuple(self.stages))
-        if not self.stages or len(set(self.stages)) < len(self.stages) or not set(self.stages) <= set(_STAGES):
+            if sides is not None or name != "fields_um":
+                object.__setattr__(self, name, positive_numbers(name, sides))
+        stages = tuple(self.stages) if isinstance(self.stages, list | tuple) else ()
+        if not stages or any(stage not in _STAGES for stage in stages) or len(set(stages)) < len(stages):
             raise ValueError(f"config.stages must name some of {_STAGES}, each once, not {self.stages!r}")
+        object.__setattr__(self, "stages", stages)
         if self.fields_um is not None and len(self.fields_um) != len(self.fields_px):
             raise ValueError("config.fields_um and config.fields_px must list the same number of fields of view")
         if self.width % self.vit_heads:
@@ -225,27 +264,27 @@ class Config(BaseConfig):
 
 # type, least allowed, and what it has to stay below
 _RANGES: dict[str, tuple[type, float, float]] = {
-    "patch_size": (int, 16, inf),
-    "target_sum": (float, 1e-9, inf),
-    "n_components": (int, 1, inf),
-    "width": (int, 1, inf),
-    "vit_depth": (int, 0, inf),
-    "vit_heads": (int, 1, inf),
-    "n_neighbors": (int, 1, inf),
-    "lstm_layers": (int, 1, inf),
+    "patch_size": (int, 16, 2**13),
+    "target_sum": (float, 1e-9, MOST),
+    "n_components": (int, 1, MOST),
+    "width": (int, 1, 2**16),
+    "vit_depth": (int, 0, 2**10),
+    "vit_heads": (int, 1, 2**10),
+    "n_neighbors": (int, 1, MOST),
+    "lstm_layers": (int, 1, 2**10),
     "dropout": (float, 0, 1),
-    "count_weight": (float, 0, inf),
-    "correlation_weight": (float, 0, inf),
-    "stain_jitter": (float, 0, inf),
-    "feature_shift": (float, 0, inf),
-    "epochs": (int, 1, inf),
-    "learning_rate": (float, 1e-12, inf),
-    "backbone_learning_rate": (float, 0, inf),
-    "weight_decay": (float, 0, inf),
-    "gradient_clip": (float, 0, inf),
-    "chunk_spots": (int, 1, inf),
-    "patience": (int, 1, inf),
-    "ensemble": (int, 1, inf),
+    "count_weight": (float, 0, MOST),
+    "correlation_weight": (float, 0, MOST),
+    "stain_jitter": (float, 0, MOST),
+    "feature_shift": (float, 0, MOST),
+    "epochs": (int, 1, MOST),
+    "learning_rate": (float, 1e-12, MOST),
+    "backbone_learning_rate": (float, 0, MOST),
+    "weight_decay": (float, 0, MOST),
+    "gradient_clip": (float, 0, MOST),
+    "chunk_spots": (int, 1, MOST),
+    "patience": (int, 1, MOST),
+    "ensemble": (int, 1, 2**10),
 }
 
 _STAGES = ("stage2", "stage3", "stage4", "conv5")

@@ -1,5 +1,9 @@
 """The device to compute on."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -14,6 +18,8 @@ def resolve_device(device: str) -> torch.device:
     ValueError
         For an unknown device, or one that this machine does not have.
     """
+    if not isinstance(device, str | torch.device):  # of a number torch makes a GPU
+        raise TypeError(f"device={device!r} must be a name: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
     if device == "auto":
         device = settings.device
     if device == "auto":
@@ -54,3 +60,16 @@ def compute_alone() -> None:
     """Give OpenMP one thread in this one; others keep theirs, unlike with `torch.set_num_threads`."""
     torch.get_num_threads()  # torch settles its number at the first question, which must not be later
     threadpool_limits(1, user_api="openmp")
+
+
+@contextmanager
+def threads_of_torch() -> Iterator[None]:
+    """Compute with as many threads as torch gives to a new one: rounding depends on their number.
+
+    Other libraries change it for the thread that they are called in, as Numba does.
+    """
+    torch.get_num_threads()  # as above
+    with ThreadPoolExecutor(1) as other:
+        number = other.submit(torch.get_num_threads).result()
+    with threadpool_limits(number, user_api="openmp"):
+        yield

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Sequence
+from numbers import Number
 
-import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from ._validators import names, whole_or_none
 from .expression import ExpressionScale
 from .section import Section, gene_name_hint
 
@@ -24,7 +25,8 @@ def training_genes(sections: Sequence[Section], genes: Sequence[str] | int | Non
     sections
         The training sections.
     genes
-        Names; or how many of the most variable genes; None for 1,000, or all where there are fewer.
+        Names, of which a set is sorted; or how many of the most variable genes; None for 1,000, or all where there are
+        fewer.
 
     Raises
     ------
@@ -33,13 +35,9 @@ def training_genes(sections: Sequence[Section], genes: Sequence[str] | int | Non
     KeyError
         For names that a section does not have.
     """
-    if isinstance(genes, str):
-        raise TypeError(f"genes={genes!r} must be a list of names or a number")
-    if genes is None or isinstance(genes, int | np.integer):
-        if genes is not None and genes < 1:
-            raise ValueError(f"genes={genes} must be at least 1")
-        return _most_variable(sections, None if genes is None else int(genes))
-    chosen = [str(gene) for gene in genes]
+    if genes is None or isinstance(genes, Number):
+        return _most_variable(sections, whole_or_none("genes", genes))
+    chosen = names("genes", genes)
     if not chosen:
         raise ValueError("genes= is an empty list: name the genes to predict, or give how many")
     if duplicates := pd.Index(chosen)[pd.Index(chosen).duplicated()].unique().tolist():

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from ._validators import choice
 from .baselines import BASELINES, Baseline, BaselineConfig
 from .config import Config, Normalize
 from .features import SHUFFLENET
@@ -42,14 +43,15 @@ def method_config(
     TypeError
         If `config` is that of another method.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not known; there are {', '.join(map(repr, METHODS))}")
+    choice("method", method, METHODS)
     wanted: type[Config] | type[BaselineConfig] = Config if method == "hggep" else BaselineConfig
     settings: Config | BaselineConfig
     if isinstance(config, Config | BaselineConfig):
         if not isinstance(config, wanted):
             raise TypeError(f"config is a {type(config).__name__}; method={method!r} takes a {wanted.__name__}")
         settings = config
+    elif config is not None and not (isinstance(config, Mapping) and all(isinstance(name, str) for name in config)):
+        raise TypeError(f"config={config!r} must be a dict of settings by name, or a {wanted.__name__}")
     elif method == "hggep":
         settings = Config.from_preset(preset, **(config or {}))
     elif preset != "default":

@@ -12,6 +12,8 @@ from scipy import special
 from scipy.spatial import cKDTree
 from scipy.stats import poisson, rankdata
 
+from ._validators import array, matrix, number, seed_of, whole
+
 Matrix: TypeAlias = Any  # numpy array or scipy sparse matrix or array
 
 BLOCK = 2**22  # values held dense at once
@@ -53,6 +55,7 @@ def spearman(predicted: Matrix, observed: Matrix) -> np.ndarray:
 
 def rmse(predicted: Matrix, observed: Matrix) -> np.ndarray:
     """Root mean squared error of each gene across spots, (n_genes,) float64, in units of the input."""
+    predicted, observed = _pair(predicted, observed)
     if not predicted.shape[0]:
         return np.full(predicted.shape[1], np.nan)
     return _per_gene(predicted, observed, lambda p, o: np.sqrt(np.mean((p - o) ** 2, axis=0)))
@@ -82,14 +85,17 @@ def ssim(predicted: Matrix, observed: Matrix, array_xy: np.ndarray) -> np.ndarra
     Raises
     ------
     ValueError
-        If shapes do not fit, or two spots are in one place.
+        If shapes do not fit, places are no whole numbers, or two spots are in one place.
     """
-    if np.shape(array_xy) != (predicted.shape[0], 2):
-        raise ValueError(f"array_xy must have shape {(predicted.shape[0], 2)}, a place per spot: {np.shape(array_xy)}")
+    predicted, observed = _pair(predicted, observed)
+    array_xy = array("array_xy", array_xy)
+    if array_xy.shape != (predicted.shape[0], 2):
+        raise ValueError(f"array_xy must have shape {(predicted.shape[0], 2)}, a place per spot: {array_xy.shape}")
+    array_xy = _whole_places(array_xy)
     similarity = np.full(predicted.shape[1], np.nan)
     if not len(array_xy):
         return similarity
-    near = _windows(_grid(np.asarray(array_xy)))
+    near = _windows(_grid(array_xy))
     n = np.asarray(near.sum(axis=1)).reshape(-1, 1)
     near, n, several = near[n.ravel() > 1], n[n > 1][:, None], bool((n > 1).any())
     for genes, p, o in _blocks(predicted, observed):
@@ -124,7 +130,9 @@ def pearson_log_pvalues(r: np.ndarray, n: int) -> np.ndarray:
     -------
     Logarithms, shape of `r`; NaN where `r` is, or with fewer than three spots.
     """
-    r = np.asarray(r, dtype=np.float64)
+    r, n = array("r", r).astype(np.float64), whole("n", n, least=0)
+    if (np.abs(r) > 1).any():
+        raise ValueError(f"r must hold correlations, from -1 to 1; found {np.nanmin(r):g} to {np.nanmax(r):g}")
     if n < 3:
         return np.full(r.shape, np.nan)
     a = (n - 2) / 2
@@ -150,7 +158,9 @@ def benjamini_hochberg(log_pvalues: np.ndarray) -> np.ndarray:
     -------
     (n,) natural logarithms of the adjusted p-values, at most 0.
     """
-    log_pvalues = np.asarray(log_pvalues, dtype=np.float64)
+    log_pvalues = array("log_pvalues", log_pvalues, ndim=1).astype(np.float64)
+    if (log_pvalues > 0).any():
+        raise ValueError(f"log_pvalues must hold logarithms of p-values, 0 or less; found {np.nanmax(log_pvalues):g}")
     places = np.flatnonzero(~np.isnan(log_pvalues))
     order = places[np.argsort(log_pvalues[places])]
     n = len(order)
@@ -202,14 +212,15 @@ def noise_ceiling(
         If counts are not whole numbers of 0 or more, a library is smaller than the counts, or `n_splits` is not
         positive.
     """
-    if n_splits < 1:
-        raise ValueError(f"n_splits={n_splits} must be at least 1")
-    counts = sp.csc_array(counts)
-    if counts.data.size and not (np.all(counts.data >= 0) and np.all(counts.data == np.rint(counts.data))):
+    n_splits, seed = whole("n_splits", n_splits), seed_of("seed", seed)
+    target_sum = number("target_sum", target_sum, above=0)
+    counts = sp.csc_array(matrix("counts", counts, "n_spots", "n_genes"))
+    raw = np.isfinite(counts.data) & (counts.data >= 0) & (counts.data == np.rint(counts.data))
+    if not raw.all():
         raise ValueError("counts must be raw counts: whole numbers, 0 or more")
     of_panel = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    total = of_panel if library is None else np.asarray(library, dtype=np.float64)
-    if total.shape != of_panel.shape or not (total >= of_panel).all():
+    total = of_panel if library is None else array("library", library).astype(np.float64)
+    if total.shape != of_panel.shape or not (np.isfinite(total) & (total >= of_panel)).all():
         raise ValueError(
             f"library must have shape {of_panel.shape}, each spot's total at least that of its counts; found "
             f"{total.shape}" + (f", {np.sum(total < of_panel)} too small" if total.shape == of_panel.shape else "")
@@ -302,9 +313,19 @@ def _covariance(like: sp.csc_array, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def is_hexagonal(array_xy: np.ndarray) -> bool:
     """Whether places on an array, (n, 2) column and row, are those of a hexagonal one: column + row of one parity."""
+    array_xy = _whole_places(array("array_xy", array_xy, ndim=2))
+    if array_xy.shape[1] != 2 or not len(array_xy):
+        raise ValueError(f"array_xy must have shape (n_spots, 2), a place per spot: {array_xy.shape}")
     parity = array_xy.sum(axis=1) % 2
     odd_steps = (np.gcd.reduce(array_xy - array_xy.min(axis=0), axis=0) % 2 == 1).all()
     return bool(odd_steps and (parity == parity[0]).all())
+
+
+def _whole_places(array_xy: np.ndarray) -> np.ndarray:
+    """Refuse places on the array that are no whole numbers."""
+    if not (np.isfinite(array_xy) & (array_xy == np.rint(array_xy))).all():
+        raise ValueError("array_xy must hold whole numbers: column and row on the array, not coordinates in px")
+    return array_xy.astype(np.int64)
 
 
 def _grid(array_xy: np.ndarray) -> np.ndarray:
@@ -342,16 +363,26 @@ def _per_gene(
     predicted: Matrix, observed: Matrix, figure: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """One figure of every gene, (n_genes,), from dense blocks that it may overwrite."""
+    predicted, observed = _pair(predicted, observed)
     values = np.full(predicted.shape[1], np.nan)
     for genes, p, o in _blocks(predicted, observed):
         values[genes] = figure(p, o)
     return values
 
 
-def _blocks(predicted: Matrix, observed: Matrix) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Yield some genes at a time: which, and their values as new dense float64 arrays."""
+def _pair(predicted: Matrix, observed: Matrix) -> tuple[Matrix, Matrix]:
+    """Refuse what are no two matrices of one shape."""
+    predicted, observed = (
+        matrix(name, given, "n_spots", "n_genes")
+        for name, given in {"predicted": predicted, "observed": observed}.items()
+    )
     if predicted.shape != observed.shape:
         raise ValueError(f"predicted {predicted.shape} and observed {observed.shape} must have the same shape")
+    return predicted, observed
+
+
+def _blocks(predicted: Matrix, observed: Matrix) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield some genes at a time: which, and their values as new dense float64 arrays."""
     matrices = [m.tocsc() if sp.issparse(m) else m for m in (predicted, observed)]
     n_spots, n_genes = predicted.shape
     step = max(1, BLOCK // max(1, n_spots))

@@ -14,6 +14,8 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ._finite import require_finite_model, require_finite_prediction
+from ._random import own_random_state
 from ._settings import settings
 from .baselines.features import Moments
 from .checkpoint import Checkpoint
@@ -21,7 +23,7 @@ from .chunks import predict_in_chunks, spots_at_once
 from .confidence import Confidence, optical_density
 from .config import Config
 from .describe import DIHEDRAL, PLAIN, encode_parts
-from .device import resolve_device
+from .device import resolve_device, threads_of_torch
 from .expression import ExpressionScale
 from .features import (
     SHUFFLENET,
@@ -38,9 +40,20 @@ from .fingerprint import Fingerprint
 from .genes import training_genes
 from .linear import LinearPath, add_linear, fill_in_colours
 from .nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
-from .patches import fields_of_view, model_mpp, say_if_coarse, say_if_scale_differs, spots_per_batch
-from .section import Section, require_counts
-from .storage import IncompleteError, load_model, save_model
+from .patches import (
+    fields_of_view,
+    model_mpp,
+    model_reduction,
+    say_if_coarse,
+    say_if_scale_differs,
+    say_if_spacing_differs,
+    spacing_words,
+    spots_per_batch,
+    training_spacing,
+)
+from .section import Section, require_counts, require_plausible
+from .storage import IncompleteError, load_model, save_model, stored_scale
+from .training.checkpoint import folder_of_fit
 from .training.devices import Devices, Strategy
 from .training.fit import train
 from .training.split import held_out_spots
@@ -64,6 +77,10 @@ class HGGEP:
         The expression scale of the predictions.
     mpp
         Scale that the network was trained at, um per px; None where it was not known.
+    reduction
+        Full-resolution px per px of the image that it was trained at: above 1 where that was a reduced copy.
+    spacing_um
+        Least and most um from spot to spot in the training sections; None where they are not known.
     history
         One row per epoch, of the first network: the loss and its terms, and `validation_pcc` where a validation set
         was given.
@@ -92,7 +109,12 @@ class HGGEP:
         embeddings: str | None = None,
         linear: LinearPath | None = None,
         confidence: Confidence | None = None,
+        reduction: float = 1.0,
+        spacing_um: tuple[float, float] | None = None,
     ) -> None:
+        own = not isinstance(network, PublishedNetwork) and isinstance(network.encoder, ModuleEncoder)
+        state = {name: values for name, values in network.state_dict().items() if not own or "encoder." not in name}
+        require_finite_model({**state, **({} if linear is None else linear.tensors())})
         self.network = network.eval()
         self.config = config
         self.genes = list(genes)
@@ -104,6 +126,8 @@ class HGGEP:
         self.embeddings = embeddings
         self.linear = linear
         self.confidence = confidence
+        self.reduction = reduction
+        self.spacing_um = spacing_um
 
     @property
     def encoder(self) -> Encoder | str | None:
@@ -134,6 +158,7 @@ class HGGEP:
         networks = "network" if config.ensemble == 1 else f"{config.ensemble} networks"
         n_parameters = sum(p.numel() for p in self.network.parameters())
         sections = ", ".join(self.fingerprint.sections) or "none known"
+        sections += f", spots {spacing_words(self.spacing_um)} apart" if self.spacing_um is not None else ""
         return (
             f"HGGEP(preset={config.preset!r}, {len(self.genes)} genes, id={self.id})\n"
             f"    {networks}: {n_parameters / 1e6:.1f} M parameters; {' + '.join(modules)}\n"
@@ -174,26 +199,33 @@ class HGGEP:
             learnt = [section.subset(~mask) for section, mask in parts if not mask.all()]
         chosen = training_genes(learnt, genes)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
-        mpp = model_mpp(learnt)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # for what the weights lack
+        mpp, reduction, spacing_um = model_mpp(learnt), model_reduction(learnt), training_spacing(learnt)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        with (
+            folder_of_fit(folder, resume, writes=targets.rank == 0),
+            own_random_state(seed),
+            threads_of_torch(),
+            torch.inference_mode(False),
+            torch.enable_grad(),  # also where the caller goes without; Lightning would leave it on
+        ):
             eye = make_encoder(encoder, config, weights)
-        trained = train(
-            sections,
-            chosen,
-            scale,
-            config,
-            encoder=eye,
-            mpp=mpp,
-            weights=weights,
-            held_out=held_out,
-            seed=seed,
-            devices=targets,
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            progress=settings.progress if progress is None else progress,
-        )
+            trained = train(
+                sections,
+                chosen,
+                scale,
+                config,
+                encoder=eye,
+                mpp=mpp,
+                reduction=reduction,
+                weights=weights,
+                held_out=held_out,
+                seed=seed,
+                devices=targets,
+                checkpoint_dir=folder,
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                progress=settings.progress if progress is None else progress,
+            )
         fingerprint = Fingerprint.of(sections, chosen)
         return cls(
             trained.network,
@@ -206,9 +238,12 @@ class HGGEP:
             embeddings=eye if isinstance(eye, str) else None,
             linear=trained.linear,
             confidence=trained.confidence,
+            reduction=reduction,
+            spacing_um=spacing_um,
         )
 
     @torch.inference_mode()
+    @threads_of_torch()
     def predict(
         self,
         section: Section,
@@ -248,19 +283,20 @@ class HGGEP:
         Raises
         ------
         ValueError
-            If `batch_size` or `chunk_spots` is below 1.
+            If `batch_size` or `chunk_spots` is below 1, or what is predicted is NaN or infinite.
         OSError
             If there is no room on disk for what waits there.
         """
         if chunk_spots is not None and chunk_spots < 1:
             raise ValueError(f"chunk_spots={chunk_spots} must be at least 1")
         if not self.embeddings:
-            say_if_scale_differs(section, self.mpp)
+            say_if_scale_differs(section, self.mpp, self.reduction)
+        say_if_spacing_differs(section, self.spacing_um)
         target, network = resolve_device(device), self.network
         network.to(target)
         positions = torch.as_tensor(network.positions(section))
         positions = positions.float() if positions.is_floating_point() else positions
-        fields, size = fields_of_view(self.config, self.mpp, section.mpp), self.config.patch_size
+        fields, size = self._fields(section), self.config.patch_size
         looks, learnt = not self.embeddings, self.confidence is not None or self.linear is not None
         colours = kept_colours(section, fields, size) if looks and self.linear is not None else None
         known, max_spots = (checkpoint or Checkpoint()).in_chunks(
@@ -290,7 +326,12 @@ class HGGEP:
                 if colours is not None:
                     fill_in_colours(colours, section, fields, size)
                 add_linear(expression, self.linear, encoded, moments, colours)
+        require_finite_prediction(section.name, expression, latent)
         return expression, latent
+
+    def _fields(self, section: Section) -> tuple[float, ...]:
+        """Sides of the fields of view in px of a section's image."""
+        return fields_of_view(self.config, self.mpp, section.mpp, section.reduction / self.reduction)
 
     def _require_length(self, section: Section) -> None:
         """Refuse a section whose embeddings are of another length than those learnt from."""
@@ -310,7 +351,7 @@ class HGGEP:
         colours: np.ndarray | None = None,
     ) -> Features:
         """Return what gives the features of spots, (n, views, ...); for `colours` see `features_of`."""
-        fields, config, network = fields_of_view(self.config, self.mpp, section.mpp), self.config, self.network
+        fields, config, network = self._fields(section), self.config, self.network
         averaged = config.flips if average_flips is None else average_flips
         views = DIHEDRAL if averaged else PLAIN
         if is_frozen(self.encoder, config):
@@ -381,6 +422,8 @@ class HGGEP:
                 "encoder": self._encoder_entry(),
                 "scale": asdict(self.scale),
                 "mpp": self.mpp,
+                "reduction": self.reduction,
+                "spacing_um": self.spacing_um,
                 "seed": self.seed,
                 "genes": self.genes,
                 "training_sections": self.fingerprint.sections,
@@ -450,6 +493,7 @@ class HGGEP:
             embeddings=entry["key"] if entry is not None and entry["kind"] == "obsm" else None,
             linear=LinearPath.from_tensors(tensors["linear"]) if "linear" in tensors else None,
             confidence=Confidence.from_tensors(tensors["confidence"]) if "confidence" in tensors else None,
+            **stored_scale(content),
         )
 
     @classmethod
@@ -473,7 +517,7 @@ class HGGEP:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If it is no such checkpoint, or has another number of genes.
+            If it is no such checkpoint, or has another number of genes, or `mpp` is not that of an image of tissue.
         """
         state = read_state_dict(Path(path))
         if "gene_head.1.bias" not in state:
@@ -488,9 +532,9 @@ class HGGEP:
         config = Config.from_preset("published")
         try:
             network = _filled(config, n_genes, state, None, None)
-        except RuntimeError as error:
+            return cls(network, config, genes, mpp=require_plausible(mpp), fingerprint=Fingerprint.empty())
+        except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
-        return cls(network, config, genes, mpp=mpp, fingerprint=Fingerprint.empty())
 
 
 def _filled(
@@ -507,6 +551,9 @@ def _filled(
         published.load_state_dict(state, assign=True)
         return published
     given = _required_module(entry, module, config)
+    layers = config.ensemble * max(1, config.vit_depth * config.vit + config.lstm_layers * config.lstm)
+    if layers > len(state):  # none of them is without a tensor
+        raise ValueError(f"its configuration asks for {layers} layers, and there are {len(state)} tensors")
     with torch.device("meta"):
         encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
         n_fields = len(next(value for name, value in state.items() if name.endswith("feature_mean")))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import _checks
+from ._validators import whole
 from .config import Config
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ BATCH_SPOTS = 64  # that are read and encoded at once, unless the caller says ot
 
 SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
 OTHER_SCALE = 1.5  # times the model's, or a part of it: said
+OTHER_SPACING = 2.1  # likewise; Visium's 100 um and the 200 um of legacy arrays go together
 READ_SPOTS = 1024  # whose patches are held beside `out`
 COARSE = 0.5  # px of the image per px of the patch, below which detail is missed
 
@@ -34,16 +37,41 @@ def model_mpp(sections: Sequence["Section"]) -> float | None:
     return min(known) if known else None
 
 
-def fields_of_view(config: Config, model_mpp: float | None, section_mpp: float | None) -> tuple[float, ...]:
+def model_reduction(sections: Sequence["Section"]) -> float:
+    """Return full-resolution px per px of the image that a model is trained at: of its finest section."""
+    if any(s.mpp is None for s in sections):
+        return min(s.reduction for s in sections)
+    return min(sections, key=lambda s: s.mpp or 0).reduction
+
+
+def training_spacing(sections: Sequence["Section"]) -> tuple[float, float] | None:
+    """Return the least and the most um from spot to spot in training sections; None where none is known."""
+    known = {s.name: s.spacing_um for s in sections if s.spacing_um is not None}
+    if not known:
+        return None
+    least, most = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    if known[most] > OTHER_SPACING * known[least]:
+        _checks.warn(
+            "spot_pitch",
+            f"spots lie {known[least]:.3g} um apart in training section {least!r} and {known[most]:.3g} in {most!r}: "
+            "what a spot and its neighbours show is not alike",
+        )
+    return known[least], known[most]
+
+
+def fields_of_view(
+    config: Config, model_mpp: float | None, section_mpp: float | None, enlarged: float = 1.0
+) -> tuple[float, ...]:
     """Return the side of each field of view in px of a section's image.
 
     They are `fields_um` where the model's scale is known, else `fields_px`. A section of another scale than the
-    model's gets as many um in more or fewer px; where one of the scales is unknown they are taken as equal.
+    model's gets as many um in more or fewer px. Where one of the scales is unknown, full-resolution px are taken as
+    equal: `enlarged` is how many of them a px of the section's image has, for each that one of the model's has.
     """
-    if model_mpp is None:
-        return config.fields_px
-    at_model = config.fields_px if config.fields_um is None else tuple(um / model_mpp for um in config.fields_um)
-    ratio = 1.0 if section_mpp is None else model_mpp / section_mpp
+    at_model = config.fields_px
+    if model_mpp is not None and config.fields_um is not None:
+        at_model = tuple(um / model_mpp for um in config.fields_um)
+    ratio = 1 / enlarged if model_mpp is None or section_mpp is None else model_mpp / section_mpp
     if abs(ratio - 1) < SAME_SCALE:
         ratio = 1.0
     return tuple(px * ratio for px in at_model)
@@ -51,23 +79,40 @@ def fields_of_view(config: Config, model_mpp: float | None, section_mpp: float |
 
 def spots_per_batch(batch_size: int | None) -> int:
     """Spots whose patches are held at once: as asked for, else 64."""
-    if batch_size is None:
-        return BATCH_SPOTS
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
-    return batch_size
+    return BATCH_SPOTS if batch_size is None else whole("batch_size", batch_size)
 
 
-def say_if_scale_differs(section: "Section", model_mpp: float | None) -> None:
+def say_if_spacing_differs(section: "Section", spacing_um: tuple[float, float] | None) -> None:
+    """Warn where a section's spots are much closer or farther apart than the training sections'."""
+    found = section.spacing_um
+    if found is None or spacing_um is None:
+        return
+    least, most = spacing_um
+    if not least / OTHER_SPACING <= found <= most * OTHER_SPACING:
+        _checks.warn(
+            "spot_pitch",
+            f"section {section.name!r}: its spots lie {found:.3g} um apart, those that the model was trained on "
+            f"{spacing_words(spacing_um)}: it was not trained for spots that see so much more or less of their "
+            "neighbours",
+        )
+
+
+def spacing_words(spacing_um: tuple[float, float]) -> str:
+    """Return a range of um in words."""
+    least, most = (f"{um:.3g}" for um in spacing_um)
+    return f"{least} um" if least == most else f"{least} to {most} um"
+
+
+def say_if_scale_differs(section: "Section", model_mpp: float | None, reduction: float = 1.0) -> None:
     """Warn where a section's physical scale is far from the model's, or unknown and taken for it."""
     if model_mpp is None:
         return
     if section.mpp is None:
         logger.warning(
-            "section %r: its physical scale is unknown and taken to be the model's, %.3g um per px; "
-            "give mpp= if it is another",
+            "section %r: its physical scale is unknown; a full-resolution px is taken to be that of the training "
+            "sections, %.3g um; give mpp= if it is another",
             section.name,
-            model_mpp,
+            model_mpp / reduction,
         )
     elif max(section.mpp / model_mpp, model_mpp / section.mpp) > OTHER_SCALE:
         logger.warning(

@@ -1,6 +1,6 @@
 """What is noted beside a prediction, in `uns[key]`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,17 +29,26 @@ def prediction_record(
         "sections": {
             "name": np.array([s.name for s in sections], dtype=object),
             "image": np.array([s.image_name for s in sections], dtype=object),
-            "mpp": np.array([np.nan if s.mpp is None else s.mpp for s in sections]),
+            "mpp": _numbers(s.mpp for s in sections),
+            "mpp_fullres": _numbers(s.mpp_fullres for s in sections),
+            "mpp_source": np.array([s.mpp_source for s in sections], dtype=object),
+            "spacing_um": _numbers(s.spacing_um for s in sections),
             "role": np.array([model.fingerprint.role(s, model.genes) for s in sections], dtype=object),
         },
     }
     optional = {
         "preset": model.config.preset if isinstance(model.config, Config) else None,
         "seed": model.seed,
+        "training_spacing_um": None if model.spacing_um is None else np.array(model.spacing_um),
         "counts_layer": layer,
         "library_key": library_key,
     }
     return record | {name: value for name, value in optional.items() if value is not None}
+
+
+def _numbers(values: Iterable[float | None]) -> np.ndarray:
+    """Return float64 with NaN where a value is not known."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def confidence_of(model: "Model", predictions: Sequence[np.ndarray]) -> dict[str, Any]:

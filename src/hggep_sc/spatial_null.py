@@ -10,6 +10,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.special import entr
 
+from ._validators import array, whole
+
 MIN_SPOTS = 10  # fewer have hardly a motion that differs from another
 MIN_OVERLAP = 0.5  # share of the spots that lie on the moved section
 MIN_MOVE = 0.5  # root mean square way of a spot, in radii of gyration: closer to where it was, a map meets itself
@@ -49,7 +51,7 @@ def moved_maps(xy: np.ndarray, n_maps: int, *, seed: int, targets: np.ndarray | 
         If coordinates are not finite or coincide, if there are fewer than 10 spots, or if the section's shape has
         too few such motions.
     """
-    xy = np.asarray(xy, dtype=np.float64)
+    xy, n_maps = array("xy", xy).astype(np.float64), whole("n_maps", n_maps)
     if xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all():
         raise ValueError(f"coordinates must be finite numbers of shape (n_spots, 2); found shape {xy.shape}")
     if len(xy) < MIN_SPOTS:
@@ -60,6 +62,8 @@ def moved_maps(xy: np.ndarray, n_maps: int, *, seed: int, targets: np.ndarray | 
     if spacing == 0:
         raise ValueError("most spots have the coordinates of another: give one section at a time")
 
+    if targets is not None and (np.shape(targets) != (len(xy),) or not np.any(targets)):
+        raise ValueError(f"targets must say of each of {len(xy)} spots whether it is to be covered, and name some")
     rng = np.random.default_rng(seed)
     variances, axes = np.linalg.eigh(np.cov(centred.T))
     semi_axes = np.sqrt(variances.clip(min=0))

@@ -229,6 +229,49 @@ def test_mpp_from_ome(tmp_path, size: float | None, unit: str | None, mpp: float
         assert source.mpp == (None if mpp is None else pytest.approx(mpp))
 
 
+def test_tags_of_the_image_that_is_read_and_of_no_other(tmp_path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as tiff:  # a thumbnail, the section, a label
+        tiff.write(noise(32, 32), photometric="rgb", resolution=(5000, 5000), resolutionunit="CENTIMETER")
+        tiff.write(noise(80, 96), photometric="rgb", resolution=(20000, 20000), resolutionunit="CENTIMETER")
+        tiff.write(noise(40, 16), photometric="rgb", description="Aperio MPP = 4.0", metadata=None)
+    with SectionImage.from_file(path) as source:
+        assert (source.shape, source.mpp) == ((80, 96), pytest.approx(0.5))
+    with tifffile.TiffWriter(path) as tiff:  # which says nothing of itself
+        tiff.write(noise(32, 32), photometric="rgb", resolution=(20000, 20000), resolutionunit="CENTIMETER")
+        tiff.write(noise(80, 96), photometric="rgb")
+    with SectionImage.from_file(path) as source:
+        assert source.mpp is None
+
+
+def test_ome_metadata_of_the_image_that_is_read(tmp_path) -> None:
+    path = tmp_path / "a.ome.tif"
+    options = {"photometric": "rgb"}
+
+    def write(*images):
+        with tifffile.TiffWriter(path, ome=True) as tiff:
+            for (height, width), size in images:
+                sizes = {} if size is None else {"PhysicalSizeX": size, "PhysicalSizeY": size}
+                tiff.write(noise(height, width), metadata={"axes": "YXS", **sizes}, **options)
+        with SectionImage.from_file(path) as source:
+            return source.mpp
+
+    assert write(((32, 32), 4.0), ((80, 96), 0.5), ((16, 64), 2.0)) == pytest.approx(0.5)
+    assert write(((32, 32), 4.0), ((80, 96), None)) is None
+    assert write(((80, 96), 0.25), ((80, 96), 0.5)) == pytest.approx(0.25)  # the first of two as large is read
+
+
+@pytest.mark.parametrize("kind", ["tags", "ome"])
+def test_px_that_are_higher_than_wide(tmp_path, kind: str) -> None:
+    path = tmp_path / ("a.tif" if kind == "tags" else "a.ome.tif")
+    options = {"resolution": (40000, 10000), "resolutionunit": "CENTIMETER"}
+    if kind == "ome":
+        options = {"metadata": {"axes": "YXS", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 1.0}}
+    tifffile.imwrite(path, noise(64, 64), photometric="rgb", **options)
+    with SectionImage.from_file(path) as source:
+        assert (source.mpp, source.aspect) == (pytest.approx(0.5), pytest.approx(4))
+
+
 def test_missing_folder_empty_and_foreign_files(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg.*correct the path"):
         SectionImage.from_file(tmp_path / "nowhere.jpg")

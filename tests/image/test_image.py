@@ -396,3 +396,35 @@ def test_background_of_overexposed_empty_and_black_images() -> None:
     for value in (0, 255):
         flat = np.full((50, 50, 3), value, dtype=np.uint8)
         np.testing.assert_array_equal(SectionImage.from_array(flat, name="a").background, [value] * 3)
+
+
+# --- fields of view beyond the image
+
+
+@pytest.mark.parametrize("field", [400.0, 733.3, 9000.0])
+def test_fields_far_beyond_the_image_are_the_same_without_laying_them_out(field, monkeypatch) -> None:
+    pixels = noise(60, 90)
+    pixels[:20] = 230
+    xy = [[20.0, 30.0], [88.5, 3.0], [45.0, 30.0]]
+    source = SectionImage.from_array(pixels, name="a")
+    plain = source.read_patches(xy, field=field, size=24)
+    assert plain.std() > 0
+    monkeypatch.setattr("hggep_sc.image._image.AMPLE", 0)
+    found = source.read_patches(xy, field=field, size=24)
+    assert np.abs(found.astype(int) - plain).max() <= 3  # of the filter's own rounding
+    assert np.abs(found.astype(int) - plain).mean() < 0.3
+
+
+@pytest.mark.parametrize("field", [1e5, 4.8e8, 1e200])
+def test_no_field_takes_more_memory_than_the_image(field) -> None:
+    import tracemalloc
+
+    source = SectionImage.from_array(noise(500, 700), name="a")
+    background = source.background
+    tracemalloc.start()
+    patches = source.read_patches([[350, 250], [0, 0]], field=field, size=112)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * 2**20  # a window of 100,000 px would take 28 GiB
+    share = (np.abs(patches.astype(int) - background[:, None, None]).max(axis=1) > 2).mean()
+    assert (0 < share < 0.002) if field == 1e5 else share == 0  # of 112 px of 900, one or two see the image

@@ -242,7 +242,7 @@ def test_no_image() -> None:
     assert (without.get_xlim(), without.get_ylim()) == (with_image.get_xlim(), with_image.get_ylim())
 
 
-@pytest.mark.parametrize("mpp", [0.2, 0.5, 4.6, 31.0])
+@pytest.mark.parametrize("mpp", [0.2, 0.5, 4.6, 19.0])
 def test_the_scale_bar_is_as_long_as_it_says(mpp) -> None:
     adata = make_adata(microns_per_pixel=mpp)
     predict(adata)

@@ -301,7 +301,7 @@ def test_names_of_lists_and_dicts() -> None:
         ({"metadata": {"technology": "Visium HD"}, "scalefactors": {"bin_size_um": 8}}, 8 / 30),
         ({"metadata": {"chemistry_description": "Visium HD v1"}}, None),
         ({"metadata": {"technology": "Stereo-seq"}}, None),
-        ({"metadata": {"technology": "ST"}, "scalefactors": {"microns_per_pixel": np.array([0.5])}}, 0.5),
+        ({"metadata": {"technology": "ST"}, "scalefactors": {"microns_per_pixel": np.array([6.5])}}, 6.5),
         ({"scalefactors": {"spot_diameter_fullres": 12.0}}, None),
     ],
 )
@@ -340,11 +340,13 @@ def test_the_image_file_knows_its_scale(tmp_path) -> None:
         "PhysicalSizeYUnit": "µm",
     }
     tifffile.imwrite(path, image_of_coordinates(), photometric="rgb", metadata={"axes": "YXS", **sizes})
-    metadata = {"source_image_path": str(path), "technology": "Visium"}
+    metadata = {"source_image_path": str(path), "technology": "unheard of"}
     (section,) = open_sections(make_adata(metadata=metadata))
     assert section.mpp == pytest.approx(0.25)
+    assert section.mpp_source == "file"
     (section,) = open_sections(make_adata(metadata=metadata, scalefactors={"microns_per_pixel": 0.3}))
     assert section.mpp == 0.3
+    assert section.mpp_source == "scalefactors"
 
 
 def test_bins_of_visium_hd_are_squares() -> None:
@@ -390,9 +392,10 @@ def test_real_section(shared, caplog) -> None:
     (path,) = (folder / "ST-imgs" / "C" / "C5").glob("*.jpg")
     adata.uns["spatial"] = {"C5": {"metadata": {"source_image_path": str(path), "technology": "ST"}}}
     (section,) = open_sections(adata)
-    gaps = np.linalg.norm(section.xy[:, None] - section.xy[None], axis=2) + np.diag(np.full(len(counts), np.inf))
-    assert section.mpp == pytest.approx(200 / np.median(gaps.min(axis=1)), rel=1e-9)
-    assert 0.65 < section.mpp < 0.8
+    design = np.column_stack([section.array_xy(), np.ones(len(counts))])
+    step = np.sqrt(abs(np.linalg.det(np.linalg.lstsq(design, section.xy, rcond=None)[0][:2])))
+    assert section.mpp == pytest.approx(200 / step, rel=2e-3)
+    assert section.mpp_source == "spots"
     assert section.library().sum() == counts.to_numpy().sum()
     np.testing.assert_array_equal(section.array_xy(), spots.loc[counts.index, ["x", "y"]])
     assert not caplog.records

@@ -211,18 +211,22 @@ class TestBadInput:
             ({"label_key": "in_tissue"}, ValueError, r"holds 1 label\(s\) \('1'\) at the 40 clustered spots"),
             ({"label_key": "region", "library_key": "missing"}, KeyError, "`library_key`: obs has no column"),
             ({"label_key": "region", "spatial_key": "missing"}, KeyError, r"obsm\['missing'\] is missing"),
-            ({"resolution": 0}, ValueError, "resolution=0 must be positive"),
-            ({"resolution": np.nan}, ValueError, "resolution=nan must be positive"),
-            ({"n_domains": 0}, ValueError, "n_domains=0 must be positive"),
+            ({"resolution": 0}, ValueError, "resolution=0 must be a finite number above 0"),
+            ({"resolution": np.nan}, ValueError, "resolution=nan must be a finite number above 0"),
+            ({"n_domains": 0}, ValueError, "n_domains=0 must be at least 1"),
             ({"n_domains": 41}, ValueError, "41 domains of 40 spots"),
             ({"n_domains": 3, "resolution": 2.0}, ValueError, "resolution and n_domains are given"),
             ({"n_domains": 3, "scan": [1.0], "label_key": "region"}, ValueError, "n_domains and scan are given"),
             ({"scan": [1.0, 2.0]}, ValueError, "name their column by label_key="),
-            ({"scan": [], "label_key": "region"}, ValueError, r"scan=\[\] must be positive"),
-            ({"scan": [1.0, -1.0], "label_key": "region"}, ValueError, "scan=.* must be positive"),
-            ({"spatial_weight": -1}, ValueError, "spatial_weight=-1 must be 0 or more"),
-            ({"n_permutations": -1}, ValueError, "n_permutations=-1 must be 0 or more"),
-            ({"label_key": "region", "key_added": "region"}, ValueError, "'region' is the name of the labels"),
+            ({"scan": [], "label_key": "region"}, ValueError, r"scan=\[\] is empty"),
+            ({"scan": [1.0, -1.0], "label_key": "region"}, ValueError, "scan=-1.0 must be a finite number above 0"),
+            ({"spatial_weight": -1}, ValueError, "spatial_weight=-1 must be a finite number of at least 0"),
+            ({"n_permutations": -1}, ValueError, "n_permutations=-1 must be at least 0"),
+            (
+                {"label_key": "region", "key_added": "region"},
+                ValueError,
+                r"would replace obs\['region'\], which .* this call, cannot do without",
+            ),
             ({"table_key": "missing", "data": None}, TypeError, "AnnData or SpatialData"),
         ],
     )
@@ -256,7 +260,7 @@ class TestBadInput:
             found(section)
 
     def test_prediction_is_not_overwritten(self, predicted):
-        with pytest.raises(ValueError, match="'hggep' is the name of a prediction"):
+        with pytest.raises(ValueError, match=r"would replace uns\['hggep'\], which is no earlier result"):
             hggep.tl.domains(predicted, key_added="hggep")
 
     def test_several_sections_without_a_column(self, sections):

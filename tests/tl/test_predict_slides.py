@@ -4,7 +4,6 @@ import resource
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -178,15 +177,15 @@ def test_interrupted_in_the_middle_of_writing(slides, trained, tmp_path, monkeyp
     out = tmp_path / "out"
     hggep.tl.predict_slides({"S2": slides["S2"]}, trained, out, **HOW)
     before = (out / "S2.h5ad").read_bytes()
-    real = ad.AnnData.write_h5ad
+    real = module.write_h5ad
 
-    def half(self, file, **keywords):
-        real(self, file, **keywords)
-        if "S2" in Path(file).name:
+    def half(table, file):
+        real(table, file)
+        if "S2" in file.name:
             os.truncate(file, 1000)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ad.AnnData, "write_h5ad", half)
+    monkeypatch.setattr(module, "write_h5ad", half)
     with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
         hggep.tl.predict_slides(slides, trained, out, average_flips=False, **HOW)
     monkeypatch.undo()
@@ -249,7 +248,7 @@ def test_a_file_of_the_users_is_not_replaced(slides, trained, tmp_path):
         ({"a": "slide.svs"}, {}, ValueError, r"slides\['a'\]: .*slide.svs must be an .h5ad file .* or a .zarr store"),
         ({"a": 3}, {}, TypeError, r"slides\['a'\] must be an AnnData, a SpatialData or a path, not int"),
         ({"a/b": "slide.h5ad"}, {}, ValueError, r"'a/b' is to be the name of a file"),
-        (["slide.h5ad"], {}, TypeError, "slides must be a dict of slides by name, not list"),
+        (["slide.h5ad"], {}, TypeError, "slides must be a dict by name, not list"),
         ({"a": "a.h5ad"}, {}, ValueError, "the result would replace the slide"),
         ({"b": "a.h5ad"}, {"mpp": {"c": 1.0}}, KeyError, "`mpp` names 'c', but the slides are 'b'"),
     ],

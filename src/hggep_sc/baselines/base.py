@@ -12,15 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._finite import require_finite_model, require_finite_prediction
 from .._progress import over_sections
 from ..checkpoint import Checkpoint, Parts
-from ..device import resolve_device
+from ..device import resolve_device, threads_of_torch
 from ..expression import ExpressionScale
 from ..fingerprint import Fingerprint
 from ..genes import training_genes
-from ..patches import model_mpp, say_if_scale_differs, spots_per_batch
+from ..patches import (
+    model_mpp,
+    model_reduction,
+    say_if_scale_differs,
+    say_if_spacing_differs,
+    spacing_words,
+    spots_per_batch,
+    training_spacing,
+)
 from ..section import Section, require_counts
-from ..storage import load_model, save_model
+from ..storage import load_model, save_model, stored_scale
 from ..training.data import counts_to_learn
 from .config import BaselineConfig
 from .features import Trunk, patch_features
@@ -51,6 +60,10 @@ class Baseline(ABC):
         The expression scale of the predictions.
     mpp
         Scale that patches are brought to, um per px; None where it was not known.
+    reduction
+        Full-resolution px per px of the image at that scale: above 1 where that was a reduced copy.
+    spacing_um
+        Least and most um from spot to spot in the training sections; None where they are not known.
     seed
         Seed of the fit: of the blocks that are left out where one section trains alone, and of what a file of
         weights lacks.
@@ -70,13 +83,18 @@ class Baseline(ABC):
         mpp: float | None,
         fingerprint: Fingerprint,
         seed: int,
+        reduction: float = 1.0,
+        spacing_um: tuple[float, float] | None = None,
     ) -> None:
         self.config = config
         self.genes = list(genes)
         self.arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         self.trunk = trunk
+        require_finite_model({**self._array_tensors(), **self._trunk_state()})
         self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         self.mpp = mpp
+        self.reduction = reduction
+        self.spacing_um = spacing_um
         self.fingerprint = fingerprint
         self.seed = seed
 
@@ -103,6 +121,7 @@ class Baseline(ABC):
             f"{name} {'x'.join(map(str, a.shape)) or a.item()}" for name, a in sorted(self.arrays.items())
         )
         sections = ", ".join(self.fingerprint.sections)
+        sections += f", spots {spacing_words(self.spacing_um)} apart" if self.spacing_um is not None else ""
         return (
             f"{type(self).__name__}({len(self.genes)} genes, id={self.id})\n"
             f"    learnt: {shapes}; scale: {self.scale}\n"
@@ -110,6 +129,7 @@ class Baseline(ABC):
         )
 
     @classmethod
+    @threads_of_torch()
     def fit(
         cls,
         sections: Sequence[Section],
@@ -129,22 +149,34 @@ class Baseline(ABC):
         require_counts(sections)
         chosen = training_genes(sections, genes)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
-        mpp = model_mpp(sections)
+        mpp, reduction, spacing_um = model_mpp(sections), model_reduction(sections), training_spacing(sections)
         trunk = Trunk.pretrained(weights, seed) if cls.reads_image else None
         features, targets, means, xy = [], [], [], []
         for section in over_sections(sections, cls.method, progress):
             counts, totals = counts_to_learn(section, chosen, scale)
             seen = totals > 0
             expression = scale.transform(counts, totals)[seen].astype(np.float64)
-            features.append(cls._features(section, config, mpp, trunk, target, spots_per_batch(None))[seen])
+            found = cls._features(section, config, mpp, trunk, target, spots_per_batch(None), reduction=reduction)
+            features.append(found[seen])
             means.append(expression.mean(axis=0))
             targets.append(expression - means[-1])
             xy.append(section.xy[seen])
         training = Training.of(features, targets, xy, [section.group for section in sections], seed)
         arrays = {"gene_mean": np.mean(means, axis=0), **cls.learn(training, config)}
         fingerprint = Fingerprint.of(sections, chosen)
-        return cls(config, chosen, arrays, trunk=trunk, mpp=mpp, fingerprint=fingerprint, seed=seed)
+        return cls(
+            config,
+            chosen,
+            arrays,
+            trunk=trunk,
+            mpp=mpp,
+            fingerprint=fingerprint,
+            seed=seed,
+            reduction=reduction,
+            spacing_um=spacing_um,
+        )
 
+    @threads_of_torch()
     def predict(
         self,
         section: Section,
@@ -182,14 +214,16 @@ class Baseline(ABC):
         Raises
         ------
         ValueError
-            If `average_flips` or `chunk_spots` is set, or `batch_size` is below 1.
+            If `average_flips` or `chunk_spots` is set, or `batch_size` is below 1; if what is predicted is NaN or
+            infinite.
         """
         if average_flips:
             raise ValueError(f"average_flips=True is for HGGEP: method={self.method!r} has no use for it")
         if chunk_spots is not None:
             raise ValueError(f"chunk_spots={chunk_spots} is for HGGEP: method={self.method!r} has no use for it")
         batch_size = spots_per_batch(batch_size)
-        say_if_scale_differs(section, self.mpp)
+        say_if_scale_differs(section, self.mpp, self.reduction)
+        say_if_spacing_differs(section, self.spacing_um)
         features = self._features(
             section,
             self.config,
@@ -197,12 +231,15 @@ class Baseline(ABC):
             self.trunk,
             resolve_device(device),
             batch_size,
+            reduction=self.reduction,
             kept=None if checkpoint is None else checkpoint.features,
             advance=advance,
         )
         centred, latent = self._respond(features)
         expression = (self.arrays["gene_mean"] + centred).astype(np.float32)
-        return expression, None if latent is None else latent.astype(np.float32)
+        latent = None if latent is None else latent.astype(np.float32)
+        require_finite_prediction(section.name, expression, *([] if latent is None else [latent]))
+        return expression, latent
 
     @classmethod
     def _features(
@@ -214,6 +251,7 @@ class Baseline(ABC):
         device: torch.device,
         batch_size: int,
         *,
+        reduction: float = 1.0,
         kept: Parts | None = None,
         advance: Callable[[int], object] | None = None,
     ) -> np.ndarray:
@@ -222,6 +260,7 @@ class Baseline(ABC):
                 section,
                 config,
                 mpp=mpp,
+                reduction=reduction,
                 trunk=trunk,
                 device=device,
                 batch_size=batch_size,
@@ -256,6 +295,8 @@ class Baseline(ABC):
             content={
                 "config": self.config.to_dict(),
                 "mpp": self.mpp,
+                "reduction": self.reduction,
+                "spacing_um": self.spacing_um,
                 "seed": self.seed,
                 "genes": self.genes,
                 "training_sections": self.fingerprint.sections,
@@ -294,6 +335,7 @@ class Baseline(ABC):
                 content["training_sections"], tensors["training"], library_genes=content["library_genes"]
             ),
             seed=content["seed"],
+            **stored_scale(content),
         )
 
     def _array_tensors(self) -> dict[str, Tensor]:

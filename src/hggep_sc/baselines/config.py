@@ -1,11 +1,9 @@
 """Settings of the baselines."""
 
 from dataclasses import dataclass
-from math import isfinite
-from numbers import Integral, Real
 from typing import ClassVar, Literal
 
-from ..config import BaseConfig, Config, Normalize
+from ..config import MOST, BaseConfig, Config, Normalize, plain, positive_numbers
 
 SHARED = ("patch_size", "fields_um", "fields_px", "normalize", "target_sum", "log_base")  # with the network's
 
@@ -52,17 +50,14 @@ class BaselineConfig(BaseConfig):
         for name, value in self.shared.to_dict().items():  # as checked there
             if name in SHARED:
                 object.__setattr__(self, name, value)
-        alphas = tuple(self.alphas)
-        if not alphas or not all(isinstance(a, Real) and isfinite(a) and a > 0 for a in alphas):
-            raise ValueError(f"config.alphas must hold finite numbers above 0, not {self.alphas!r}")
-        object.__setattr__(self, "alphas", tuple(float(a) for a in alphas))
+        object.__setattr__(self, "alphas", positive_numbers("alphas", self.alphas))
         for name in ("rank", "n_neighbors"):
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
             if value is None and name == "n_neighbors":
                 continue
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < MOST:
                 raise ValueError(f"config.{name} must be a whole number of at least 1, not {value!r}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, value)
 
     @property
     def shared(self) -> Config:

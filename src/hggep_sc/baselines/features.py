@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._random import own_random_state
 from ..checkpoint import Parts
 from ..chunks import described_together
 from ..colours import N_STATISTICS, colour_and_texture
@@ -33,8 +34,7 @@ class Trunk(ShuffleNetEncoder):
         path = locate_weights(weights)
         if path is None:
             return None
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # for entries that the file lacks
+        with own_random_state(seed):  # for entries that the file lacks
             trunk = cls()
         load_pretrained(trunk, path)
         return trunk.eval()
@@ -53,6 +53,7 @@ def patch_features(
     config: BaselineConfig,
     *,
     mpp: float | None,
+    reduction: float = 1.0,
     trunk: Trunk | None,
     device: torch.device,
     batch_size: int,
@@ -85,7 +86,7 @@ def patch_features(
     float32 (n_spots, n_features): 90 statistics of colour and texture and 336 of the trunk for each field of view.
     Every column has mean 0; the columns of either kind have together variance 1, so that both count alike.
     """
-    fields = fields_of_view(config.shared, mpp, section.mpp)
+    fields = fields_of_view(config.shared, mpp, section.mpp, section.reduction / reduction)
     say_if_coarse(section, fields, config.patch_size)
     describe = [of_patches(colour_and_texture)]
     if trunk is not None:

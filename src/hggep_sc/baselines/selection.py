@@ -43,6 +43,12 @@ class Training:
         seed: int,
     ) -> Self:
         """Join sections; a section that trains alone has spatial blocks left out, several draws of them."""
+        for what, parts in {"features": features, "targets": targets}.items():
+            if not all(np.isfinite(part).all() for part in parts):
+                raise ValueError(
+                    f"{what} to learn from are NaN or infinite: look for values far out of the ordinary in the counts, "
+                    "the embeddings and the file of weights"
+                )
         held_out = [np.concatenate(masks) for masks in leave_out(xy, groups, seed)]
         return cls(np.concatenate(features), np.concatenate(targets), held_out)
 

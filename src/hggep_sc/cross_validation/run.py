@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,6 @@ from .folds import Fold, FoldResult, Task
 from .store import FoldStore
 
 logger = logging.getLogger(__name__)
-
-_training = Lock()  # a fit draws from the process's random state, which threads share
 
 
 def tasks_of(
@@ -153,8 +150,7 @@ def run_task(task: Task) -> FoldResult:
     package_settings.take(task.package_settings)
     device = resolve_device(task.settings["device"])
     started = time.perf_counter()
-    with _training:
-        model = fit_method(task.training, **task.settings)
+    model = fit_method(task.training, **task.settings)
     fitted = time.perf_counter()
     predictions = {section.name: model.predict(section, device=str(device))[0] for section in task.test}
     predicted = time.perf_counter()
@@ -231,10 +227,16 @@ def run_tasks(
 
 
 def _keep(store: FoldStore | None, task: Task, result: FoldResult) -> None:
-    """Store a result; a full disk costs the file, not the run."""
+    """Store a result; a full disk, or whatever a library makes of it, costs the file, not the run."""
     if store is None:
         return
     try:
         store.write(task, result)
-    except OSError as error:
-        logger.warning("%s could not be stored in %s, and will have to be run again: %s", task.name, store.path, error)
+    except Exception as error:  # noqa: BLE001 - as above
+        logger.warning(
+            "%s could not be stored, and will be run again by the next call: make room in %s. Its result is returned "
+            "all the same. %s",
+            task.name,
+            store.path,
+            error,
+        )

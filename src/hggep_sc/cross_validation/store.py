@@ -3,12 +3,17 @@
 import logging
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from .._files import require_plain_h5ad, write_h5ad
 from .._replace import replacing
 from .folds import FoldResult, Task
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -42,26 +47,11 @@ class FoldStore:
         if not file.exists():
             return None
         try:
-            stored = read_h5ad(file)
-            names = list(stored.uns["sections"])
-            rows = {name: np.flatnonzero((stored.obs["section"] == name).to_numpy()) for name in names}
-            scores = stored.uns["scores"].astype({"section": str, "gene": str, "metric": str})
-            facts = {
-                name: value.item() if isinstance(value, np.generic) else value
-                for name, value in stored.uns["facts"].items()
-            }
-            return FoldResult(
-                genes=stored.var_names.tolist(),
-                predictions={name: stored.X[rows[name]] for name in names},
-                records={name: stored.uns["records"][str(i)] for i, name in enumerate(names)},
-                scores=scores.assign(fold=task.fold, method=task.method).reset_index(drop=True),
-                facts={**facts, "fold": task.fold, "method": task.method},
-                reliability=stored.var["reliability"].to_numpy() if "reliability" in stored.var else None,
-                uncertainties={name: stored.obs["uncertainty"].to_numpy()[rows[name]] for name in names}
-                if "uncertainty" in stored.obs
-                else None,
-            )
-        except (OSError, KeyError, ValueError, TypeError) as error:
+            require_plain_h5ad(file)
+            result = _result(read_h5ad(file), task)
+            _require_of(task, result)
+            return result
+        except Exception as error:  # noqa: BLE001 - whatever a damaged file makes the libraries raise
             logger.warning("%s cannot be read (%s): %s is run again", file, error, task.name)
             return None
 
@@ -89,4 +79,36 @@ class FoldStore:
         if result.uncertainties is not None:
             table.obs["uncertainty"] = np.concatenate([result.uncertainties[name] for name in names])
         with replacing(self.file(task)) as part:
-            table.write_h5ad(part, compression="gzip")
+            write_h5ad(table, part, compression="gzip")
+
+
+def _result(stored: "AnnData", task: Task) -> FoldResult:
+    names = list(stored.uns["sections"])
+    rows = {name: np.flatnonzero((stored.obs["section"] == name).to_numpy()) for name in names}
+    scores = stored.uns["scores"].astype({"section": str, "gene": str, "metric": str})
+    facts = {
+        name: value.item() if isinstance(value, np.generic) else value for name, value in stored.uns["facts"].items()
+    }
+    return FoldResult(
+        genes=stored.var_names.tolist(),
+        predictions={name: stored.X[rows[name]] for name in names},
+        records={name: stored.uns["records"][str(i)] for i, name in enumerate(names)},
+        scores=scores.assign(fold=task.fold, method=task.method).reset_index(drop=True),
+        facts={**facts, "fold": task.fold, "method": task.method},
+        reliability=stored.var["reliability"].to_numpy() if "reliability" in stored.var else None,
+        uncertainties={name: stored.obs["uncertainty"].to_numpy()[rows[name]] for name in names}
+        if "uncertainty" in stored.obs
+        else None,
+    )
+
+
+def _require_of(task: Task, result: FoldResult) -> None:
+    """Refuse a result that is not of the task's sections, or lacks what is made of it later."""
+    wanted = {section.name: (len(section.xy), len(result.genes)) for section in task.test}
+    found = {name: values.shape for name, values in result.predictions.items()}
+    if found != wanted:
+        raise ValueError(f"it holds predictions of {found}, and {wanted} are expected")
+    if not all({"hggep_sc", "sections"} <= set(record) for record in result.records.values()):
+        raise ValueError("its records are not of predictions")
+    if result.scores["value"].dtype.kind != "f":
+        raise ValueError("its scores are no numbers")

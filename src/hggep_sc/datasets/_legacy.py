@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._validators import names
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,11 +22,11 @@ def choose(sections: str | Sequence[str] | None, *, default: Sequence[str], know
     """Names asked for, in the order asked; ValueError for one that the study does not have."""
     if sections is None:
         return list(default)
-    names = [sections] if isinstance(sections, str) else list(sections)
-    unknown = [name for name in names if name not in known]
+    chosen = [sections] if isinstance(sections, str) else names("sections", sections)
+    unknown = [name for name in chosen if name not in known]
     if unknown:
         raise ValueError(f"No section {', '.join(map(repr, unknown))} in this data set; there are {', '.join(known)}.")
-    return names
+    return chosen
 
 
 def read_counts(path: Path) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from .. import _keys
 from .._settings import settings
+from .._validators import seed_of, whole
 from ._legacy import library
 
 if TYPE_CHECKING:
@@ -60,13 +61,8 @@ def synthetic(n_sections: int = 3, n_spots: int = 200, seed: int = 0, *, n_genes
     ValueError
         A number of sections, spots or genes that is too small.
     """
-    for parameter, value, least in (
-        ("n_sections", n_sections, 1),
-        ("n_spots", n_spots, 1),
-        ("n_genes", n_genes, 9),
-    ):
-        if value < least:
-            raise ValueError(f"{parameter}={value}: at least {least} is needed.")
+    n_sections, n_spots, seed = whole("n_sections", n_sections), whole("n_spots", n_spots), seed_of("seed", seed)
+    n_genes = whole("n_genes", n_genes, least=9)
     return {f"S{number}": _section(number, n_spots, seed, n_genes) for number in range(1, n_sections + 1)}
 
 

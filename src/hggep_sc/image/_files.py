@@ -16,7 +16,8 @@ from ._errors import ImageFileError, damaged, require_memory
 from ._levels import Whole
 from ._ome_zarr import ome_zarr_image
 from ._stored import Said
-from ._tiff import tiff_channels, tiff_levels, tiff_mpp, tiff_orientation
+from ._tiff import tiff_channels, tiff_levels, tiff_orientation, tiff_pixel_size
+from ._units import PixelSize
 
 # slides whose file holds a preview, a JPEG or TIFF, and whose pixels lie in a folder beside it
 PREVIEWS = {
@@ -38,7 +39,7 @@ class OpenFile(NamedTuple):
     """An opened image file; `remarks` are what to warn of: names of checks and messages."""
 
     levels: list[Any]
-    mpp: float | None
+    pixel: PixelSize | None
     close: Callable[[], None] | None
     said: Said = Said()
     remarks: Sequence[tuple[str, str]] = ()
@@ -68,7 +69,7 @@ def _open_tiff(path: Path) -> OpenFile:
     try:
         try:
             levels = tiff_levels(tiff, path)
-            mpp, channels, orientation = tiff_mpp(tiff), tiff_channels(tiff), tiff_orientation(tiff)
+            size, channels, orientation = tiff_pixel_size(tiff), tiff_channels(tiff), tiff_orientation(tiff)
         except ImageFileError:
             raise
         except Exception as error:
@@ -76,7 +77,7 @@ def _open_tiff(path: Path) -> OpenFile:
         if channels.names:
             levels = in_colour_order(levels, channels.names, channels.axis, str(path))
         remarks = [remark for remark in (_turned(path, orientation), channels.remark(path)) if remark]
-        return OpenFile(levels, mpp, tiff.close, channels.said, remarks)
+        return OpenFile(levels, size, tiff.close, channels.said, remarks)
     except BaseException:
         tiff.close()
         raise

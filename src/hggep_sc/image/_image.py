@@ -23,6 +23,7 @@ from ._levels import Level, pyramid
 from ._stored import Meaning, Said, meaning, oddities, plain
 
 STRIPE = 4096**2  # px of the image that are reduced to a thumbnail in one go
+AMPLE = 4096**2  # px of a field of view that are laid out, of whatever image
 BACKGROUND_SIZE = 512  # longest side of the thumbnail that the glass is looked for in
 LOOK = 2048**2  # px of a lazy level that are read to see what stored values stand for
 SAMPLE = 2**18  # px of them that are looked at
@@ -45,6 +46,8 @@ class SectionImage:
         Height and width of the finest level in px.
     mpp
         Micrometres per px of the finest level where the file or the caller says so, else None.
+    aspect
+        Height of a px over its width, as the file says; 1 where it does not.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class SectionImage:
         *,
         name: str,
         mpp: float | None,
+        aspect: float = 1.0,
         close: Callable[[], None] | None = None,
         said: Said | None = None,
         warned: set[str] | None = None,
@@ -60,6 +64,7 @@ class SectionImage:
         self.name = name
         self.shape = (int(levels[0].size[1]), int(levels[0].size[0]))
         self.mpp = mpp
+        self.aspect = aspect
         self._levels = levels
         self._close = close
         self._said = said or Said()
@@ -155,7 +160,8 @@ class SectionImage:
             image = cls(
                 pyramid(opened.levels, str(path)),
                 name=path.name,
-                mpp=opened.mpp,
+                mpp=None if opened.pixel is None else opened.pixel.mpp,
+                aspect=1.0 if opened.pixel is None else opened.pixel.aspect,
                 close=opened.close,
                 said=opened.said,
                 warned=warned,
@@ -209,7 +215,7 @@ class SectionImage:
         level = self._levels[-1]
         windows = level.spread(LOOK) if level.lazy else [(np.zeros(2, dtype=np.int64), level.size)]
         n_read = sum(math.prod(stop - start) for start, stop in windows)
-        step = max(1, math.isqrt(n_read // SAMPLE))
+        step = math.ceil(math.sqrt(n_read / SAMPLE))
         parts: list[np.ndarray] = []
         for number, (start, stop) in enumerate(windows):
             try:
@@ -262,6 +268,8 @@ class SectionImage:
         _ = self._looked_at
         centres = centres / level.factor
         extent = field / level.factor
+        if float(extent[0]) * float(extent[1]) > max(AMPLE, 4 * math.prod(level.size.tolist())):
+            return self._from_afar(level, centres, extent, size)
         whole_pixels = bool(np.allclose(extent, size, rtol=1e-6, atol=0))
         if whole_pixels:
             corner = np.floor(centres - size / 2 + 0.5).astype(np.int64)
@@ -281,6 +289,22 @@ class SectionImage:
                 window = _resample(window, (x, y, x + extent[0], y + extent[1]), (size, size))
             patches[index] = window.transpose(2, 0, 1)
         return patches
+
+    def _from_afar(self, level: Level, centres: np.ndarray, extent: np.ndarray, size: int) -> np.ndarray:
+        """Patches of fields much wider than the image: what lies around the image is not laid out."""
+        (width, height), steps = (int(side) for side in level.size), extent / size
+        shown = np.zeros((len(centres), size, size, 3), dtype=np.float32)
+        across = [_triangles(width, x - extent[0] / 2, steps[0], size) for x in centres[:, 0]]
+        down = [_triangles(height, y - extent[1] / 2, steps[1], size) for y in centres[:, 1]]
+        rows = max(1, STRIPE // width)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            stripe = self._read(level, np.array([0, top]), np.array([width, bottom])).astype(np.float32)
+            stripe -= self.background
+            for one, columns, lines in zip(shown, across, down, strict=True):
+                one += np.tensordot(lines[:, top:bottom], np.tensordot(columns, stripe, (1, 1)), (1, 1))
+        patches = np.rint(np.clip(shown + self.background, 0, 255)).astype(np.uint8)
+        return np.ascontiguousarray(patches.transpose(0, 3, 1, 2))
 
     def thumbnail(self, max_size: int) -> np.ndarray:
         """Reduce the whole image.
@@ -403,6 +427,14 @@ class SectionImage:
         if inside.size:
             window[_slices(low - corner, high - corner)] = inside
         return window
+
+
+def _triangles(length: int, start: float, step: float, size: int) -> np.ndarray:
+    """Weights (size, length) of an image's px in px of `step` from `start` on, by triangles twice as wide as these."""
+    reach = max(step, 1.0)
+    middles = start + (np.arange(size) + 0.5) * step
+    weights = np.maximum(0, 1 - np.abs(np.arange(length) + 0.5 - middles[:, None]) / reach) / reach
+    return weights.astype(np.float32)
 
 
 def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, slice]:

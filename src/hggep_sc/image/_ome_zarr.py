@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import ImageFileError, damaged, require_memory
-from ._units import UM_PER_UNIT
+from ._units import UM_PER_UNIT, PixelSize, pixel_size
 
 VERSIONS = ("0.4", "0.5")
 
 
-def ome_zarr_image(path: Path) -> tuple[list[Any], float | None, list[str]]:
-    """Levels of the image in an OME-Zarr folder, its um per px, and the names of its channels where it has any.
+def ome_zarr_image(path: Path) -> tuple[list[Any], PixelSize | None, list[str]]:
+    """Levels of the image in an OME-Zarr folder, the size of its px, and the names of its channels where it has any.
 
     Of a folder with several images, as bioformats2raw writes it, the first is taken: the slide, before its label.
     """
@@ -24,7 +24,7 @@ def ome_zarr_image(path: Path) -> tuple[list[Any], float | None, list[str]]:
         raise damaged(path, error) from error
 
 
-def _read(path: Path) -> tuple[list[Any], float | None, list[str]]:
+def _read(path: Path) -> tuple[list[Any], PixelSize | None, list[str]]:
     import zarr
 
     try:
@@ -56,7 +56,19 @@ def _read(path: Path) -> tuple[list[Any], float | None, list[str]]:
     along = [axis for axis in axes if axis in ("c", "y", "x")]
     # names are of the first axis; one gray plane has no other
     named = names if along[:1] == ["c"] and len(names) == levels[0].shape[0] else []
-    return levels, _mpp(image), named
+    return levels, pixel_size(_um(image, "x"), _um(image, "y")), named
+
+
+def is_ome_zarr(path: Path) -> bool:
+    """Whether a folder is an image, rather than a SpatialData with one in it."""
+    import zarr
+
+    try:
+        attributes = zarr.open_group(path, mode="r").attrs.asdict()
+    except (OSError, ValueError, KeyError, TypeError):  # no Zarr, or a damaged one
+        return False
+    own = attributes.get("ome", attributes)
+    return isinstance(own, Mapping) and bool({"multiscales", "bioformats2raw.layout"} & set(own))
 
 
 def _multiscale(group: Any) -> Mapping[str, Any] | None:
@@ -82,9 +94,9 @@ def _plane(level: Any, axes: list[str], path: Path) -> Any:
     return da.from_zarr(level)[tuple(0 if axis in others else slice(None) for axis in range(len(axes)))]
 
 
-def _mpp(image: Mapping[str, Any]) -> float | None:
-    """Micrometres per px along x of the first level, where its unit is one of length."""
-    along = [axis["name"] for axis in image["axes"]].index("x")
+def _um(image: Mapping[str, Any], axis: str) -> float | None:
+    """Micrometres per px along an axis of the first level, where its unit is one of length."""
+    along = [named["name"] for named in image["axes"]].index(axis)
     size = UM_PER_UNIT.get(image["axes"][along].get("unit"))
     # the transformations of the level, and then those of all of them
     for transformation in (

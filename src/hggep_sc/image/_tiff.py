@@ -14,14 +14,13 @@ from PIL import Image
 from ._errors import ImageFileError, require_memory
 from ._levels import Whole
 from ._stored import WHITES, Said
-from ._units import UM_PER_UNIT
+from ._units import SANE_MPP, UM_PER_UNIT, PixelSize, pixel_size
 
 logger = logging.getLogger(__name__)
 
 CONVERTED = ("OJPEG", "JPEG", "ALT_JPEG", "JPEG_LOSSY")  # compressions whose YCbCr tifffile gives as RGB
 UNCONVERTED = ("APERIO_JP2000_YCBC", "JPEG2000")
 LARGEST_TILE = 3 * 4096**2  # values; what is stored in larger pieces is decoded whole
-SANE_MPP = (0.05, 20.0)
 
 
 class YCbCr:
@@ -71,9 +70,14 @@ def tiff_levels(tiff: Any, path: Path) -> list[Any]:
 
 
 def _largest(tiff: Any) -> Any:
-    """Return the series of the largest image, None where there is none."""
+    """Return the series of the largest image, which is the one that is read; None where there is none."""
     candidates = [series for series in tiff.series if {"Y", "X"} <= set(series.axes)]
-    return max(candidates, key=lambda s: s.shape[s.axes.index("Y")] * s.shape[s.axes.index("X")], default=None)
+    return max(candidates, key=lambda series: math.prod(_size(series)), default=None)
+
+
+def _size(series: Any) -> tuple[int, int]:
+    """Width and height of a series in px."""
+    return series.shape[series.axes.index("X")], series.shape[series.axes.index("Y")]
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Channels:
         return (
             "channels",
             f"image file {path} stores {self.gray} gray channels, which are taken for red, green and blue in this "
-            "order: are they, or is it a fluorescence image?",
+            "order: look whether they are, or whether it is a fluorescence image",
         )
 
 
@@ -113,10 +117,10 @@ def tiff_channels(tiff: Any) -> Channels:
     series = _largest(tiff)
     page = series.keyframe
     axes = dict(zip(series.axes, series.shape, strict=True))
-    pixels = _ome_pixels(tiff.ome_metadata, axes) if tiff.ome_metadata else None
+    pixels = next(iter(_ome_pixels(tiff.ome_metadata, series)), None) if tiff.ome_metadata else None
     names: list[str] = []
     if pixels is not None:
-        names = [child.get("Name") or "" for child in pixels if child.tag.rpartition("}")[2] == "Channel"]
+        names = [child.get("Name") or "" for child in pixels if _tag(child) == "Channel"]
     elif tiff.imagej_metadata:
         names = [str(label) for label in tiff.imagej_metadata.get("Labels") or ()]
     gray = page.photometric is not None and page.photometric.name == "MINISBLACK"
@@ -145,17 +149,6 @@ def _white(page: Any, pixels: ElementTree.Element | None) -> float | None:
         whites.append(next((white for white in WHITES if value <= white), WHITES[-1]))
     white = min(whites)
     return float(white) if 0 < white < 2**depth - 1 else None
-
-
-def _ome_pixels(xml: str, axes: dict[str, int]) -> ElementTree.Element | None:
-    """Return the metadata of the image of a size."""
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError:
-        return None
-    images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
-    size = (str(axes["X"]), str(axes["Y"]))
-    return next((pixels for pixels in images if (pixels.get("SizeX"), pixels.get("SizeY")) == size), None)
 
 
 def tiff_orientation(tiff: Any) -> int | None:
@@ -200,34 +193,66 @@ def _check_extent(level: Any, file_size: int, path: Path) -> None:
             )
 
 
-def tiff_mpp(tiff: Any) -> float | None:
-    """Micrometres per px of the largest image, where OME, Aperio or sane resolution tags say so."""
-    if tiff.ome_metadata:
-        return _ome_mpp(tiff.ome_metadata)
-    page = tiff.pages[0]
+def tiff_pixel_size(tiff: Any) -> PixelSize | None:
+    """Size of the px of the image that is read, where its OME metadata, Aperio's or sane resolution tags say so."""
+    series = _largest(tiff)
+    if tiff.ome_metadata and (size := _ome_size(tiff.ome_metadata, series)):
+        return size
+    page = series.keyframe
     aperio = re.search(r"\bMPP\s*=\s*(\d*\.?\d+)", page.description)
     if page.description.startswith("Aperio") and aperio:
-        return float(aperio[1]) or None
+        return pixel_size(float(aperio[1]), None)
     unit = {2: 25_400.0, 3: 10_000.0}.get(int(getattr(page, "resolutionunit", 0) or 0))
-    resolution = page.tags.get("XResolution")
-    if unit is None or resolution is None or not all(resolution.value):
-        return None
-    pixels, per = resolution.value
-    mpp = unit * per / pixels
+    sides = []
+    for tag in ("XResolution", "YResolution"):
+        resolution = page.tags.get(tag)
+        pixels, per = resolution.value if resolution is not None else (0, 0)
+        sides.append(unit * per / pixels if unit is not None and pixels and per else None)
     # 72 or 300 dpi are what writers put where they know nothing
-    return mpp if SANE_MPP[0] <= mpp <= SANE_MPP[1] else None
+    size = pixel_size(*sides)
+    return size if size is not None and all(SANE_MPP[0] <= side <= SANE_MPP[1] for side in size) else None
 
 
-def _ome_mpp(xml: str) -> float | None:
+def _ome_size(xml: str, series: Any) -> PixelSize | None:
+    """Size of the px of a series by OME metadata, which may describe several images."""
+    sizes = {pixel_size(_um(pixels, "X"), _um(pixels, "Y")) for pixels in _ome_pixels(xml, series)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _ome_pixels(xml: str, series: Any) -> list[ElementTree.Element]:
+    """Return what OME metadata say of the pixels of a series; several where they are not told apart."""
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:
         logger.warning("the OME metadata is not valid XML: the pixel size it may hold is not used")
+        return []
+    fitting = [
+        (image.get("Name"), pixels)
+        for image in root.iter()
+        for pixels in image
+        if _tag(image) == "Image"
+        and _tag(pixels) == "Pixels"
+        and (pixels.get("SizeX"), pixels.get("SizeY")) == tuple(map(str, _size(series)))
+    ]
+    if len(fitting) > 1:  # images of one size
+        by_page = [(name, pixels) for name, pixels in fitting if series.keyframe.index in _pages(pixels)]
+        fitting = by_page or [(name, pixels) for name, pixels in fitting if name == series.name]
+    return [pixels for _, pixels in fitting]
+
+
+def _tag(element: Any) -> str:
+    return element.tag.rpartition("}")[2]
+
+
+def _pages(pixels: Any) -> list[int]:
+    """Pages of the file that hold an image's planes, as far as they are named."""
+    return [int(data.get("IFD")) for data in pixels if _tag(data) == "TiffData" and data.get("IFD", "").isdecimal()]
+
+
+def _um(pixels: Any, axis: str) -> float | None:
+    """Micrometres per px along an axis, where OME's unit is one of length."""
+    unit = UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    try:
+        return None if unit is None else unit * float(pixels.get(f"PhysicalSize{axis}", "nan"))
+    except ValueError:
         return None
-    images = [element.attrib for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
-    if not images:
-        return None
-    largest = max(images, key=lambda pixels: int(pixels.get("SizeX", 0)) * int(pixels.get("SizeY", 0)))
-    micrometres = UM_PER_UNIT.get(largest.get("PhysicalSizeXUnit", "µm"))
-    size = float(largest.get("PhysicalSizeX", 0))
-    return size * micrometres if micrometres and size > 0 else None

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 
 from .. import _keys
-from ..section import listed, open_sections
+from ..section import listed, open_sections, table_of
 from ._axes import GivenAxes, given_axes
 from ._style import COLOURS, GREY, colour
 from ._tissue import draw_scale_bar, draw_spots, draw_tissue, new_panels, one_section, view_of
@@ -100,6 +100,7 @@ def domains(
             table_key=table_key,
             coordinate_system=coordinate_system,
             mpp=mpp,
+            noted=list(table_of(data, table_key).layers),
         )
     )
     table = section.table

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 
-from .. import _keys
+from .. import _keys, _validators
 from ..section import open_sections
 from ._axes import GivenAxes, given_axes
 from ._expression import OBSERVED, correlation, read_expression
@@ -88,7 +88,8 @@ def gene_map(
         of several is "observed", predictions are on different scales, `observed_layer` holds no counts, or for
         another number of Axes than needed.
     """
-    genes, keys = ([names] if isinstance(names, str) else list(names) for names in (genes, key))
+    genes = [genes] if isinstance(genes, str) else _validators.names("genes", genes)
+    keys = [key] if isinstance(key, str) else _validators.names("key", key)
     if not genes:
         raise ValueError("genes is empty: name at least one predicted gene")
     if not keys:
@@ -103,6 +104,7 @@ def gene_map(
         table_key=table_key,
         coordinate_system=coordinate_system,
         mpp=mpp,
+        noted=keys,
     )
     several = isinstance(data, list | tuple | Mapping)
     if not several:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from .. import _keys
 from .._paths import expanded
-from ..section import copy_of, image_of, is_spatialdata
+from .._validators import choice, flag, number, text_or_none
+from ..section import copy_of, image_of, is_spatialdata, require_key
 from ..tissue import LOOK_PX, TissueMask, find_tissue, is_gray
 
 if TYPE_CHECKING:
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SPACING_UM = 100.0  # where nothing tells a better one; as in Visium
+
 Grid = Literal["square", "hexagonal"]
 
 
 def tile(
     data: "str | Path | SpatialData | Any",
     *,
-    spacing_um: float = 100.0,
+    spacing_um: float | None = None,
     model: "Model | None" = None,
     grid: Grid = "square",
     min_tissue: float = 0.5,
@@ -47,7 +50,8 @@ def tile(
     data
         Image file, array, or a SpatialData with an image.
     spacing_um
-        Centre to centre, um; a model is at its best near the spacing of the spots that it was trained on.
+        Centre to centre, um; None for that of the spots that `model` was trained on, where there is one that knows it,
+        else 100.
     model
         The model that is to predict: its genes become `var`, without which `tl.predict` has nowhere to write.
     grid
@@ -104,12 +108,16 @@ def tile(
         raise ValueError("`copy` is for SpatialData objects: of an image a new object is returned anyway")
     if library_id is not None and in_place:
         raise ValueError("`library_id` is for images: name the shapes of a SpatialData by `key_added=`")
-    if grid not in get_args(Grid):
-        raise ValueError(f"grid={grid!r} is not known; there are {', '.join(map(repr, get_args(Grid)))}")
-    if not (_is_number(spacing_um) and 0 < spacing_um < math.inf):
-        raise ValueError(f"spacing_um={spacing_um!r} must be a positive number of um")
-    if not (_is_number(min_tissue) and 0 < min_tissue <= 1):
-        raise ValueError(f"min_tissue={min_tissue!r} must be a share above 0, up to 1")
+    if spacing_um is None:
+        spacing_um = _spacing_of(model)
+    choice("grid", grid, get_args(Grid))
+    spacing_um, min_tissue = (
+        number("spacing_um", spacing_um, above=0),
+        number("min_tissue", min_tissue, above=0, most=1),
+    )
+    text_or_none("library_id", library_id)
+    flag("copy", copy)
+    require_key(key_added)
     if in_place:
         _require_free(data, key_added)
     if model is not None:
@@ -117,7 +125,8 @@ def tile(
 
     source = image_of(data, image_key=image_key, mpp=mpp)
     with source.opener() as image:
-        scale = _scale(source.mpp if source.mpp is not None else image.mpp, spacing_um, source.name)
+        told = source.scale_with(image)
+        scale = _scale(None if told is None else told.mpp, spacing_um, source.name)
         spacing = spacing_um / scale
         factors = {"microns_per_pixel": scale, "spot_diameter_fullres": spacing}
         if grid == "square":
@@ -134,7 +143,9 @@ def tile(
             tissue.require_covers(image.shape)
         else:
             tissue = TissueMask.over(tissue, image.shape, scale)
-        library = {} if in_place else _library(data, look(), image.shape, factors)
+        # what the caller said of the scale stays the caller's word when the spots are predicted
+        metadata = {"mpp_source": told.by} if told is not None else {}
+        library = {} if in_place else _library(data, look(), image.shape, factors, metadata)
         shape = image.shape
     places, xy = _on_tissue(tissue, shape, spacing, grid, min_tissue)
     if not len(xy):
@@ -145,7 +156,7 @@ def tile(
     spots = _table(places, model)
     if in_place:
         target = copy_of(data) if copy else data
-        _add_to_spatialdata(target, source.name, key_added, spots, xy, factors, squares=grid == "square")
+        _add_to_spatialdata(target, source.name, key_added, spots, xy, factors, metadata, squares=grid == "square")
         return target if copy else None
     spots.obsm[_keys.SPATIAL] = xy
     name = library_id or (Path(data).stem if isinstance(data, str | Path) else "slide")
@@ -162,10 +173,6 @@ def _require_free(sdata: "SpatialData", key: str) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
 def _table_key(key: str) -> str:
     return f"table_{key}"
 
@@ -179,6 +186,12 @@ def _check_model(model: Any) -> None:
             "the physical scale that the model was trained at is unknown: it will look at as many px of this image as "
             "of those, whatever um they are"
         )
+
+
+def _spacing_of(model: "Model | None") -> float:
+    """Um from spot to spot of the sections that a model was trained on; of several spacings the middle."""
+    known = getattr(model, "spacing_um", None)  # what is no model is refused later
+    return SPACING_UM if known is None else math.sqrt(known[0] * known[1])
 
 
 def _scale(mpp: float | None, spacing_um: float, name: str) -> float:
@@ -236,16 +249,19 @@ def _table(places: np.ndarray, model: "Model | None") -> "AnnData":
     )
 
 
-def _library(data: Any, thumbnail: np.ndarray, shape: tuple[int, int], factors: dict[str, float]) -> dict[str, Any]:
+def _library(
+    data: Any, thumbnail: np.ndarray, shape: tuple[int, int], factors: dict[str, float], metadata: dict[str, str]
+) -> dict[str, Any]:
     """`uns["spatial"][library_id]` in Space Ranger's layout."""
     factors = factors | {"tissue_hires_scalef": thumbnail.shape[1] / shape[1]}
     if isinstance(data, str | Path):
         path = Path(expanded(data)).absolute()
-        return {"images": {"hires": thumbnail}, "scalefactors": factors, "metadata": {"source_image_path": str(path)}}
+        metadata = metadata | {"source_image_path": str(path)}
+        return {"images": {"hires": thumbnail}, "scalefactors": factors, "metadata": metadata}
     return {
         "images": {"full": data, "hires": thumbnail},
         "scalefactors": factors | {"tissue_full_scalef": 1.0},
-        "metadata": {},
+        "metadata": metadata,
     }
 
 
@@ -256,6 +272,7 @@ def _add_to_spatialdata(
     spots: "AnnData",
     xy: np.ndarray,
     factors: dict[str, float],
+    metadata: dict[str, str],
     *,
     squares: bool,
 ) -> None:
@@ -277,7 +294,7 @@ def _add_to_spatialdata(
     )
     spots.obs["region"] = pd.Categorical([key] * spots.n_obs)
     spots.obs["instance_id"] = spots.obs_names.to_numpy()
-    spots.uns[_keys.SPATIAL] = {key: {"scalefactors": factors}}
+    spots.uns[_keys.SPATIAL] = {key: {"scalefactors": factors, "metadata": metadata}}
     table = TableModel.parse(spots, region=key, region_key="region", instance_key="instance_id")
     sdata.shapes[key] = shapes
     sdata.tables[_table_key(key)] = table

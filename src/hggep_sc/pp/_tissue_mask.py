@@ -49,11 +49,11 @@ def tissue_mask(
     """
     source = image_of(data, image_key=image_key, library_id=library_id, mpp=mpp)
     with source.opener() as image:
-        thumbnail = image.thumbnail(LOOK_PX)
+        thumbnail, scale = image.thumbnail(LOOK_PX), source.scale_with(image)
         found = find_tissue(
             thumbnail,
             (image.shape[0] / source.scale, image.shape[1] / source.scale),
-            mpp=source.mpp if source.mpp is not None else image.mpp,
+            mpp=None if scale is None else scale.mpp,
         )
     if not found.mask.any() and is_gray(thumbnail):
         logger.warning(

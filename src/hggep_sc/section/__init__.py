@@ -8,12 +8,19 @@ from ._counts import CountMatrix, observed_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
 from ._open import open_sections
-from ._scale import spot_spacing
+from ._scale import require_plausible, spot_spacing
 from ._section import Section, require_counts
 from ._spots import array_places, under_tissue
 from ._values import listed
 from ._whole_image import image_of
-from ._write import read_prediction, require_no_backed_view, require_writable, write_prediction
+from ._write import (
+    read_prediction,
+    require_free,
+    require_key,
+    require_no_backed_view,
+    require_writable,
+    write_prediction,
+)
 
 __all__ = [
     "CountMatrix",
@@ -30,7 +37,10 @@ __all__ = [
     "open_sections",
     "read_prediction",
     "require_counts",
+    "require_free",
+    "require_key",
     "require_no_backed_view",
+    "require_plausible",
     "require_writable",
     "section_column",
     "spot_spacing",

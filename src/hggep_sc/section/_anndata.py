@@ -12,7 +12,7 @@ from anndata import AnnData
 from .. import _keys
 from .._paths import expanded, why_absent
 from ..image import SectionImage
-from ._scale import is_hd, say_unknown_scale, spacing_mpp
+from ._scale import Told, given, of_scalefactors, scale_of_section, spot_grid
 from ._section import Section
 from ._spots import require_good_coordinates, require_inside, under_tissue
 from ._values import entries, listed, number, text
@@ -85,6 +85,7 @@ def anndata_section(
     spatial_key: str,
     layer: str | None,
     mpp: float | None,
+    noted: float | None = None,
 ) -> Section:
     rows = under_tissue(adata, rows, name)
     slot = f"obsm[{spatial_key!r}]"
@@ -102,7 +103,7 @@ def anndata_section(
     image = find_image(adata, library, image_key, name)
     xy = centres * image.scale
     with image.opener() as opened:
-        shape, own_mpp = opened.shape, opened.mpp
+        shape, own_mpp, aspect = opened.shape, opened.mpp, opened.aspect
     require_inside(
         xy,
         shape,
@@ -111,24 +112,26 @@ def anndata_section(
         f"Is {slot} in full-resolution px (column, row), and are the scale factors those of this image? "
         "`image_key=` chooses another image",
     )
-    full_mpp = mpp if mpp is not None else number(factors.get("microns_per_pixel"))
-    scale = full_mpp / image.scale if full_mpp is not None else own_mpp
-    if scale is None:
-        scale = spacing_mpp(entry, xy)
-    if scale is None:
-        say_unknown_scale(name)
     diameter = number(factors.get("spot_diameter_fullres"))
+    grid = spot_grid(entry, centres, adata, rows, called=[library], side=diameter)
+    of_file = None if own_mpp is None else Told(own_mpp * image.scale, "file", f"the image file {image.name}")
+    found = scale_of_section(
+        [*given(mpp), *of_scalefactors(entry), of_file, grid.told], name, noted=noted, aspect=aspect
+    )
     return Section(
         name=name,
         obs_rows=rows,
         xy=xy,
-        mpp=scale,
+        mpp=None if found is None else found.mpp / image.scale,
         spot_diameter=diameter * image.scale if diameter is not None else None,
-        spot_shape="square" if is_hd(entry) else "circle",
+        spot_shape="square" if grid.squares else "circle",
         image_name=image.name,
         table=adata,
         layer=layer,
         opener=image.opener,
+        mpp_source="unknown" if found is None else found.by,
+        reduction=1 / image.scale,
+        spacing=None if grid.spacing is None else grid.spacing * image.scale,
     )
 
 

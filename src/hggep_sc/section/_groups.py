@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from .._validators import by_name
 from ._section import Section
 
 
@@ -27,8 +28,7 @@ def grouped(sections: Sequence[Section], groups: Mapping[str, str] | str | None)
     """
     if groups is None:
         return list(sections)
-    if isinstance(groups, str):
-        groups = groups_in(sections, groups)
+    groups = groups_in(sections, groups) if isinstance(groups, str) else by_name("groups", groups)
     names = [section.name for section in sections]
     unknown, missing = sorted(set(groups) - set(names)), sorted(set(names) - set(groups))
     if unknown or missing:

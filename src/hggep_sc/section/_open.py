@@ -1,14 +1,15 @@
 """Find the sections in what the user gave, and name them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anndata import AnnData
 
 from .. import _keys
+from .._validators import by_name, text, text_or_none, values_by_name
 from ._anndata import anndata_section, libraries_of
 from ._containers import is_spatialdata, not_a_container, table_of
-from ._scale import checked_mpp
+from ._scale import checked_mpp, noted_scale
 from ._section import Section
 from ._spatialdata import regions_of, spatialdata_section
 from ._values import listed
@@ -26,6 +27,7 @@ def open_sections(
     spatial_key: str = _keys.SPATIAL,
     layer: str | None = None,
     mpp: float | Mapping[str, float] | None = None,
+    noted: str | Sequence[str] = (),
 ) -> list[Section]:
     """Find the sections in AnnData and SpatialData objects.
 
@@ -57,6 +59,8 @@ def open_sections(
     mpp
         um per px: for AnnData of the full-resolution image (the unit of the coordinates), for SpatialData of
         the finest level of the image. A dict gives it by section name.
+    noted
+        Keys of predictions: where `mpp` does not say it, the scale is the one that the first of them noted.
 
     Returns
     -------
@@ -72,6 +76,13 @@ def open_sections(
         If spots, coordinates or the image are missing, ambiguous, or do not fit together.
     """
     objects = _objects(data)
+    image_key, mpp = values_by_name("image_key", image_key), values_by_name("mpp", mpp)
+    if not isinstance(image_key, Mapping):
+        text_or_none("image_key", image_key)
+    text("spatial_key", spatial_key)
+    named = {"library_key": library_key, "library_id": library_id, "layer": layer, "shapes_key": shapes_key}
+    for keyword, slot in (named | {"table_key": table_key, "coordinate_system": coordinate_system}).items():
+        text_or_none(keyword, slot)
     _refuse_foreign_keywords(
         [item for _, item in objects],
         anndata={"library_key": library_key, "library_id": library_id},
@@ -99,6 +110,7 @@ def open_sections(
                     spatial_key=spatial_key,
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
+                    noted=noted_scale(table, noted, library) if _chosen(mpp, name) is None else None,
                 )
                 for name, (library, rows) in zip(names, parts.items(), strict=True)
             ]
@@ -116,6 +128,7 @@ def open_sections(
                     coordinate_system=coordinate_system,
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
+                    noted=noted_scale(table, noted, region) if _chosen(mpp, name) is None else None,
                 )
                 for name, (region, rows) in zip(names, parts.items(), strict=True)
             ]
@@ -140,7 +153,7 @@ def _objects(data: Any) -> list[tuple[str | None, Any]]:
     if isinstance(data, AnnData) or is_spatialdata(data):
         return [(None, data)]
     if isinstance(data, Mapping):
-        pairs = [(str(key), item) for key, item in data.items()]
+        pairs = list(by_name("data", data).items())
     elif isinstance(data, list | tuple):
         pairs = [(None, item) for item in data]
     else:

@@ -1,19 +1,72 @@
-"""Physical scale: um per px, from the technology's spacing of spots where nothing better is known."""
+"""Physical scale: um per px, from all that tells it, which has to agree; and how far apart spots are."""
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
+from .. import _checks
+from ..image import SANE_MPP
+from ._lattice import ENOUGH, FEW, SAMPLE, Array, Lattice, array_lattice, point_lattice, sampled
+from ._spots import array_places
 from ._values import entries, number, text
 
 logger = logging.getLogger(__name__)
 
-SPACING_UM = {"visium": 100.0, "st": 200.0}  # centre to centre
+VISIUM_UM, ST_UM = 100.0, 200.0  # from spot to spot
+ALIKE, APART = 1.1, 2.0  # times another source's um per px: from here on said, refused
+GIVEN = "mpp="  # the source that is the user's word
+HD_BARCODE = re.compile(r"s_(\d+)um_(\d+)_(\d+)")  # bin, row and column
+HD_NAME = re.compile(r"square_(\d+)um")
+VISIUM_BARCODE = re.compile(r"(?:^|[^ACGT])[ACGT]{16}-\d")
+UNITS = {"metres": 1e6, "millimetres": 1e3, "nanometres": 1e-3}  # um in each
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one source says of the scale.
+
+    Attributes
+    ----------
+    mpp
+        um per px.
+    by
+        The source, as it is noted beside a prediction.
+    words
+        What messages call it.
+    """
+
+    mpp: float
+    by: str
+    words: str
+
+
+@dataclass(frozen=True)
+class SpotGrid:
+    """What the spots say of the scale.
+
+    Attributes
+    ----------
+    spacing
+        px from a spot to the nearest place for another; None where too few are left to tell.
+    told
+        um per px by the spacing of a known technology; None where it is not known, or the grid is not.
+    squares
+        Whether spots are the bins of Visium HD.
+    """
+
+    spacing: float | None
+    told: Told | None
+    squares: bool
 
 
 def checked_mpp(mpp: Any) -> float | None:
+    """Return um per px that a caller gave, refusing what is no positive number."""
     if mpp is None:
         return None
     if isinstance(mpp, bool) or not isinstance(mpp, int | float | np.number) or not (0 < mpp < np.inf):
@@ -21,23 +74,228 @@ def checked_mpp(mpp: Any) -> float | None:
     return float(mpp)
 
 
-def is_hd(entry: Mapping[str, Any]) -> bool:
-    """Whether a library is of Visium HD, whose spots are square bins."""
-    metadata = entries(entry, "metadata")
-    words = f"{text(metadata.get('technology')) or ''} {text(metadata.get('chemistry_description')) or ''}"
-    return "visium hd" in words.lower() or "bin_size_um" in entries(entry, "scalefactors")
+def given(mpp: float | None) -> list[Told]:
+    """Return what the caller says of the scale: nothing, or `mpp=`."""
+    return [] if mpp is None else [Told(mpp, GIVEN, "`mpp=`")]
 
 
-def _technology_spacing(entry: Mapping[str, Any]) -> float | None:
-    """Distance from spot to spot in um, where the technology is named."""
+def of_scalefactors(entry: Mapping[str, Any]) -> list[Told]:
+    """Return what a library's `microns_per_pixel` says, which `pp.tile` may have taken from its caller."""
+    mpp = number(entries(entry, "scalefactors").get("microns_per_pixel"))
+    if mpp is None:
+        return []
+    by = GIVEN if text(entries(entry, "metadata").get("mpp_source")) == GIVEN else "scalefactors"
+    return [Told(mpp, by, "`mpp=` of `pp.tile`" if by == GIVEN else "scalefactors['microns_per_pixel']")]
+
+
+def settled(sources: Sequence[Told | None], name: str, *, reduction: float = 1.0, aspect: float = 1.0) -> Told | None:
+    """Take the first of the sources that tell um per px, if it is plausible and the others agree.
+
+    Parameters
+    ----------
+    sources
+        In the order of precedence.
+    name
+        Of the section or image, for messages.
+    reduction
+        Full-resolution px per px that the um are of.
+    aspect
+        Height of a px over its width, as the image file says.
+
+    Raises
+    ------
+    ValueError
+        If um per px are not those of a microscope, sources contradict each other, or px are no squares.
+    """
+    told = [source for source in sources if source is not None]
+    if not told:
+        return None
+    first, *others = told
+    if not _plausible(first.mpp / reduction):
+        _checks.refuse("scale_plausible", f"{name}: {implausible(first, others)}")
+    users = first.by == GIVEN
+    for other in others:
+        times = _times(first.mpp, other.mpp)
+        if times <= ALIKE:
+            continue
+        message = (
+            f"{name}: {first.words} {_says(first)} {first.mpp:.4g} um per px, but {other.words} {_says(other)} "
+            f"{other.mpp:.4g}"
+        )
+        if times > APART and not users and _plausible(other.mpp / reduction):
+            _checks.refuse("scales_agree", f"{message}. Find out which is right, and give it by `mpp=`")
+        else:
+            _checks.warn("scales_agree", f"{message}; {first.mpp:.4g} is taken")
+    if _times(aspect, 1.0) > ALIKE:
+        message = (
+            f"{name}: the image file says that its px are {aspect:.3g} times as high as wide, and patches are squares "
+            "of px: resample the image to square px"
+        )
+        (_checks.warn if users else _checks.refuse)("scales_agree", f"{message}, or give um per px by `mpp=`")
+    return first
+
+
+def scale_of_section(
+    sources: Sequence[Told | None], name: str, *, noted: float | None, reduction: float = 1.0, aspect: float = 1.0
+) -> Told | None:
+    """Take a section's scale from its sources, as `settled`; `noted` is what a prediction took, and is not doubted.
+
+    Where nothing tells it, that is said.
+    """
+    if noted is not None:
+        return Told(noted, "noted", "the prediction")
+    found = settled(sources, f"section {name!r}", reduction=reduction, aspect=aspect)
+    if found is None:
+        logger.warning(
+            "section %r: the physical scale of the image is unknown: a full-resolution px is taken as equal to one of "
+            "the other sections. Give it by `mpp=` (um per px)",
+            name,
+        )
+    return found
+
+
+def noted_scale(table: AnnData, keys: str | Sequence[str], part: str) -> float | None:
+    """Return um per full-resolution px that the first of some predictions noted of a library or region."""
+    for key in [keys] if isinstance(keys, str) else keys:
+        record = entries(table.uns.get(key), "sections")
+        names, scales = (np.asarray(record.get(entry, ())).reshape(-1) for entry in ("name", "mpp_fullres"))
+        known = {str(name): number(scale) for name, scale in zip(names, scales, strict=False)}
+        # of several objects at once, names were those of the dict
+        found = known.get(part) or (next(iter(known.values())) if len(known) == 1 else None)
+        if found is not None:
+            return found
+    return None
+
+
+def require_plausible(mpp: Any) -> float | None:
+    """Return um per px that a caller gave, refusing what is none of an image of tissue."""
+    checked = checked_mpp(mpp)
+    if checked is not None and not _plausible(checked):
+        _checks.refuse("scale_plausible", implausible(given(checked)[0]))
+    return checked
+
+
+def implausible(told: Told, others: Sequence[Told] = ()) -> str:
+    """Say that um per px are out of range, and what they may be instead."""
+    mpp, (least, most) = told.mpp, SANE_MPP
+    units = [unit for unit, um in UNITS.items() if 0.1 <= mpp * um <= 10]
+    printed = [dpi for dpi in (72, 96, 300) if _times(mpp * dpi, 25_400) < 1.01]
+    guess = ""
+    if printed:
+        guess = f". They are the {printed[0]} dpi that programs write where they know nothing"
+    elif units:
+        guess = f". Is that in {units[0]}, {mpp * UNITS[units[0]]:.3g} um?"
+    others_say = "".join(f"; {other.words} {_says(other)} {other.mpp:.4g}" for other in others)
+    return (
+        f"{told.words} {_says(told)} {mpp:.4g} um per px, which is implausible: images of tissue have {least:g} to "
+        f"{most:g}{others_say}{guess}. Check unit and decimal point, and give um per px by `mpp=`"
+    ).replace("?.", "?")
+
+
+def _plausible(mpp: float) -> bool:
+    return SANE_MPP[0] * (1 - 1e-9) <= mpp <= SANE_MPP[1] * (1 + 1e-9)
+
+
+def _times(one: float, other: float) -> float:
+    return max(one / other, other / one)
+
+
+def _says(source: Told) -> str:
+    return "say" if source.by == "spots" else "says"
+
+
+def spot_grid(
+    entry: Mapping[str, Any],
+    xy: np.ndarray,
+    table: AnnData,
+    rows: np.ndarray,
+    *,
+    called: Sequence[str] = (),
+    reader: str | None = None,
+    side: float | None = None,
+) -> SpotGrid:
+    """Find how far apart spots are, in px, and in um where their technology is known.
+
+    Parameters
+    ----------
+    entry
+        The library: `metadata`, `scalefactors`.
+    xy
+        (n, 2) centres of the spots, px.
+    table, rows
+        Where the spots' barcodes and array positions are.
+    called
+        Names that may tell the size of the bins of Visium HD.
+    reader
+        The reader of spatialdata-io that made the object.
+    side
+        Diameter of a spot in px: of Visium HD, the side of a bin.
+    """
+    some = sampled(len(xy))
+    barcodes = table.obs_names[rows[some[:64]]].astype(str)
+    bin_um = _bin_um(entry, barcodes, called)
+    words = _words(entry, reader)
+    squares = bin_um is not None or re.search("visium ?hd", words) is not None
+    places = array_places(table, rows)
+    if places is None and squares:
+        places, kept = _places_of(table.obs_names[rows[some]])
+        xy = xy[some[kept]]
+    visium = not squares and ("visium" in words or "spatial 3'" in words)
+    signs = "fiducial_diameter_fullres" in entries(entry, "scalefactors") or (
+        len(barcodes) > 0 and all(VISIUM_BARCODE.search(barcode) for barcode in barcodes)
+    )
+    legacy = not squares and not visium and words.strip() in ("st", "spatial transcriptomics")
+    array: Array | None = "bins" if squares else "square" if legacy else "hexagonal" if visium or signs else None
+    found = None if places is None else array_lattice(places, xy, array)
+    if array == "hexagonal" and not visium:  # by signs alone, it has to look like one
+        visium = found is not None and (found.hexagonal or len(xy) < ENOUGH)
+        found = found if visium or places is None else array_lattice(places, xy)
+    found = found or point_lattice(xy)
+    if found is None and bin_um is not None and side is not None:
+        found = Lattice(side, hexagonal=False)
+    if found is None:
+        return SpotGrid(_nearest(xy), None, squares)
+    um = None
+    if squares:
+        um = None if found.hexagonal else bin_um
+    elif visium:
+        um = VISIUM_UM
+    elif legacy and not found.hexagonal:
+        um = ST_UM / np.sqrt(2) if found.skips else ST_UM  # array positions by twos: 200 um are two steps of the array
+    if um is None:
+        return SpotGrid(found.pitch, None, squares)
+    kind = "bins" if squares else "spots"
+    return SpotGrid(found.pitch, Told(um / found.pitch, "spots", f"the {kind}, which lie {um:.4g} um apart,"), squares)
+
+
+def _words(entry: Mapping[str, Any], reader: str | None) -> str:
+    """Return what names the technology, in lower case."""
     metadata = entries(entry, "metadata")
-    if is_hd(entry):
-        return number(entries(entry, "scalefactors").get("bin_size_um"))
-    technology = (text(metadata.get("technology")) or "").lower()
-    if technology in SPACING_UM:
-        return SPACING_UM[technology]
-    chemistry = (text(metadata.get("chemistry_description")) or "").lower()
-    return SPACING_UM["visium"] if "visium" in chemistry or "spatial 3'" in chemistry else None
+    named = (text(metadata.get("technology")), text(metadata.get("chemistry_description")), reader)
+    return " ".join(word.lower().replace("_", " ") for word in named if word)
+
+
+def _bin_um(entry: Mapping[str, Any], barcodes: Sequence[str], called: Sequence[str]) -> float | None:
+    """Side of the bins of Visium HD in um, by barcodes, scale factors or names."""
+    found = {match[1] if (match := HD_BARCODE.search(barcode)) else None for barcode in barcodes}
+    if len(found) == 1 and (size := found.pop()) is not None:
+        return float(size)
+    stored = number(entries(entry, "scalefactors").get("bin_size_um"))
+    named = (float(match[1]) for name in called if (match := HD_NAME.search(name)))
+    return stored if stored is not None else next(named, None)
+
+
+def _places_of(barcodes: pd.Index) -> tuple[np.ndarray | None, np.ndarray]:
+    """Array positions (x, y) in barcodes of Visium HD, and which of the barcodes have any."""
+    matches = [HD_BARCODE.search(str(barcode)) for barcode in barcodes]
+    places = [(int(match[3]), int(match[2])) for match in matches if match]
+    kept = np.array([match is not None for match in matches])
+    return (np.array(places), kept) if places else (None, np.ones(len(barcodes), dtype=bool))
+
+
+def _nearest(xy: np.ndarray) -> float | None:
+    """Median distance to the nearest other spot, of spots on no grid."""
+    return spot_spacing(xy) if len(xy) >= FEW else None
 
 
 def spot_spacing(xy: np.ndarray) -> float | None:
@@ -46,19 +304,5 @@ def spot_spacing(xy: np.ndarray) -> float | None:
         return None
     from scipy.spatial import cKDTree
 
-    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
-
-
-def spacing_mpp(entry: Mapping[str, Any], xy: np.ndarray) -> float | None:
-    """Scale in um per px from the spacing of the spots, where the technology is named."""
-    spacing = _technology_spacing(entry)
-    distance = spot_spacing(xy) if spacing is not None else None
-    return spacing / distance if spacing is not None and distance is not None else None
-
-
-def say_unknown_scale(name: str) -> None:
-    logger.warning(
-        "section %r: the physical scale of the image is unknown, and is taken as equal to that of the "
-        "other sections. Give it by `mpp=` (um per px)",
-        name,
-    )
+    some = xy[sampled(len(xy))] if len(xy) > SAMPLE else xy
+    return float(np.median(cKDTree(xy).query(some, k=2)[0][:, 1]))

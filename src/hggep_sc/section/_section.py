@@ -44,6 +44,12 @@ class Section:
         Opens the image.
     group
         What it belongs to, such as a patient: sections of a group are left out together. None where it is its own.
+    mpp_source
+        What told it: "mpp=", "scalefactors", "file", "coordinate system", "spots", "noted", or "unknown".
+    reduction
+        Full-resolution px per px of the image's finest level: above 1 for a reduced copy.
+    spacing
+        px of the image's finest level from a spot to the nearest place for another; None where that is not known.
     """
 
     name: str
@@ -57,6 +63,19 @@ class Section:
     layer: str | None
     opener: Callable[[], SectionImage] = field(repr=False)
     group: str | None = None
+    mpp_source: str = "unknown"
+    reduction: float = 1.0
+    spacing: float | None = None
+
+    @property
+    def mpp_fullres(self) -> float | None:
+        """Return um per full-resolution px, None where unknown."""
+        return None if self.mpp is None else self.mpp / self.reduction
+
+    @property
+    def spacing_um(self) -> float | None:
+        """Return um from a spot to the nearest place for another; None where that is not known."""
+        return None if self.mpp is None or self.spacing is None else self.mpp * self.spacing
 
     def open_image(self) -> SectionImage:
         """Open the image; the caller closes it (`with section.open_image() as image`)."""

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,10 @@ from anndata import AnnData
 
 from .. import _keys
 from ..image import SectionImage, in_colour_order
-from ._scale import say_unknown_scale, spacing_mpp
+from ._scale import Told, given, of_scalefactors, scale_of_section, spot_grid
 from ._section import Section
 from ._spots import require_good_coordinates, require_inside, under_tissue
-from ._values import entries, listed, number, text
+from ._values import entries, listed, text
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MICRONS = {"um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"}
-RESOLUTIONS = {"full", "fullres", "hires", "lowres"}  # as spatialdata-io names the copies of one image
+REDUCED = {"hires", "lowres"}  # as spatialdata-io names the copies of one image
+RESOLUTIONS = {"full", "fullres"} | REDUCED
 
 
 def regions_of(sdata: "SpatialData", table: AnnData, shapes_key: str | None) -> dict[str, np.ndarray]:
@@ -71,6 +72,7 @@ def spatialdata_section(
     coordinate_system: str | None,
     layer: str | None,
     mpp: float | None,
+    noted: float | None = None,
 ) -> Section:
     import shapely
 
@@ -108,28 +110,40 @@ def spatialdata_section(
         f"Are the transformations of shapes {region!r} and of the image right? `image_key=` and "
         "`coordinate_system=` choose others",
     )
-    kept = entries(table.uns, _keys.SPATIAL)
-    entry = entries(kept, region) or entries(kept, key)
-    scale = mpp if mpp is not None else _spatialdata_mpp(sdata, entry, key, to_pixels, xy)
-    if scale is None:
-        say_unknown_scale(name)
-
     circles = bool((shapely.get_type_id(geometry) == shapely.GeometryType.POINT).all())
     if circles:
         size = 2 * float(np.median(shapes["radius"].to_numpy()[places])) if "radius" in shapes else None
     else:
         size = float(np.median(np.sqrt(shapely.area(geometry))))
+    diameter = size * _spread(to_pixels) if size is not None else None
+    kept = entries(table.uns, _keys.SPATIAL)
+    entry = entries(kept, region) or entries(kept, key)
+    grid = spot_grid(
+        entry, xy, table, rows, called=[region], reader=text(sdata.attrs.get("spatialdata_io_reader")), side=diameter
+    )
+    # readers keep shapes in full-resolution px
+    of_factors = [replace(told, mpp=told.mpp / _spread(to_pixels)) for told in of_scalefactors(entry)]
+    reduction = 1 / _spread(to_pixels) if _is_reduced(key) else 1.0
+    found = scale_of_section(
+        [*given(mpp), *of_factors, micron_scale(sdata.images[key]), grid.told],
+        name,
+        noted=None if noted is None else noted * reduction,
+        reduction=reduction,
+    )
     return Section(
         name=name,
         obs_rows=rows,
         xy=xy,
-        mpp=scale,
-        spot_diameter=size * _spread(to_pixels) if size is not None else None,
+        mpp=None if found is None else found.mpp,
+        spot_diameter=diameter,
         spot_shape="circle" if circles else "square",
         image_name=image_name,
         table=table,
         layer=layer,
         opener=opener,
+        mpp_source="unknown" if found is None else found.by,
+        reduction=reduction,
+        spacing=grid.spacing,
     )
 
 
@@ -210,7 +224,16 @@ def _spread(matrix: np.ndarray) -> float:
 
 def _resolution_family(name: str) -> tuple[str, ...]:
     """Strip an image's name of the words for its resolution."""
-    return tuple(word for word in re.split(r"[^A-Za-z0-9]+", name) if word.lower() not in RESOLUTIONS)
+    return tuple(word for word in _words(name) if word.lower() not in RESOLUTIONS)
+
+
+def _is_reduced(name: str) -> bool:
+    """Whether an image is one of the reduced copies that readers name so."""
+    return bool(REDUCED & {word.lower() for word in _words(name)})
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^A-Za-z0-9]+", name)
 
 
 def image_levels(element: Any, key: str) -> list[Any]:
@@ -234,21 +257,9 @@ def image_levels(element: Any, key: str) -> list[Any]:
     return in_colour_order([level.data for level in levels], channels, 0, f"images[{key!r}]")
 
 
-def _spatialdata_mpp(
-    sdata: "SpatialData", entry: Mapping[str, Any], key: str, to_pixels: np.ndarray, xy: np.ndarray
-) -> float | None:
-    """Scale of the image's finest level in um per px, where it is to be found."""
-    full = number(entries(entry, "scalefactors").get("microns_per_pixel"))
-    if full is not None:
-        # readers keep shapes in full-resolution px
-        return full / _spread(to_pixels)
-    microns = micron_scale(sdata.images[key])
-    return microns if microns is not None else spacing_mpp(entry, xy)
-
-
-def micron_scale(image: Any) -> float | None:
-    """Um per px of the finest level, where a coordinate system of the image is named for micrometres."""
+def micron_scale(image: Any) -> Told | None:
+    """Return um per px of the finest level, where a coordinate system of the image is named for micrometres."""
     for system in _coordinate_systems(image):
         if system.lower() in MICRONS:
-            return _spread(_affine(image, system))
+            return Told(_spread(_affine(image, system)), "coordinate system", f"the coordinate system {system!r}")
     return None

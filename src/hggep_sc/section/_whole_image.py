@@ -13,7 +13,7 @@ from .._paths import expanded
 from ..image import SectionImage
 from ._anndata import anndata_section, find_image, libraries_of
 from ._containers import is_spatialdata
-from ._scale import checked_mpp
+from ._scale import Told, checked_mpp, given, settled
 from ._spatialdata import image_levels, micron_scale
 from ._values import listed
 
@@ -31,16 +31,32 @@ class WholeImage:
         What messages call it; of a SpatialData, the image's key.
     scale
         px of the image's finest level per unit of the coordinates; 1 but for a reduced image of an AnnData.
-    mpp
-        um per unit of the coordinates; None where the image itself is to be asked.
+    told
+        um per unit of the coordinates, by what was given and the object.
     opener
         Opens it.
+    asked
+        Whether the image itself has been asked already.
     """
 
     name: str
     scale: float
-    mpp: float | None
+    told: tuple[Told, ...]
     opener: Callable[[], SectionImage]
+    asked: bool = False
+
+    def scale_with(self, image: SectionImage) -> Told | None:
+        """Return um per unit of the coordinates, the opened image asked too; None where nothing tells them.
+
+        Raises
+        ------
+        ValueError
+            If they are implausible, or sources contradict each other.
+        """
+        if self.asked:
+            return next(iter(self.told), None)
+        of_file = None if image.mpp is None else Told(image.mpp * self.scale, "file", f"the image file {self.name}")
+        return settled([*self.told, of_file], self.name, aspect=image.aspect)
 
 
 def image_of(
@@ -76,9 +92,11 @@ def image_of(
     if image_key is not None:
         raise ValueError("`image_key` is for AnnData and SpatialData objects, and none was given")
     if isinstance(data, str | Path):
-        return WholeImage(str(data), 1.0, mpp, partial(SectionImage.from_file, expanded(data), warned=set()))
+        opener: Callable[[], SectionImage] = partial(SectionImage.from_file, expanded(data), warned=set())
+        return WholeImage(str(data), 1.0, tuple(given(mpp)), opener)
     if hasattr(data, "shape") and hasattr(data, "dtype"):
-        return WholeImage("the array", 1.0, mpp, partial(SectionImage.from_array, data, name="the array", warned=set()))
+        opener = partial(SectionImage.from_array, data, name="the array", warned=set())
+        return WholeImage("the array", 1.0, tuple(given(mpp)), opener)
     raise TypeError(
         f"an image is expected: its path, an array, or an AnnData or SpatialData object; found {type(data).__name__}"
     )
@@ -94,7 +112,8 @@ def _of_spatialdata(sdata: "SpatialData", image_key: str | None, mpp: float | No
     key = image_key if image_key is not None else next(iter(sdata.images))
     element = sdata.images[key]
     opener = partial(SectionImage.from_levels, image_levels(element, key), name=f"images[{key!r}]", warned=set())
-    return WholeImage(key, 1.0, mpp if mpp is not None else micron_scale(element), opener)
+    microns = micron_scale(element)
+    return WholeImage(key, 1.0, (*given(mpp), *([microns] if microns is not None else [])), opener)
 
 
 def _of_anndata(adata: AnnData, image_key: str | None, library_id: str | None, mpp: float | None) -> WholeImage:
@@ -110,4 +129,5 @@ def _of_anndata(adata: AnnData, image_key: str | None, library_id: str | None, m
         mpp=mpp,
     )
     scale = find_image(adata, library, image_key, library).scale
-    return WholeImage(section.image_name, scale, None if section.mpp is None else section.mpp * scale, section.opener)
+    told = () if section.mpp is None else (Told(section.mpp * scale, section.mpp_source, "the object"),)
+    return WholeImage(section.image_name, scale, told, section.opener, asked=True)

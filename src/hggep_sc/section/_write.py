@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from .._validators import flag
 from ._containers import table_of
 from ._genes import predicted_columns
 from ._section import Section
@@ -18,7 +19,122 @@ from ._values import listed
 logger = logging.getLogger(__name__)
 
 
-def require_writable(data: Any, genes: Sequence[str], *, key: str, table_key: str | None = None) -> None:
+Slot = tuple[str, str]  # of an AnnData: attribute and name
+
+# names that have a meaning of their own, whether they are there or not
+RESERVED: frozenset[Slot] = frozenset(
+    {
+        ("uns", _keys.SPATIAL),
+        ("uns", "spatialdata_attrs"),
+        ("uns", _keys.SLIDE),
+        ("obsm", _keys.SPATIAL),
+        ("obs", _keys.IN_TISSUE),
+        ("obs", _keys.ARRAY_COL),
+        ("obs", _keys.ARRAY_ROW),
+        ("layers", "X"),
+    }
+)
+
+
+def require_key(key: Any, argument: str = "key_added") -> None:
+    """Refuse a name of a result that files cannot hold.
+
+    Raises
+    ------
+    ValueError
+        If it is no name.
+    """
+    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+        raise ValueError(f"{argument}={key!r}: the result's key must be letters, digits, '_', '-' and '.'")
+
+
+def require_free(
+    table: AnnData,
+    slots: Collection[Slot],
+    *,
+    owned: Collection[Slot],
+    overwrite: bool,
+    reads: Collection[Slot] = (),
+    argument: str = "key_added",
+) -> list[str]:
+    """Refuse to write over what is not ours.
+
+    Parameters
+    ----------
+    table
+        What is to be written to.
+    slots
+        That are to be written.
+    owned
+        Those that hold an earlier result of the same kind.
+    overwrite
+        Whether others may be replaced too, but for those that the object cannot do without.
+    reads
+        That the call reads, and that are never replaced either.
+    argument
+        By which the caller names the result.
+
+    Returns
+    -------
+    Slots that are replaced because of `overwrite`, as a user would write them.
+
+    Raises
+    ------
+    ValueError
+        If a slot is in the way.
+    """
+    flag("overwrite", overwrite)
+    attrs = table.uns.get("spatialdata_attrs")
+    keys = [attrs.get(name) for name in ("region_key", "instance_key")] if isinstance(attrs, Mapping) else []
+    kept = RESERVED | {("obs", key) for key in keys if isinstance(key, str)} | set(reads)
+    if never := [slot for slot in slots if slot in kept]:
+        raise ValueError(
+            f"{argument}= would replace {_named(never)}, which the object, or this call, cannot do without: choose "
+            f"another {argument}="
+        )
+    taken = [slot for slot in slots if slot not in owned and slot[1] in getattr(table, slot[0])]
+    if taken and not overwrite:
+        raise ValueError(
+            f"{argument}= would replace {_named(taken)}, which is no earlier result of this function: choose another "
+            f"{argument}=, or pass overwrite=True to lose what is there"
+        )
+    return [_named([slot]) for slot in taken]
+
+
+def _named(slots: Collection[Slot]) -> str:
+    return ", ".join(f"{attribute}[{name!r}]" for attribute, name in slots)
+
+
+def _slots(key: str) -> list[Slot]:
+    """All that a prediction may write."""
+    return [
+        ("layers", key),
+        ("uns", key),
+        ("var", _keys.predicted(key)),
+        ("var", _keys.reliability(key)),
+        ("obs", _keys.uncertainty(key)),
+        ("obsm", _keys.latent(key)),
+    ]
+
+
+def _owned(table: AnnData, key: str) -> list[Slot]:
+    """Slots of an earlier prediction under a key; none where there is no record of it."""
+    record = table.uns.get(key)
+    if not isinstance(record, Mapping) or not {"hggep_sc", "genes", "sections"} <= set(record):
+        return []
+    written = record.get("slots")  # earlier versions did not note them
+    return [slot for slot in _slots(key) if written is None or _named([slot]) in list(written)]
+
+
+def require_writable(
+    data: Any,
+    genes: Sequence[str],
+    *,
+    key: str,
+    table_key: str | None = None,
+    overwrite: bool = False,
+    reads: Collection[Slot] = (),
+) -> list[str]:
     """Check that `write_prediction` will be able to write, before the work of predicting.
 
     Parameters
@@ -31,19 +147,26 @@ def require_writable(data: Any, genes: Sequence[str], *, key: str, table_key: st
         Name of the result.
     table_key
         SpatialData: the table.
+    overwrite, reads
+        As in `require_free`.
+
+    Returns
+    -------
+    What is replaced because of `overwrite`.
 
     Raises
     ------
     ValueError
-        If the key is no name, names are ambiguous, no gene is in the table, the layer does not fit in memory,
-        or the table is a view of a file.
+        If the key is no name, a slot holds something else than an earlier prediction, names are ambiguous, no gene is
+        in the table, the layer does not fit in memory, or the table is a view of a file.
     """
     table = table_of(data, table_key)
-    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
-        raise ValueError(f"the result's key must be letters, digits, '_', '-' and '.'; found {key!r}")
+    require_key(key)
     require_no_backed_view(table)
+    replaced = require_free(table, _slots(key), owned=_owned(table, key), overwrite=overwrite, reads=reads)
     predicted_columns(table.var_names, genes)
     _require_memory(table)
+    return replaced
 
 
 def require_no_backed_view(table: AnnData) -> None:
@@ -63,13 +186,15 @@ def write_prediction(
     reliability: np.ndarray | None = None,
     uncertainties: Sequence[np.ndarray] | None = None,
     table_key: str | None = None,
+    overwrite: bool = False,
+    reads: Collection[Slot] = (),
 ) -> None:
     """Write predictions of an object's sections into its table.
 
     Writes `layers[key]` (n_obs x n_vars float32; NaN for genes that were not predicted and for spots of no
     section), `var["{key}_predicted"]` (bool), `obsm["X_{key}"]` (float32 latent, NaN likewise; removed where there
-    is none), `var["{key}_reliability"]` and `obs["{key}_uncertainty"]` (float32, likewise) and `uns[key]`, replacing
-    what was there under these names alone. If it fails, the object is as it was.
+    is none), `var["{key}_reliability"]` and `obs["{key}_uncertainty"]` (float32, likewise) and `uns[key]`, which also
+    lists them ("slots"): they replace those of an earlier prediction alone. If it fails, the object is as it was.
 
     Parameters
     ----------
@@ -91,16 +216,18 @@ def write_prediction(
         Per section (n,), or None.
     table_key
         SpatialData: the table.
+    overwrite, reads
+        As in `require_free`.
 
     Raises
     ------
     TypeError
         If `params` holds something that h5ad and zarr files cannot.
     ValueError
-        If shapes do not agree, names are ambiguous, no gene is in the table, the layer does not fit in
-        memory, or the table is a view of a file.
+        If shapes do not agree, a slot holds something else than an earlier prediction, names are ambiguous, no gene is
+        in the table, the layer does not fit in memory, or the table is a view of a file.
     """
-    require_writable(data, genes, key=key, table_key=table_key)
+    replaced = require_writable(data, genes, key=key, table_key=table_key, overwrite=overwrite, reads=reads)
     table = table_of(data, table_key)
     columns = predicted_columns(table.var_names, genes)
     uns = _storable(params, f"uns[{key!r}]")
@@ -135,8 +262,11 @@ def write_prediction(
             len(genes),
             listed(lost),
         )
-    for name in _keys.METRICS:  # of an earlier prediction
-        table.var.drop(columns=_keys.metric(key, name), errors="ignore", inplace=True)
+    if replaced:
+        logger.warning("replaced, as overwrite=True says: %s", ", ".join(replaced))
+    if _owned(table, key) and "metrics" in table.uns[key]:  # of an earlier prediction
+        for name in _keys.METRICS:
+            table.var.drop(columns=_keys.metric(key, name), errors="ignore", inplace=True)
     table.var.drop(columns=_keys.reliability(key), errors="ignore", inplace=True)
     table.obs.drop(columns=_keys.uncertainty(key), errors="ignore", inplace=True)
     table.layers[key] = layer
@@ -154,7 +284,12 @@ def write_prediction(
         table.obsm[_keys.latent(key)] = latents
     elif _keys.latent(key) in table.obsm:  # of an earlier prediction
         del table.obsm[_keys.latent(key)]
-    table.uns[key] = uns
+    written = [
+        _named([(slot, name)])
+        for slot, name in _slots(key)
+        if (slot, name) == ("uns", key) or name in getattr(table, slot)
+    ]
+    table.uns[key] = {**uns, "slots": np.array(written, dtype=object)}
 
 
 def _in_the_tables_order(
@@ -193,7 +328,10 @@ def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarra
     ------
     KeyError
         If `layers[key]`, `uns[key]` or the column of `var` is not there.
+    ValueError
+        If the key is no name.
     """
+    require_key(key, "key")
     slots = {
         f"layers[{key!r}]": key in table.layers,
         f"uns[{key!r}]": isinstance(table.uns.get(key), Mapping),

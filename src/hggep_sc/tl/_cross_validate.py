@@ -2,6 +2,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,6 +11,7 @@ import pandas as pd
 
 from .. import _keys
 from .._settings import settings
+from .._validators import by_name, executor_or_none, flag_or_none, names, path_or_none, seed_of, whole, whole_or_none
 from ..cross_validation import (
     FACTS,
     CrossValidation,
@@ -27,6 +29,7 @@ from ..section import (
     grouped,
     groups_in,
     open_sections,
+    require_key,
     require_writable,
     table_of,
     write_prediction,
@@ -66,6 +69,7 @@ def cross_validate(
     coordinate_system: str | None = None,
     device: str = "auto",
     progress: bool | None = None,
+    overwrite: bool = False,
 ) -> CrossValidation:
     """Predict every section by models that never saw it, and score them: the number to trust.
 
@@ -106,6 +110,8 @@ def cross_validate(
         As in `tl.fit`.
     progress
         Show a progress bar over folds; None for `hggep_sc.settings.progress`.
+    overwrite
+        Of `key_added`, as in `tl.predict`.
 
     Returns
     -------
@@ -120,6 +126,11 @@ def cross_validate(
     RuntimeError
         If every fold failed.
     """
+    executor, folder = executor_or_none("executor", executor), path_or_none("path", path)
+    n_folds = whole_or_none("n_folds", n_folds, least=2)
+    flag_or_none("progress", progress)
+    if key_added is not None:
+        require_key(key_added)
     sections = open_sections(
         data,
         library_key=library_key,
@@ -138,14 +149,17 @@ def cross_validate(
     sections = grouped(sections, groups)
     folds = _chosen(leave_out(sections, n_folds), only)
     _warn_of_known_patients(sections, folds)
-    if isinstance(genes, int | np.integer):
-        genes = int(genes)
-    elif genes is not None:
-        genes = [str(gene) for gene in ([genes] if isinstance(genes, str) else genes)]
+    if genes is not None:
+        genes = whole("genes", genes) if isinstance(genes, Number) else names("genes", genes)
     shared_genes = _shared_genes(sections, genes)
-    runs = {name: {"method": name} for name in methods} if not isinstance(methods, Mapping) else dict(methods)
-    if isinstance(methods, str) or not runs:
+    if isinstance(methods, str) or not methods:
         raise ValueError(f"methods={methods!r} must be a list of names, or a dict of settings by name")
+    if isinstance(methods, Mapping):
+        runs = by_name("methods", methods)
+    else:
+        runs = {name: {"method": name} for name in names("methods", methods)}
+    for name, options in runs.items():
+        by_name(f"methods[{name!r}]", options)
     seeds = _distinct(seeds)
     tasks = tasks_of(
         folds,
@@ -155,16 +169,18 @@ def cross_validate(
     )
     objects = _objects(data)
     keys = {} if key_added is None else _keys_added(key_added, runs, seeds)
+    read = {"layers": layer, "obs": library_key, "obsm": spatial_key}
+    reads = [(slot, name) for slot, name in read.items() if name is not None]
     for key in keys.values():
         for _, item in objects:
-            require_writable(item, shared_genes, key=key, table_key=table_key)
+            require_writable(item, shared_genes, key=key, table_key=table_key, overwrite=overwrite, reads=reads)
 
     from tqdm.auto import tqdm
 
     show = settings.progress if progress is None else progress
     with tqdm(total=len(tasks), desc="cross-validation", unit="fold", disable=not show) as bar:
         results, errors = run_tasks(
-            tasks, executor=executor, store=None if path is None else FoldStore(path), on_result=bar.update
+            tasks, executor=executor, store=None if folder is None else FoldStore(folder), on_result=bar.update
         )
     if not results:
         task, error = next(iter(errors.items()))
@@ -172,7 +188,16 @@ def cross_validate(
     _warn_of_known_spots(results)
     for (name, seed), key in keys.items():
         of_run = {task.fold: result for task, result in results.items() if (task.method, task.seed) == (name, seed)}
-        _write(objects, sections, of_run, key, layer=layer, library_key=library_key, table_key=table_key)
+        _write(
+            objects,
+            sections,
+            of_run,
+            key,
+            layer=layer,
+            library_key=library_key,
+            table_key=table_key,
+            overwrite=overwrite,
+        )
     return _collected(tasks, results, errors)
 
 
@@ -185,7 +210,9 @@ def _objects(data: Any) -> "list[tuple[str, Data]]":
 
 def _chosen(folds: Sequence[Fold], only: Sequence[str] | None) -> list[Fold]:
     """Return the folds of these names."""
-    wanted = {fold.name for fold in folds} if only is None else {only} if isinstance(only, str) else set(only)
+    if isinstance(only, str):
+        only = [only]
+    wanted = {fold.name for fold in folds} if only is None else set(names("only", only))
     if not wanted or (unknown := sorted(wanted - {fold.name for fold in folds})):
         raise ValueError(
             f"only={only!r} must name some of the folds: {', '.join(repr(fold.name) for fold in folds)}"
@@ -223,9 +250,9 @@ def _warn_of_known_patients(sections: Sequence[Section], folds: Sequence[Fold]) 
 
 def _distinct(seeds: int | Sequence[int]) -> list[int]:
     found = np.atleast_1d(np.asarray(seeds))
-    if not found.size or found.dtype.kind not in "iu" or len(np.unique(found)) < found.size:
+    if not found.size or found.dtype.kind not in "iu" or found.ndim > 1 or len(np.unique(found)) < found.size:
         raise ValueError(f"seeds={seeds!r} must be one whole number, or several different ones")
-    return [int(seed) for seed in found]
+    return [seed_of("seeds", seed) for seed in found]
 
 
 def _shared_genes(sections: Sequence[Section], genes: Sequence[str] | int | None) -> list[str]:
@@ -290,6 +317,7 @@ def _write(
     layer: str | None,
     library_key: str | None,
     table_key: str | None,
+    overwrite: bool,
 ) -> None:
     """Write one method's predictions into every object whose sections were all predicted, of the same genes."""
     of_section = {name: result for result in results.values() for name in result.predictions}
@@ -331,6 +359,7 @@ def _write(
                 reliability=reliability,
                 uncertainties=uncertainties if len(uncertainties) == len(parts) else None,
                 table_key=table_key,
+                overwrite=overwrite,
             )
         except ValueError as error:  # memory for one layer more is not there: the scores are worth more than it
             logger.warning("layers[%r] is not written: %s", key, error)

@@ -1,5 +1,5 @@
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._validators import flag, names, number, seed_of, text, text_or_none, whole, whole_or_none
 from .._version import __version__
 from ..domains import expression_graph, leiden, most_variable, resolution_for, spatial_graph
 from ..expression import ExpressionScale
@@ -16,6 +17,8 @@ from ..section import (
     listed,
     open_sections,
     read_prediction,
+    require_free,
+    require_key,
     require_no_backed_view,
     section_column,
     table_of,
@@ -52,6 +55,7 @@ def domains(
     spatial_key: str = _keys.SPATIAL,
     table_key: str | None = None,
     seed: int = 0,
+    overwrite: bool = False,
     copy: bool = False,
 ) -> "Data | None":
     """Find tissue domains: PCA, nearest neighbours and Leiden on predicted, or any, expression.
@@ -95,6 +99,9 @@ def domains(
         SpatialData: which of several tables.
     seed
         The same seed gives the same domains and p-values, in whatever order the spots are.
+    overwrite
+        Replace what is in the way of the result. Without it earlier domains under this key are replaced, and nothing
+        else; what the object cannot do without, such as `obs["in_tissue"]`, never is.
     copy
         Return a new object instead of writing into `data`.
 
@@ -112,29 +119,41 @@ def domains(
     KeyError
         If there is no such prediction, layer, column or slot.
     ValueError
-        If the number of domains cannot be had, fewer than two labels are there, values are missing, or a parameter
-        is out of its range.
+        If the number of domains cannot be had, fewer than two labels are there, values are missing, a parameter is
+        out of its range, or a slot holds something else.
+    TypeError
+        If a parameter is of another kind.
 
     Notes
     -----
     The p-values are those of a spatially aware null: `docs/domains.md`.
     """
+    flag("copy", copy)
     target = copy_of(data) if copy else data
     table = table_of(target, table_key)
     require_no_backed_view(table)
-    _require_parameters(
-        {"resolution": resolution, "scan": scan, "n_domains": n_domains, "n_neighbors": n_neighbors, "n_pcs": n_pcs},
-        {"spatial_weight": spatial_weight, "n_permutations": n_permutations},
-    )
+    resolution, scan = number("resolution", resolution, above=0), _resolutions(scan)
+    spatial_weight = number("spatial_weight", spatial_weight, least=0)
+    n_domains, n_permutations = whole_or_none("n_domains", n_domains), whole("n_permutations", n_permutations, least=0)
+    n_pcs, n_neighbors = whole("n_pcs", n_pcs), whole("n_neighbors", n_neighbors)
+    for name, value in {"layer": layer, "label_key": label_key, "library_key": library_key}.items():
+        text_or_none(name, value)
+    text("spatial_key", spatial_key)
+    seed = seed_of("seed", seed)
+    exclude_label = [exclude_label] if isinstance(exclude_label, str) else exclude_label
+    excluded = [] if exclude_label is None else names("exclude_label", exclude_label)
     _require_one_choice(resolution, n_domains, scan, label_key)
-    _require_free(table, key_added, label_key)
+    require_key(key_added)
+    slots = [("obs", key_added), ("uns", key_added)]
+    owned = slots if {"hggep_sc", "n_domains"} <= set(_record(table, key_added)) else []
+    reads = [("obs", name) for name in (label_key, library_key) if name is not None]
+    replaced = require_free(table, slots, owned=owned, overwrite=overwrite, reads=reads)
 
     rows, expression, record = _expression(table, layer)
     if len(rows) < max(MIN_SPOTS, n_domains or 0):
         raise ValueError(f"{n_domains or 'some'} domains of {len(rows)} spots: there are too few spots")
     if (expression.max(axis=0) - expression.min(axis=0)).sum() == 0:
         raise ValueError(f"{'X' if layer is None else f'layers[{layer!r}]'} is the same at every spot: no domains")
-    excluded = [exclude_label] if isinstance(exclude_label, str) else list(exclude_label or [])
     labels = None if label_key is None else _labels(table, rows, label_key, excluded)
     if spatial_weight > 0 or (labels is not None and n_permutations > 0):
         xy, section = _places(target, table, rows, library_key or record.get("library_key"), spatial_key, table_key)
@@ -146,7 +165,7 @@ def domains(
             raise ValueError("spatial_weight is given, but no section has two spots that could be neighbours")
     partition = partial(leiden, graphs, [1.0, spatial_weight][: len(graphs)], seed=seed)
     if n_domains is None:
-        resolutions = [float(value) for value in ([resolution] if scan is None else scan)]
+        resolutions = [resolution] if scan is None else scan
         clusterings = np.stack([partition(value) for value in resolutions])
     else:
         found, codes = resolution_for(n_domains, partition)
@@ -177,8 +196,10 @@ def domains(
     codes = clusterings[chosen]
     column = np.full(table.n_obs, -1, dtype=np.int64)
     column[rows] = codes
-    names = pd.Index([str(code) for code in range(int(codes.max()) + 1)])
-    table.obs[key_added] = pd.Categorical.from_codes(column, categories=names)
+    categories = pd.Index([str(code) for code in range(int(codes.max()) + 1)])
+    if replaced:
+        logger.warning("replaced, as overwrite=True says: %s", ", ".join(replaced))
+    table.obs[key_added] = pd.Categorical.from_codes(column, categories=categories)
     table.uns[key_added] = {
         "hggep_sc": __version__,
         "layer": "X" if layer is None else layer,
@@ -186,41 +207,39 @@ def domains(
         "n_genes": expression.shape[1],
         "n_pcs": n_pcs,
         "n_neighbors": n_neighbors,
-        "spatial_weight": float(spatial_weight),
+        "spatial_weight": spatial_weight,
         "seed": seed,
         "resolution": resolutions[chosen],
-        "n_domains": len(names),
+        "n_domains": len(categories),
         **comparison,
     }
     return target if copy else None
 
 
-def _require_parameters(positive: dict[str, Any], not_negative: dict[str, Any]) -> None:
-    for names, fits, range_ in (
-        (positive, lambda values: values > 0, "positive"),
-        (not_negative, lambda values: values >= 0, "0 or more"),
-    ):
-        for name, value in names.items():
-            values = np.atleast_1d(np.asarray([] if value is None else value, dtype=np.float64))
-            if (value is not None and not values.size) or not (np.isfinite(values) & fits(values)).all():
-                raise ValueError(f"{name}={value!r} must be {range_}")
+def _resolutions(scan: Sequence[float] | None) -> list[float] | None:
+    if scan is None:
+        return None
+    if isinstance(scan, str) or not isinstance(scan, Iterable):
+        raise TypeError(f"scan={scan!r} must be a list of resolutions")
+    if not (values := [number("scan", value, above=0) for value in scan]):
+        raise ValueError(f"scan={scan!r} is empty: give resolutions, or None")
+    return values
+
+
+def _record(table: "AnnData", key: str) -> Mapping[str, Any]:
+    """Return what `uns` holds under a key, if it could be a record."""
+    record = table.uns.get(key)
+    return record if isinstance(record, Mapping) else {}
 
 
 def _require_one_choice(
-    resolution: float, n_domains: int | None, scan: Sequence[float] | None, label_key: str | None
+    resolution: float, n_domains: int | None, scan: list[float] | None, label_key: str | None
 ) -> None:
     given = {"resolution": resolution != 1.0, "n_domains": n_domains is not None, "scan": scan is not None}
     if sum(given.values()) > 1:
         raise ValueError(f"{' and '.join(name for name in given if given[name])} are given: give one of them")
     if scan is not None and label_key is None:
         raise ValueError("scan= chooses a resolution by labels: name their column by label_key=")
-
-
-def _require_free(table: "AnnData", key_added: str, label_key: str | None) -> None:
-    """Refuse to write over the labels, or over what `tl.predict` noted."""
-    if key_added == label_key or _keys.predicted(key_added) in table.var:
-        what = "the labels" if key_added == label_key else "a prediction"
-        raise ValueError(f"key_added={key_added!r} is the name of {what}: choose another")
 
 
 def _expression(table: "AnnData", layer: str | None) -> tuple[np.ndarray, Any, dict[str, Any]]:
@@ -301,7 +320,7 @@ def _places(
             "another slot; without them, leave out spatial_weight= and set n_permutations=0"
         )
     else:
-        for opened in open_sections(data, table_key=table_key):
+        for opened in open_sections(data, table_key=table_key, noted=list(table.layers)):
             xy[opened.obs_rows] = opened.xy
             section[opened.obs_rows] = opened.name
     if xy.shape != (table.n_obs, 2) or not np.isfinite(xy[rows]).all():
@@ -312,10 +331,10 @@ def _places(
 def _maps(xy: np.ndarray, section: np.ndarray, labelled: np.ndarray, n_maps: int, seed: int) -> np.ndarray:
     """Motions of every section that has labels over itself: (n_maps, n_spots) as `moved_maps` gives them."""
     maps = np.full((n_maps, len(xy)), -1, dtype=np.int64)
-    for number, name in enumerate(np.unique(section[labelled])):
+    for i, name in enumerate(np.unique(section[labelled])):
         rows = np.flatnonzero(section == name)
         try:
-            moved = moved_maps(xy[rows], n_maps, seed=seed + number, targets=labelled[rows])
+            moved = moved_maps(xy[rows], n_maps, seed=seed + i, targets=labelled[rows])
         except ValueError as error:
             raise ValueError(
                 f"section {name!r}: no p-values can be had, and n_permutations=0 leaves them out: {error}"

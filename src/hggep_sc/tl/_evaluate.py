@@ -5,9 +5,17 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._validators import flag, seed_of, text_or_none
 from ..evaluation import FIGURES, Null, over_sections, section_scores
 from ..expression import ExpressionScale
-from ..section import copy_of, read_prediction, require_no_backed_view, section_column, table_of
+from ..section import (
+    copy_of,
+    read_prediction,
+    require_free,
+    require_no_backed_view,
+    section_column,
+    table_of,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,6 +38,7 @@ def evaluate(
     null: Null = ...,
     seed: int = ...,
     table_key: str | None = ...,
+    overwrite: bool = ...,
     copy: Literal[False] = ...,
 ) -> pd.DataFrame: ...
 @overload
@@ -41,6 +50,7 @@ def evaluate(
     null: Null = ...,
     seed: int = ...,
     table_key: str | None = ...,
+    overwrite: bool = ...,
     copy: Literal[True],
 ) -> "tuple[Data, pd.DataFrame]": ...
 
@@ -53,6 +63,7 @@ def evaluate(
     null: Null = "independent",
     seed: int = 0,
     table_key: str | None = None,
+    overwrite: bool = False,
     copy: bool = False,
 ) -> "pd.DataFrame | tuple[Data, pd.DataFrame]":
     """Compare predicted with observed expression, gene by gene across the spots of a section.
@@ -78,6 +89,8 @@ def evaluate(
         Determines the splits of the noise ceiling, and the motions of the spatial null.
     table_key
         SpatialData: which of several tables.
+    overwrite
+        Replace columns of `var` that are in the way; without it those of an earlier evaluation alone are.
     copy
         Leave `data` as it is, and return a new object beside the table.
 
@@ -105,12 +118,18 @@ def evaluate(
     KeyError
         If there is no prediction under `key`, no such layer, or no column that tells several sections apart.
     ValueError
-        If there are no counts to compare with.
+        If there are no counts to compare with, or a column of `var` that is to be written holds something else.
     """
+    flag("copy", copy)
+    seed = seed_of("seed", seed)
+    text_or_none("observed_layer", observed_layer)
     target = copy_of(data) if copy else data
     table = table_of(target, table_key)
     require_no_backed_view(table)
     record, columns = read_prediction(table, key)
+    slots = [("var", _keys.metric(key, name)) for name in FIGURES]
+    owned = slots if "metrics" in record else []
+    replaced = require_free(table, slots, owned=owned, overwrite=overwrite, argument="key")
     genes = table.var_names[columns]
     scale = ExpressionScale.of_record(record)
     layer = observed_layer or record.get("counts_layer")
@@ -124,6 +143,8 @@ def evaluate(
     overall = over_sections(list(scores.values()))
     roles = dict(zip(record["sections"]["name"], record["sections"]["role"], strict=True))
     summary = {"null": null, **_summary(overall), **_of_sections(scores, roles)}
+    if replaced:
+        logger.warning("replaced, as overwrite=True says: %s", ", ".join(replaced))
     for name in FIGURES:
         table.var[_keys.metric(key, name)] = overall[name].reindex(table.var_names)
     table.uns[key] = {**record, "metrics": summary}

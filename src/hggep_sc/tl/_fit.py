@@ -2,9 +2,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from .._validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..config import Config
 from ..methods import Method, Model, fit_method, method_config
 from ..section import grouped, open_sections
+from ..weights import locate_weights
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,7 +63,8 @@ def fit(
         "hggep", the network; or a baseline that it has to beat: "gene_mean", "nearest_patches", "ridge",
         "low_rank_ridge" (see `hggep_sc.baselines`).
     genes
-        Genes to predict: names, or how many of the most variable over the training sections (None: 1,000).
+        Genes to predict: names, in this order (a set is sorted); or how many of the most variable over the training
+        sections (None: 1,000).
     preset
         Of the network: "default"; "paper", as the paper specifies; "published", the authors' released network.
     config
@@ -126,6 +129,14 @@ def fit(
         If the ImageNet weights cannot be downloaded.
     """
     settings = method_config(method, preset=preset, config=config, normalize=normalize)
+    seed, folder = seed_of("seed", seed), path_or_none("checkpoint_dir", checkpoint_dir)
+    for name, count in {"devices": devices, "num_nodes": num_nodes, "checkpoint_every": checkpoint_every}.items():
+        whole(name, count)
+    for name, switch in {"resume": resume, "progress": progress}.items():
+        flag_or_none(name, switch)
+    if validation is not None and not isinstance(validation, str):
+        number("validation", validation, above=0)
+    locate_weights(None if weights == "imagenet" else weights)
     sections = open_sections(
         data,
         library_key=library_key,
@@ -151,7 +162,7 @@ def fit(
         devices=devices,
         strategy=strategy,
         num_nodes=num_nodes,
-        checkpoint_dir=checkpoint_dir,
+        checkpoint_dir=folder,
         checkpoint_every=checkpoint_every,
         resume=resume,
         progress=progress,

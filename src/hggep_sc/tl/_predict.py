@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _keys
 from .._progress import of_spots
+from .._validators import flag, flag_or_none, path_or_none, whole_or_none
 from .._version import __version__
 from ..checkpoint import Checkpoint, open_checkpoints
 from ..features import use_once
 from ..fingerprint import sight_hash
 from ..methods import Model, require_model
 from ..model import HGGEP
+from ..patches import spots_per_batch
 from ..record import confidence_of, prediction_record
 from ..section import Section, copy_of, open_sections, require_writable, write_prediction
 
@@ -41,6 +43,7 @@ def predict(
     chunk_spots: int | None = None,
     checkpoint_dir: str | Path | None = None,
     progress: bool | None = None,
+    overwrite: bool = False,
     copy: bool = False,
 ) -> "Data | None":
     """Predict the expression of the model's genes at every spot, from the H&E image alone.
@@ -76,6 +79,9 @@ def predict(
         call goes on from there, to the same result. The folder is yours to remove when the result is saved.
     progress
         Show a progress bar over spots; None for `hggep_sc.settings.progress`.
+    overwrite
+        Replace what is in the way of the result. Without it an earlier prediction under this key is replaced, and
+        nothing else; what the object cannot do without, such as `uns["spatial"]`, never is.
     copy
         Return a new object instead of writing into `data`.
 
@@ -92,20 +98,26 @@ def predict(
       `obs[f"{key_added}_uncertainty"]`: the error to expect of a spot beyond counting noise, natural log units (root
       mean square over genes, level differences between sections aside); absent where the model was fitted without
       `config.cross_fit`, and for baselines
-    - `uns[key_added]`: model, genes, expression scale, and per section the image and mpp used and whether
+    - `uns[key_added]`: model, genes, expression scale, these slots, and per section the image and mpp used and whether
       it was in training ("train", "held out", "unknown")
 
     Raises
     ------
     ValueError, KeyError, TypeError, FileNotFoundError
-        For input that cannot be used, and a `checkpoint_dir` that is another prediction's or in use; the message names
-        the slot and the remedy, and `data` is unchanged.
+        For input that cannot be used, a slot that holds something else, and a `checkpoint_dir` that is another
+        prediction's or in use; the message names the slot and the remedy, and `data` is unchanged.
     OSError
         If the disk of `checkpoint_dir` or of the temporary folder is full; `data` is unchanged.
     KeyboardInterrupt
         At Ctrl-C; the message says how to go on, and `data` is unchanged.
     """
     require_model(model)
+    flag("copy", copy)
+    for name, switch in {"average_flips": average_flips, "progress": progress}.items():
+        flag_or_none(name, switch)
+    spots_per_batch(batch_size)
+    whole_or_none("chunk_spots", chunk_spots)
+    folder = path_or_none("checkpoint_dir", checkpoint_dir)
     sections = open_sections(
         data,
         library_key=library_key,
@@ -118,13 +130,15 @@ def predict(
         layer=layer,
         mpp=mpp,
     )
-    require_writable(data, model.genes, key=key_added, table_key=table_key)
+    seen = [("layers", layer), ("obs", library_key), ("obsm", spatial_key), ("obsm", _embeddings(model))]
+    reads = [(slot, name) for slot, name in seen if name is not None]
+    require_writable(data, model.genes, key=key_added, table_key=table_key, overwrite=overwrite, reads=reads)
     use_once(sections)
     how: dict[str, Any] = {"average_flips": average_flips, "chunk_spots": chunk_spots}
     predictions = []
     try:
         with (
-            _checkpoints(checkpoint_dir, sections, model, how) as checkpoints,
+            _checkpoints(folder, sections, model, how) as checkpoints,
             of_spots(sections, "predict", progress) as bar,
         ):
             for section, checkpoint in zip(sections, checkpoints, strict=True):
@@ -151,24 +165,32 @@ def predict(
         params=prediction_record(model, sections, layer=layer, library_key=library_key),
         **confidence_of(model, [expression for expression, _ in predictions]),
         table_key=table_key,
+        overwrite=overwrite,
+        reads=reads,
     )
     return target if copy else None
 
 
+def _embeddings(model: Model) -> str | None:
+    """Return the slot of `obsm` that a model reads, if any."""
+    return model.embeddings if isinstance(model, HGGEP) else None
+
+
 def _checkpoints(
-    checkpoint_dir: str | Path | None, sections: Sequence[Section], model: Model, how: Mapping[str, Any]
+    folder: Path | None, sections: Sequence[Section], model: Model, how: Mapping[str, Any]
 ) -> AbstractContextManager[list[Checkpoint]]:
     """Open what is known of each section so far; nothing, where there is no folder for it."""
-    if checkpoint_dir is None:
+    if folder is None:
         return nullcontext([Checkpoint() for _ in sections])
-    embeddings = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
+    embeddings = [] if (slot := _embeddings(model)) is None else [slot]
     looks = not embeddings and (isinstance(model, HGGEP) or model.reads_image)
     identity = {
         "version of hggep_sc": __version__,
         "model": model.id,
         "mpp of the model": model.mpp,
+        "reduction of the model": model.reduction,
         "config": model.config.to_dict(),
         "data": [sight_hash(section, embeddings, looks=looks) for section in sections],
         **how,
     }
-    return open_checkpoints(Path(checkpoint_dir), identity, len(sections))
+    return open_checkpoints(folder, identity, len(sections))

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
-from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,14 +15,20 @@ from anndata import AnnData
 
 from .. import _keys
 from .._executor import outcomes
+from .._files import require_plain_h5ad, write_h5ad
+from .._paths import expanded, require_file, require_there, why_absent
 from .._replace import replacing
 from .._settings import settings
+from .._validators import by_name, executor_or_none, flag, flag_or_none, path_of, values_by_name, whole_or_none
 from .._version import __version__
 from ..checkpoint import OtherCheckpointError, remove_checkpoints
 from ..fingerprint import content_hash
+from ..image import is_ome_zarr
 from ..methods import Model, require_model
 from ..model import HGGEP
-from ..section import copy_of, is_spatialdata, listed, open_sections, table_of
+from ..patches import spots_per_batch
+from ..pp import tile
+from ..section import copy_of, is_spatialdata, listed, open_sections, require_key, table_of
 from ._predict import predict
 
 if TYPE_CHECKING:
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHORT = 12  # digits of a task's hash in the name of its checkpoint
+IMAGES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".qptiff", ".png", ".jpg", ".jpeg", ".jp2", ".webp")
 
 
 def predict_slides(
@@ -57,12 +62,13 @@ def predict_slides(
     average_flips: bool | None = None,
     chunk_spots: int | None = None,
     progress: bool | None = None,
+    overwrite: bool = False,
 ) -> pd.DataFrame:
     """Predict many slides, each written to a file as it ends; a rerun does what is not done yet.
 
-    What is known of a slide under way is in a folder beside its file, `<file>.<hash>.unfinished`, written at least
-    every 512 spots: after an interruption, a kill too, or a full disk a rerun goes on from there, to the same result.
-    The folder is removed when the slide is finished.
+    What is known of a slide under way is in a folder beside its file, `<file>.unfinished`, written at least every 512
+    spots: after an interruption, a kill too, or a full disk a rerun goes on from there, to the same result. The folder
+    is removed when the slide is finished. Of two calls at work on one slide at once, the second says so of that slide.
 
     A finished slide is known by the model, the settings, the version of the package and the slide: a file by its size
     and time of change, an object by its spots, counts, scale and the look of its image. Where one of them has changed,
@@ -71,8 +77,10 @@ def predict_slides(
     Parameters
     ----------
     slides
-        By name, each an AnnData, a SpatialData, or the path of one (`.h5ad`, `.zarr`), which is read where the slide is
-        predicted. Objects are not changed.
+        By name (str, or a whole number), each an AnnData, a SpatialData, the path of one (`.h5ad`, `.zarr`), or that of
+        an image (TIFF, SVS, OME-Zarr, PNG, JPEG), which is read where the slide is predicted. Objects are not changed.
+        Over the tissue of an image spots are laid as `hggep_sc.pp.tile(image, model=model, mpp=mpp)` lays them; for
+        other spacings, grids and masks give what that returned.
     model
         What `hggep_sc.tl.fit` or `load` of the model's class gave.
     path
@@ -89,6 +97,9 @@ def predict_slides(
     progress
         Show a progress bar over slides, and without an executor one over the spots of each; None for
         `hggep_sc.settings.progress`.
+    overwrite
+        As in `hggep_sc.tl.predict`, of what a slide holds under `key_added`. A file in `path` that this function did
+        not write is never replaced.
 
     Returns
     -------
@@ -104,13 +115,19 @@ def predict_slides(
         At Ctrl-C; the message says that the same call goes on.
     """
     require_model(model)
-    if not isinstance(slides, Mapping):
-        raise TypeError(f"slides must be a dict of slides by name, not {type(slides).__name__}")
-    for keyword, value in {"image_key": image_key, "mpp": mpp}.items():
+    slides, executor, folder = by_name("slides", slides), executor_or_none("executor", executor), path_of("path", path)
+    by_slide = {"image_key": values_by_name("image_key", image_key), "mpp": values_by_name("mpp", mpp)}
+    for keyword, value in by_slide.items():
         if isinstance(value, Mapping) and (unknown := [name for name in value if name not in slides]):
             raise KeyError(f"`{keyword}` names {listed(unknown)}, but the slides are {listed(slides)}")
-    folder = Path(path).resolve()  # a worker may run elsewhere
-    given = {str(name): Path(data).resolve() if isinstance(data, str | Path) else data for name, data in slides.items()}
+    require_key(key_added)
+    flag("overwrite", overwrite)
+    for name, switch in {"average_flips": average_flips, "progress": progress}.items():
+        flag_or_none(name, switch)
+    spots_per_batch(batch_size)
+    whole_or_none("chunk_spots", chunk_spots)
+    folder = folder.resolve()  # a worker may run elsewhere
+    given = {name: _located(data) if isinstance(data, str | Path) else data for name, data in slides.items()}
     files = {name: _file(folder, name, data) for name, data in given.items()}
     common = {
         "key_added": key_added,
@@ -126,13 +143,17 @@ def predict_slides(
     }
     show = settings.progress if progress is None else progress
     # on which a result does not depend
-    machine = {"device": device, "batch_size": batch_size, "progress": show and executor is None}
+    machine = {
+        "device": device,
+        "batch_size": batch_size,
+        "progress": show and executor is None,
+        "overwrite": overwrite,
+    }
     rows: dict[str, dict[str, Any]] = {}
     todo = []
     sent = model if executor is None else _packed(model)
     for name, data in given.items():
-        own = {"image_key": image_key, "mpp": mpp}
-        own = {keyword: value.get(name) if isinstance(value, Mapping) else value for keyword, value in own.items()}
+        own = {keyword: value.get(name) if isinstance(value, Mapping) else value for keyword, value in by_slide.items()}
         options = {**common, **own}
         try:
             earlier = _read_record(files[name])
@@ -140,9 +161,8 @@ def predict_slides(
         except Exception as error:  # noqa: BLE001 - one slide's failure is reported by name, the others go on
             rows[name] = _failed(name, error)
             continue
-        finished = earlier is not None and earlier["task"] == task
-        _remove_checkpoints(files[name], but=None if finished else task)
-        if earlier is not None and finished:
+        if earlier is not None and earlier["task"] == task:
+            remove_checkpoints(_checkpoint(files[name]))  # that a kill between writing and tidying left
             rows[name] = {"spots": int(earlier["spots"]), "seconds": float(earlier["seconds"]), "error": ""}
             continue
         if earlier is not None:
@@ -171,6 +191,12 @@ def predict_slides(
     return pd.DataFrame(table, columns=["slide", "file", "spots", "seconds", "error"])
 
 
+def _located(path: str | Path) -> Path:
+    """Return a path as another process finds it; where there is nothing, as it was given."""
+    path = expanded(path)
+    return Path(path) if why_absent(path) else Path(path).resolve()
+
+
 @dataclass(frozen=True, eq=False)
 class _Slide:
     """One slide: all that another process needs; `task` is a hash of what the result depends on."""
@@ -187,39 +213,39 @@ class _Slide:
 def _predict_slide(slide: _Slide) -> tuple[int, float]:
     """Predict a slide and write it; return the number of spots that were predicted, and seconds."""
     settings.take(slide.package_settings)
+    earlier = _read_record(slide.file)
+    if earlier is not None and earlier["task"] == slide.task:  # another call was first
+        return int(earlier["spots"]), float(earlier["seconds"])
     started = time.perf_counter()
     model: Model = pickle.loads(slide.model) if isinstance(slide.model, bytes) else slide.model
-    data = _read(slide.data) if isinstance(slide.data, Path) else copy_of(slide.data)
-    known = _checkpoint(slide.file, slide.task)
-    try:
-        predict(data, model, checkpoint_dir=known, **slide.options)
-    except OtherCheckpointError as error:  # the image beside a file has changed, which its hash does not tell
-        logger.warning("slide %r is begun anew: %s", slide.name, error)
-        remove_checkpoints(known)
-        predict(data, model, checkpoint_dir=known, **slide.options)
+    data = _read(slide.data, model, slide.options["mpp"]) if isinstance(slide.data, Path) else copy_of(slide.data)
+    unfinished = _checkpoint(slide.file)
     key, table = slide.options["key_added"], table_of(data, slide.options["table_key"])
+    if _keys.SLIDE in table.uns and not _is_record(table.uns[_keys.SLIDE]):
+        raise ValueError(
+            f"uns[{_keys.SLIDE!r}] is where predict_slides notes what it did, and holds something else: rename it"
+        )
+    try:
+        predict(data, model, checkpoint_dir=unfinished, **slide.options)
+    except OtherCheckpointError as error:  # by another model, with other settings, or of another image
+        logger.warning("slide %r is begun anew: %s", slide.name, error)
+        remove_checkpoints(unfinished)
+        predict(data, model, checkpoint_dir=unfinished, **slide.options)
     known = np.flatnonzero(table.var[_keys.predicted(key)])[0]
     spots, seconds = int(np.isfinite(table.layers[key][:, known]).sum()), time.perf_counter() - started
     table.uns[_keys.SLIDE] = {"task": slide.task, "spots": spots, "seconds": seconds}
     with replacing(slide.file) as part:
         if isinstance(data, AnnData):
-            data.write_h5ad(part)
+            write_h5ad(data, part)
         else:
             data.write(part)
-    _remove_checkpoints(slide.file)
+    remove_checkpoints(unfinished)
     return spots, seconds
 
 
-def _checkpoint(file: Path, task: str) -> Path:
+def _checkpoint(file: Path) -> Path:
     """Folder for what is known of a slide until its file is there."""
-    return file.with_name(f"{file.name}.{task[:SHORT]}.unfinished")
-
-
-def _remove_checkpoints(file: Path, but: str | None = None) -> None:
-    """Remove the checkpoints of a slide, other than that of a task."""
-    for folder in file.parent.glob(f"{escape(file.name)}.{'[0-9a-f]' * SHORT}.unfinished"):
-        if but is None or folder != _checkpoint(file, but):
-            remove_checkpoints(folder)
+    return file.with_name(f"{file.name}.unfinished")
 
 
 def _packed(model: Model) -> bytes:
@@ -235,9 +261,12 @@ def _file(folder: Path, name: str, data: "Data | Path") -> Path:
     if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|\0'):
         raise ValueError(f"slides: {name!r} is to be the name of a file, without '/' and the like: rename it")
     if isinstance(data, Path):
-        if data.suffix not in (".h5ad", ".zarr"):
-            raise ValueError(f"slides[{name!r}]: {data} must be an .h5ad file (AnnData) or a .zarr store (SpatialData)")
-        whole = data.suffix == ".zarr"
+        if data.suffix not in (".h5ad", ".zarr") and not _is_image(data):
+            raise ValueError(
+                f"slides[{name!r}]: {data} must be an .h5ad file (AnnData), a .zarr store (SpatialData) or an image "
+                f"({', '.join(IMAGES)}, OME-Zarr)"
+            )
+        whole = data.suffix == ".zarr" and not _is_image(data)
     elif isinstance(data, AnnData) or is_spatialdata(data):
         whole = not isinstance(data, AnnData)
     else:
@@ -252,8 +281,9 @@ def _file(folder: Path, name: str, data: "Data | Path") -> Path:
 def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> str:
     """Hash of everything that a slide's result depends on."""
     if isinstance(data, Path):
-        if not data.exists():
-            raise FileNotFoundError(f"there is no {data}")
+        require_there(data, "slide")
+        if not data.is_dir():
+            require_file(data, "slide")
         parts = sorted(data.rglob("*")) if data.is_dir() else [data]
         stats = [(str(part.relative_to(data)), part.stat()) for part in parts if part.is_file()]
         content: Any = [(part, stat.st_size, stat.st_mtime_ns) for part, stat in stats]
@@ -268,6 +298,7 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
         "hggep_sc": __version__,
         "model": model.id,
         "mpp": model.mpp,
+        "reduction": model.reduction,
         "config": model.config.to_dict(),
         "options": dict(options),
         "slide": content,
@@ -275,7 +306,13 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
     return hashlib.sha256(json.dumps(described, default=float).encode()).hexdigest()
 
 
-def _read(path: Path) -> "Data":
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES or (path.suffix == ".zarr" and is_ome_zarr(path))
+
+
+def _read(path: Path, model: Model, mpp: float | None) -> "Data":
+    if _is_image(path):
+        return tile(path, model=model, mpp=mpp)
     if path.suffix == ".h5ad":
         from anndata import read_h5ad
 
@@ -301,15 +338,24 @@ def _read_record(file: Path) -> dict[str, Any] | None:
         return None
     slot = f"uns/{_keys.SLIDE}"
     try:
-        if file.suffix == ".h5ad":
+        if file.suffix == ".zarr":
+            tables = [table for _, table in zarr.open_group(file / "tables", mode="r").groups()]
+            record = next(read_elem(table[slot]) for table in tables if slot in table)
+        else:
+            require_plain_h5ad(file)
             with h5py.File(file) as store:
-                return read_elem(store[slot])
-        tables = [table for _, table in zarr.open_group(file / "tables", mode="r").groups()]
-        return next(read_elem(table[slot]) for table in tables if slot in table)
-    except (OSError, KeyError, ValueError, StopIteration) as error:
+                record = read_elem(store[slot])
+        if not _is_record(record):
+            raise ValueError(f"{slot} is no record")
+        return record
+    except Exception as error:  # whatever a file of another kind makes the libraries raise
         raise FileExistsError(
             f"{file} is there, and no whole result of predict_slides: remove it, or choose another folder as path="
         ) from error
+
+
+def _is_record(found: Any) -> bool:
+    return isinstance(found, Mapping) and isinstance(found.get("task"), str) and {"spots", "seconds"} <= set(found)
 
 
 def _failed(name: str, error: Exception) -> dict[str, Any]:

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from io import BytesIO
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
 
+from .._lock import alone_in
 from .._replace import replacing
+from .._sealed import sealed, unsealed
 from .._version import __version__
 from ..checkpoint import OtherCheckpointError, Parts, open_checkpoints, remove_checkpoints
 from ..config import Config
@@ -27,39 +28,157 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "last.ckpt"
 FURTHER = "fit"  # start of the name of the folder of each further network: of an ensemble, or without some sections
 IDENTITY = "fit.json"
+LOCK = "fit.lock"
+ENTRIES = {"state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops"}  # of a checkpoint
 FEATURES = "encoded"  # folder of what a frozen encoder made of the sections, until the fit has ended
 
 
-def require_resume_is_meant(checkpoint_dir: Path | None, resume: bool) -> None:
-    """Refuse what can be told before anything is read: a folder that is missing, or that holds a checkpoint already.
+@contextmanager
+def folder_of_fit(checkpoint_dir: Path | None, resume: bool, *, writes: bool) -> Iterator[None]:
+    """Hold the folder of a fit against other fits until it has ended, and refuse one that cannot be gone on from.
+
+    Parameters
+    ----------
+    checkpoint_dir
+        The folder; None: there is none.
+    resume
+        Whether an earlier call is to be continued.
+    writes
+        Whether this is the process of the fit that writes; the others hold nothing.
 
     Raises
     ------
     ValueError
-        If `resume=True` has no folder, or a folder with a checkpoint no `resume=True`.
+        If `resume=True` has no folder, a folder with a checkpoint no `resume=True`; if another fit is at work on the
+        folder, or what it holds is damaged or not of a fit.
+    OSError
+        If it cannot be written to.
     """
     if checkpoint_dir is None:
         if resume:
             raise ValueError("resume=True needs checkpoint_dir=, the folder of the interrupted fit")
-    elif (checkpoint_dir / CHECKPOINT).exists() and not resume:
+        yield
+        return
+    if checkpoint_dir.exists() and not checkpoint_dir.is_dir():
+        raise ValueError(f"{_given(checkpoint_dir)} is a file: give a folder")
+    with alone_in(checkpoint_dir, LOCK, _given(checkpoint_dir)) if writes else nullcontext():
+        _require_to_go_on(checkpoint_dir, resume)
+        yield
+
+
+def _given(checkpoint_dir: Path) -> str:
+    return f"checkpoint_dir={str(checkpoint_dir)!r}"
+
+
+def _require_to_go_on(checkpoint_dir: Path, resume: bool) -> None:
+    """Refuse what can be told before anything is read."""
+    mark, checkpoint = checkpoint_dir / IDENTITY, checkpoint_dir / CHECKPOINT
+    if checkpoint.exists() and not resume:
         raise ValueError(
-            f"checkpoint_dir={str(checkpoint_dir)!r} holds the checkpoint of an earlier fit: "
-            "pass resume=True to continue it, or another folder"
+            f"{_given(checkpoint_dir)} holds the checkpoint of an earlier fit: pass resume=True to continue it, or "
+            "another folder"
         )
+    if mark.exists():
+        _read_mark(mark)
+    else:
+        there = [checkpoint, *checkpoint_dir.glob(f"{FURTHER}_*/{CHECKPOINT}")]
+        if strange := [str(file.relative_to(checkpoint_dir)) for file in there if file.exists()]:
+            raise ValueError(
+                f"{_given(checkpoint_dir)} holds {', '.join(strange)}, but no {IDENTITY}, which tells what fit it is "
+                "of: choose another folder"
+            )
+    if checkpoint.exists():
+        read_checkpoint(checkpoint)
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Puts a checkpoint in the place of the last in one step.
+def _read_mark(mark: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(mark.read_bytes())
+        if not isinstance(found, dict) or not {"data", "genes", "config", "seed"} <= set(found):
+            raise ValueError("it holds no settings of a fit")
+    except ValueError as error:
+        raise ValueError(
+            f"{mark} is damaged, or not of a fit ({error}): remove {mark.parent} and begin anew, or choose another "
+            "folder"
+        ) from error
+    return found
 
-    Lightning writes to the temporary folder and moves it; from another disk that is a copy, which a kill cuts short.
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Return what `Checkpoints` wrote; nothing of it is run.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else, or has changed.
+    """
+    try:
+        if not file.is_file():
+            raise ValueError("it is no file")
+        content = file.read_bytes()
+        if content[:4] == b"PK\x03\x04":
+            raise ValueError("it is a pickle, as an earlier version or another tool writes it, which is not opened")
+        tensors, note = unsealed(content)
+        found = _restored(note, tensors)
+        if missing := sorted(ENTRIES - set(found)):
+            raise ValueError(f"it has no {', '.join(missing)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged, or no checkpoint of a fit ({error}): remove it, and what was trained is trained anew"
+        ) from error
+    return found
+
+
+class Checkpoints(CheckpointIO):
+    """Lightning's checkpoints as safetensors and JSON, each put in the place of the last in one step.
+
+    Lightning's own way is a pickle, which runs what is in it, and a move from a temporary folder, which to another disk
+    is a copy that a kill cuts short.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write what Lightning has gathered."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        content = BytesIO()
-        torch.save(checkpoint, content)  # in memory first: to a full disk it raises no OSError
+        tensors: dict[str, Tensor] = {}
+        note = _flattened(checkpoint, tensors, "")
+        content = sealed(tensors, note)
         with replacing(Path(path)) as part:
-            part.write_bytes(content.getbuffer())
+            part.write_bytes(content)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Return it, on the CPU; from there Lightning moves it."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _flattened(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """Return a value as JSON has it; its tensors go into `tensors`, by their path in it."""
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, Mapping):  # of which a name may be a number
+        return {"dict": [[name, _flattened(entry, tensors, f"{path}/{name}")] for name, entry in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_flattened(entry, tensors, f"{path}/{i}") for i, entry in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint cannot hold {path}, a {type(value).__name__}")
+
+
+def _restored(note: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return what `_flattened` was given; a tuple as a list."""
+    if isinstance(note, list):
+        return [_restored(entry, tensors) for entry in note]
+    if not isinstance(note, dict):
+        return note
+    if "tensor" in note:
+        return tensors[note["tensor"]]
+    return {name: _restored(entry, tensors) for name, entry in note["dict"]}
 
 
 def last_checkpoint(checkpoint_dir: Path | None) -> Path | None:
@@ -67,8 +186,10 @@ def last_checkpoint(checkpoint_dir: Path | None) -> Path | None:
     return None if checkpoint_dir is None or not (file := checkpoint_dir / CHECKPOINT).exists() else file
 
 
-def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: dict[str, Any]) -> Path | None:
-    """Return the checkpoint to go on from, and mark the folder as this fit's own.
+def checkpoint_to_resume(
+    checkpoint_dir: Path | None, resume: bool, identity: dict[str, Any], *, writes: bool
+) -> Path | None:
+    """Return the checkpoint to go on from, and mark the folder, which `folder_of_fit` holds, as this fit's own.
 
     Raises
     ------
@@ -79,19 +200,20 @@ def checkpoint_to_resume(checkpoint_dir: Path | None, resume: bool, identity: di
         return None
     mark = checkpoint_dir / IDENTITY
     if (checkpoint := last_checkpoint(checkpoint_dir)) is not None:
-        earlier = json.loads(mark.read_text()) if mark.exists() else {}
+        earlier = _read_mark(mark)
         if changed := sorted(k for k in identity if earlier.get(k) != identity[k]):
             raise ValueError(
-                f"checkpoint_dir={str(checkpoint_dir)!r} belongs to another fit (different {', '.join(changed)}): "
-                "resume with the same data and settings, or choose another folder"
+                f"{_given(checkpoint_dir)} belongs to another fit (different {', '.join(changed)}): resume with the "
+                "same data and settings, or choose another folder"
             )
         return checkpoint
     if resume:
         logger.warning("checkpoint_dir=%r holds no checkpoint yet: training starts from the beginning", checkpoint_dir)
-    checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    for stale in checkpoint_dir.glob(f"{FURTHER}_*/{CHECKPOINT}"):  # of a fit whose own checkpoint was removed
-        stale.unlink(missing_ok=True)
-    mark.write_text(json.dumps(identity, indent=1))
+    if writes:
+        for stale in checkpoint_dir.glob(f"{FURTHER}_*/{CHECKPOINT}"):  # of a fit whose own checkpoint was removed
+            stale.unlink(missing_ok=True)
+        with replacing(mark) as part:
+            part.write_text(json.dumps(identity, indent=1))
     return None
 
 
@@ -156,6 +278,7 @@ def identity_of(
     settings = json.loads(json.dumps(config.to_dict()))
     groups = [d.group for d in data]
     return {
+        "version of hggep_sc": __version__,
         "sections": [d.name for d in data],
         "groups": groups if any(groups) else None,
         "data": digest.hexdigest(),

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from ..checkpoint import remove_checkpoints
 from ..confidence import Confidence, optical_density
@@ -26,7 +24,6 @@ from .checkpoint import (
     checkpoint_to_resume,
     identity_of,
     last_checkpoint,
-    require_resume_is_meant,
 )
 from .cross_fit import Weights, cross_fit
 from .data import SectionData
@@ -63,6 +60,7 @@ def train(
     *,
     encoder: Encoder | str | None,
     mpp: float | None,
+    reduction: float,
     weights: str | Path | None,
     held_out: Sequence[np.ndarray] | None,
     seed: int,
@@ -75,9 +73,9 @@ def train(
     """Train a network on sections; see `hggep_sc.tl.fit` for the parameters.
 
     `encoder` is what `make_encoder` made, or None for the released network, which has its own and takes `weights`;
-    `held_out` marks per section the spots that are validated on, `mpp` is the scale to train at.
+    `held_out` marks per section the spots that are validated on, `mpp` is the scale to train at, `reduction` how many
+    full-resolution px a px has there. The caller holds `checkpoint_dir` and the random state.
     """
-    require_resume_is_meant(checkpoint_dir, resume)
     progress = progress and devices.rank == 0
     if not is_frozen(encoder, config):
         if config.ensemble > 1 or (config.linear and config.cross_fit):
@@ -88,10 +86,11 @@ def train(
                 config.linear,
             )
         config = config.replace(ensemble=1)  # networks that share no encoder are no ensemble of ours
-    fields = [fields_of_view(config, mpp, section.mpp) for section in sections]
-    with interruptible(checkpoint_dir), isolate_rng(), quiet():
-        torch.manual_seed(seed)
-        with read_sections(
+    fields = [fields_of_view(config, mpp, section.mpp, section.reduction / reduction) for section in sections]
+    with (
+        interruptible(checkpoint_dir),
+        quiet(),
+        read_sections(
             sections,
             genes,
             scale,
@@ -103,28 +102,29 @@ def train(
             checkpoint_dir=checkpoint_dir if devices.number == 1 else None,
             resume=resume,
             progress=progress,
-        ) as data:
-            identity = identity_of(data, genes, config, held_out, seed, devices.number)
-            checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity)
-            training, validation = _split(data, held_out)
-            fits = _Fits(
-                encoder,
-                config,
-                seed,
-                checkpoint_dir,
-                n_genes=len(genes),
-                weights=weights,
-                devices=devices,
-                checkpoint_every=checkpoint_every,
-            )
-            trained = fits.to_all(training, validation, checkpoint, progress)
-            if config.cross_fit and not isinstance(trained.network, PublishedNetwork):
-                learnt = {part.name for part in training}
-                looked_at = [] if isinstance(encoder, str) else zip(sections, fields, strict=True)
-                densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
-                stain = np.array(densities).reshape(-1, 3)
-                _learn_from_left_out(trained, fits, training, scale, stain, seed, devices, progress)
-    if checkpoint_dir is not None:
+        ) as data,
+    ):
+        identity = identity_of(data, genes, config, held_out, seed, devices.number)
+        checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity, writes=devices.rank == 0)
+        training, validation = _split(data, held_out)
+        fits = _Fits(
+            encoder,
+            config,
+            seed,
+            checkpoint_dir,
+            n_genes=len(genes),
+            weights=weights,
+            devices=devices,
+            checkpoint_every=checkpoint_every,
+        )
+        trained = fits.to_all(training, validation, checkpoint, progress)
+        if config.cross_fit and not isinstance(trained.network, PublishedNetwork):
+            learnt = {part.name for part in training}
+            looked_at = [] if isinstance(encoder, str) else zip(sections, fields, strict=True)
+            densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
+            stain = np.array(densities).reshape(-1, 3)
+            _learn_from_left_out(trained, fits, training, scale, stain, seed, devices, progress)
+    if checkpoint_dir is not None and devices.rank == 0:
         remove_checkpoints(checkpoint_dir / FEATURES)
     return trained
 

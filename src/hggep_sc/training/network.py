@@ -7,7 +7,6 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..chunks import spatial_chunks
@@ -15,10 +14,19 @@ from ..confidence import feature_statistics
 from ..config import Config
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
 from ..weights import load_weights, locate_weights
-from .checkpoint import CHECKPOINT, WholeCheckpoints
+from .checkpoint import CHECKPOINT, Checkpoints
 from .data import SectionData
 from .devices import Devices
-from .plan import EpochProgress, History, KeepBest, StopEarly, TrainingPlan, without_frozen_encoder
+from .plan import (
+    EndIfDiverged,
+    EpochProgress,
+    History,
+    KeepBest,
+    SaveLast,
+    StopEarly,
+    TrainingPlan,
+    without_frozen_encoder,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +163,10 @@ class EpochOrder(Sampler[int]):
         return -(-self.n // self.devices.number)
 
     def __iter__(self) -> Iterator[int]:
+        # drawn when the first is asked for: Lightning iterates over a resumed epoch before it calls `set_epoch`
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
         even = np.resize(order, len(self) * self.devices.number)
-        return iter(even[self.devices.rank :: self.devices.number].tolist())
+        yield from even[self.devices.rank :: self.devices.number].tolist()
 
 
 def _run(
@@ -178,26 +187,18 @@ def _run(
     loader = DataLoader(chunks, batch_size=None, sampler=EpochOrder(len(chunks), seed, devices))
     scored = DataLoader(_Chunks(validation, config.chunk_spots), batch_size=None) if validation else None
     history = History()
-    callbacks: list[L.Callback] = [history]
+    callbacks: list[L.Callback] = [history, EndIfDiverged(history, network, config, [data.name for data in training])]
     if validation:
         callbacks += [KeepBest(network), StopEarly("validation_pcc", mode="max", patience=config.patience)]
     if progress:
         callbacks.append(EpochProgress(history))
     if checkpoint_dir is not None:
-        callbacks.append(
-            ModelCheckpoint(
-                checkpoint_dir,
-                filename=Path(CHECKPOINT).stem,
-                every_n_epochs=checkpoint_every,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            )
-        )
+        callbacks.append(SaveLast(checkpoint_dir / CHECKPOINT, checkpoint_every))
     trainer = devices.trainer(
         max_epochs=stop_after,
         gradient_clip_val=config.gradient_clip or None,
         callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
+        plugins=[Checkpoints()],
         enable_checkpointing=checkpoint_dir is not None,
         num_sanity_val_steps=0,
         log_every_n_steps=1,

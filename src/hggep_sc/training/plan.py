@@ -1,12 +1,15 @@
 """How a network is trained: one Lightning module for every network."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from torch import Tensor
 
 from ..config import Config
@@ -61,7 +64,7 @@ class TrainingPlan(L.LightningModule):
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         chunk = step * self.trainer.world_size + self.trainer.global_rank
         seed = _derive_seed(self.seed, self.current_epoch, chunk)
-        torch.manual_seed(seed)  # for dropout; `train` restores the caller's state
+        torch.manual_seed(seed)  # for dropout; `HGGEP.fit` restores the caller's state
         generator = torch.Generator(self.device).manual_seed(seed)
         if batch.patches is not None:
             if self.config.flips:
@@ -77,6 +80,18 @@ class TrainingPlan(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = without_frozen_encoder(self.network, checkpoint["state_dict"])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what is not of this network, which `strict_loading` would let pass."""
+        wanted = without_frozen_encoder(self.network, self.state_dict())
+        found = checkpoint["state_dict"]
+        if other := sorted(
+            name for name in wanted.keys() | found.keys() if _shape_of(wanted, name) != _shape_of(found, name)
+        ):
+            raise ValueError(
+                f"{self.trainer.ckpt_path} is of another network ({other[0]} differs): remove it, and what was trained "
+                "is trained anew"
+            )
 
     def on_validation_start(self) -> None:
         # statistics of a backbone's batches are those of a process's own chunks: the first one's are judged, and kept
@@ -136,6 +151,51 @@ class History(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.records = list(state_dict["records"])
+
+
+class EndIfDiverged(L.Callback):
+    """End a training whose loss or weights are no numbers any more, before a checkpoint holds them.
+
+    Parameters
+    ----------
+    history
+        Of the same training, which has noted the epoch before.
+    network, config
+        What is trained, and how.
+    sections
+        What it learns from, for the message.
+    """
+
+    def __init__(
+        self, history: History, network: HGGEPNetwork | PublishedNetwork, config: Config, sections: Sequence[str]
+    ) -> None:
+        self.history, self.network, self.config, self.sections = history, network, config, sections
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        lost = [f"{name} {value}" for name, value in self.history.records[-1].items() if not isfinite(value)]
+        if not lost:
+            state = without_frozen_encoder(self.network, self.network.state_dict())
+            lost = [name for name, values in state.items() if not values.isfinite().all()][:1]
+        if trainer.strategy.reduce_boolean_decision(bool(lost), all=False):
+            config = self.config
+            raise RuntimeError(
+                f"training on {', '.join(self.sections)} diverged in epoch {trainer.current_epoch + 1} of "
+                f"{config.epochs} (not finite: {', '.join(lost) or 'what another process holds'}), and there is no "
+                f"model: lower config.learning_rate (now {config.learning_rate:g}), clip gradients by "
+                f"config.gradient_clip (now {config.gradient_clip:g}; 0 is off), or look for counts far out of the "
+                "ordinary"
+            )
+
+
+class SaveLast(Checkpoint):
+    """Write a checkpoint every so many epochs, after all other callbacks have seen the epoch's end."""
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file, self.every = file, every
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every == 0:
+            trainer.save_checkpoint(self.file)
 
 
 class StopEarly(EarlyStopping):
@@ -203,6 +263,11 @@ def without_frozen_encoder(network: HGGEPNetwork | PublishedNetwork, state: dict
     if encoder is None or any(parameter.requires_grad for parameter in encoder.parameters()):
         return state
     return {name: value for name, value in state.items() if "encoder." not in name}
+
+
+def _shape_of(state: dict[str, Tensor], name: str) -> torch.Size | None:
+    """Return the shape of an entry; None where there is none."""
+    return state[name].shape if name in state else None
 
 
 def _derive_seed(*parts: int) -> int:

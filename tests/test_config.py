@@ -1,8 +1,10 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
+from hggep_sc.baselines import BaselineConfig
 from hggep_sc.config import PRESETS, Config
 
 
@@ -149,3 +151,67 @@ def test_none_is_a_value(name):
 def test_odd_patches_are_taken():
     assert Config.from_preset("paper", patch_size=113).patch_size == 113
     assert Config.from_preset("default", gem=True, patch_size=113).patch_size == 113
+
+
+SWITCHES = [field.name for field in dataclasses.fields(Config) if isinstance(getattr(Config(), field.name), bool)]
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("value", ["no", "off", 0, 1, None, [True], float("nan")])
+def test_words_and_numbers_are_no_switches(name, value):
+    with pytest.raises(ValueError, match=rf"config\.{name} must be True or False"):
+        Config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fields_um", (float("nan"),) * 4),
+        ("fields_um", (float("inf"),) * 4),
+        ("fields_um", "80"),
+        ("fields_um", 80),
+        ("fields_um", (True,) * 4),
+        ("fields_px", ("112",) * 4),
+        ("fields_px", None),
+        ("fields_px", {1.0, 2.0, 3.0, 4.0}),
+        ("target_sum", float("inf")),
+        ("target_sum", 10**400),
+        ("learning_rate", True),
+        ("width", None),
+        ("ensemble", 10**8),
+        ("vit_depth", 10**8),
+        ("lstm_layers", 10**8),
+        ("preset", ["default"]),
+        ("normalize", ["library"]),
+        ("stages", 5),
+        ("stages", None),
+        ("stages", [["stage2"]]),
+        ("epochs", np.array([3, 4])),
+    ],
+)
+def test_kinds_and_ranges(name, value):
+    with pytest.raises(ValueError, match=rf"config\.{name} must"):
+        Config(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["alphas", "rank", "n_neighbors"])
+@pytest.mark.parametrize("value", ["ab", 0, -1, (), (float("nan"),), [True], float("inf"), {1.0}])
+def test_kinds_and_ranges_of_baselines(name, value):
+    with pytest.raises(ValueError, match=rf"config\.{name} must"):
+        BaselineConfig(**{name: value})
+
+
+def test_numpys_scalars_become_pythons():
+    config = Config(gem=np.True_, width=np.int64(64), dropout=np.float32(0.5), fields_um=np.array([1, 2, 3, 4]))
+    assert (config.gem, config.width, config.dropout, config.fields_um) == (True, 64, 0.5, (1.0, 2.0, 3.0, 4.0))
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert BaselineConfig(rank=np.int64(3), alphas=np.array([1, 2])).to_dict()["alphas"] == (1.0, 2.0)
+
+
+def test_the_nearest_name_is_told():
+    with pytest.raises(ValueError, match=r"no setting 'epoch'; .* Did you mean 'epochs'\?"):
+        Config.from_preset("default", epoch=3)
+    with pytest.raises(ValueError, match="no setting 'drop_out'"):
+        Config.from_dict({"drop_out": 0.1})
+    with pytest.raises(ValueError, match="no setting 'name', 'self'"):
+        Config.from_preset("default", **{"name": 1, "self": 2})

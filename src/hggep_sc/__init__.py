@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._messages import set_up
 from ._settings import settings
 from ._version import __version__
 
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 _HOMES = {"HGGEP": ".model", "Config": ".config", "CrossValidation": ".cross_validation"}
+
+
+set_up()
 
 
 def __getattr__(name: str) -> Any:

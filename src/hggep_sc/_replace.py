@@ -29,13 +29,14 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         _tidy_up(path)
         own = path.with_name(f"{_ours(path)}{os.getpid()}-{secrets.token_hex(4)}")
-        (own / NEW).mkdir(parents=True)
+        own.mkdir()
+        (own / NEW).mkdir()
     except OSError as error:
         raise _failed(path, error) from error
     new, old = own / NEW / path.name, own / OLD / path.name
     try:
         yield new
-        if _is_folder(path):  # which is not replaced in one step
+        if path.is_dir():  # which is not replaced in one step
             old.parent.mkdir()
             path.rename(old)
         try:
@@ -76,10 +77,6 @@ def _tidy_up(path: Path) -> None:
             with suppress(OSError):  # another process was first
                 old.rename(path)
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
 
 
 def _failed(path: Path, error: OSError) -> OSError:

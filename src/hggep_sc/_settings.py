@@ -42,10 +42,10 @@ class Settings:
     progress
         Whether long calls show a progress bar.
     dataset_dir
-        Where data sets and pretrained weights are looked for and downloaded to; the environment variable
-        `HGGEP_DATASETDIR` sets it.
+        Where data sets are looked for and downloaded to, and pretrained weights are looked for; the environment
+        variable `HGGEP_DATASETDIR` sets it.
     cache_dir
-        Where files that code can make again (the images of synthetic sections) are kept.
+        Where files that can be had again are kept: images of synthetic sections, and weights that are downloaded.
     patch_memory
         Bytes of training patches, or of features, held in memory; above it they go to a temporary file on disk.
     feature_memory

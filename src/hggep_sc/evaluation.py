@@ -11,7 +11,7 @@ from scipy import special
 
 from . import _keys, metrics
 from .expression import ExpressionScale
-from .section import array_places, observed_counts
+from .section import array_places, coordinates_of, layer_values, observed_counts
 from .spatial_null import moved_maps
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def section_scores(
     rows: np.ndarray,
     predicted: np.ndarray,
     panel: Sequence[str],
-    scale: ExpressionScale,
+    scale: ExpressionScale | None,
     *,
     layer: str | None = None,
     null: Null = "independent",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare the prediction of one section with its counts, gene by gene, in natural log units.
+    """Compare the prediction of one section with what was observed, gene by gene.
 
     Parameters
     ----------
@@ -50,9 +50,10 @@ def section_scores(
     panel
         The predicted genes.
     scale
-        The scale of the prediction, to which the counts are brought.
+        The scale of the prediction, to which the counts are brought; figures are in natural log units. None: the layer
+        and the prediction are compared as they are.
     layer
-        Layer with raw counts; None for `X`.
+        Layer with raw counts, or without a scale with any values; None for `X`.
     null
         What p-values are by: "independent" spots (t-test), or "spatial", the predicted map moved over the section.
     seed
@@ -60,8 +61,9 @@ def section_scores(
 
     Returns
     -------
-    Indexed by gene, a column for each of `FIGURES`: see `hggep_sc.tl.evaluate`. Spots without counts are left out;
-    `attrs["n_spots"]` says how many are compared. `ssim` is NaN where the places on the array are not known.
+    Indexed by gene, a column for each of `FIGURES`: see `hggep_sc.tl.evaluate`. Spots without counts, or without a
+    scale those with NaN, are left out; `attrs["n_spots"]` says how many are compared. `ssim` is NaN where the places on
+    the array are not known, `ceiling` without a scale.
 
     Raises
     ------
@@ -72,14 +74,23 @@ def section_scores(
     """
     if null not in ("independent", "spatial"):
         raise ValueError(f"null={null!r} must be 'independent' or 'spatial'")
-    counts, library = observed_counts(table, rows, list(panel), layer)
-    totals = scale.totals(counts, library)
-    seen = totals > 0
-    if seen.sum() < 2:
-        raise ValueError(f"a correlation needs two predicted spots with counts; found {seen.sum()}")
-    rows, counts, totals = rows[seen], counts[seen], totals[seen]
-    observed = replace(scale, log_base="e").transform_sparse(counts, totals)
-    predicted = predicted[seen] * scale.log_unit
+    ceiling: np.ndarray | float = np.nan
+    observed: metrics.Matrix
+    if scale is None:
+        observed = layer_values(table, rows, panel, layer)
+        seen = np.isfinite(observed).all(axis=1)
+        _require_two(seen)
+        observed, predicted = observed[seen], predicted[seen]
+    else:
+        counts, library = observed_counts(table, rows, list(panel), layer)
+        totals = scale.totals(counts, library)
+        seen = totals > 0
+        _require_two(seen)
+        counts, totals = counts[seen], totals[seen]
+        observed = replace(scale, log_base="e").transform_sparse(counts, totals)
+        predicted = predicted[seen] * scale.log_unit
+        ceiling = metrics.noise_ceiling(counts, target_sum=scale.target_sum, library=totals, seed=seed)
+    rows = rows[seen]
     array_xy = _array_xy(table, rows)
 
     pcc = metrics.pearson(predicted, observed)
@@ -93,11 +104,53 @@ def section_scores(
         "spearman": metrics.spearman(predicted, observed),
         "rmse": metrics.rmse(predicted, observed),
         "ssim": np.nan if array_xy is None else metrics.ssim(predicted, observed, array_xy),
-        "ceiling": metrics.noise_ceiling(counts, target_sum=scale.target_sum, library=totals, seed=seed),
+        "ceiling": ceiling,
     }
     result = pd.DataFrame(scores, index=pd.Index(panel, name="gene"), columns=FIGURES)
     result.attrs["n_spots"] = len(rows)
     return result
+
+
+def _require_two(seen: np.ndarray) -> None:
+    if seen.sum() < 2:
+        raise ValueError(f"a correlation needs two predicted spots with counts; found {seen.sum()}")
+
+
+def layer_scores(
+    table: "AnnData",
+    rows: np.ndarray,
+    predicted_layer: str,
+    panel: Sequence[str],
+    scale: ExpressionScale | None,
+    *,
+    layer: str | None = None,
+    null: Null = "independent",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare a layer that any tool predicted, as `section_scores` does; genes without a prediction have NaN.
+
+    Spots where another gene's prediction is NaN are left out, as are spots outside the tissue in ours.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As `section_scores`; also if the layer holds no values there.
+    """
+    predicted = layer_values(table, rows, panel, predicted_layer)
+    genes = np.isfinite(predicted).any(axis=0)
+    spots = np.isfinite(predicted[:, genes]).all(axis=1)
+    if not genes.any() or not spots.any():
+        raise ValueError(
+            f"layers[{predicted_layer!r}] predicts nothing to compare: of the {len(rows)} spots and {len(panel)} genes "
+            "asked for, no spot has a value for all the genes that are predicted"
+        )
+    names = [gene for gene, there in zip(panel, genes, strict=True) if there]
+    scores = section_scores(
+        table, rows[spots], predicted[np.ix_(spots, genes)], names, scale, layer=layer, null=null, seed=seed
+    )
+    whole = scores.reindex(pd.Index(panel, name="gene"))
+    whole.attrs.update(scores.attrs)
+    return whole
 
 
 def over_sections(scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -184,7 +237,7 @@ def _array_xy(table: "AnnData", rows: np.ndarray) -> np.ndarray | None:
 def _coordinates(table: "AnnData", rows: np.ndarray, array_xy: np.ndarray | None) -> np.ndarray:
     """Where spots lie, (n, 2) in any unit, for the spatial null."""
     if _keys.SPATIAL in table.obsm:
-        return np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)[rows]
+        return coordinates_of(table, _keys.SPATIAL)[rows]
     if array_xy is None:
         raise KeyError(
             f"null='spatial' needs to know where spots lie: obsm[{_keys.SPATIAL!r}], or "

@@ -1,16 +1,18 @@
-"""What sections are known by when seen again: a model's training spots, and the content of a whole section."""
+"""What sections are known by when seen again: a model's training spots and images, and a section's whole content."""
 
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 import torch
 
 from . import _keys
-from .section import Section
+from ._checks import is_on
+from .patches import reach, within
+from .section import Section, spot_spacing
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +20,54 @@ SHARE = 0.5  # of a section's spots that have to be known
 THUMBNAIL = 256  # px, of the image by which a section is known again
 
 
+Role = Literal["train", "beside training", "held out", "unknown"]
+HELD: Final = "held out"
+BESIDE: Final = "beside training"
+CELLS = 4  # per spacing of the spots: how exactly the training spots' places are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where on an image spots were trained on.
+
+    Attributes
+    ----------
+    image
+        Height and width of the image, px, and a hash of its look: (3,) uint64.
+    cell
+        Side of the cells, px of the image's finest level, (1,) float64.
+    cells
+        Cells that hold a spot, (n, 2) int32.
+    """
+
+    image: np.ndarray
+    cell: np.ndarray
+    cells: np.ndarray
+
+    @classmethod
+    def of(cls, section: Section) -> Self | None:
+        """Return the place of a training section; None without an image that can be read."""
+        known = _image_of(section)
+        if known is None:
+            return None
+        cell = max((spot_spacing(section.xy) or 0.0) / CELLS, 1.0)
+        cells = np.unique(np.floor(section.xy / cell).astype(np.int32), axis=0)
+        return cls(known, np.array([cell]), cells)
+
+    def beside(self, section: Section, field: float) -> bool:
+        """Whether any spot of a section is so near to one of these that they share tissue, if the image is the same."""
+        distance = reach(section.xy, field) - self.cell[0] / 2  # the spot lies anywhere in its cell
+        if not within(section.xy, (self.cells + 0.5) * self.cell[0], distance).any():
+            return False
+        known = _image_of(section, like=self.image)
+        return known is not None and np.array_equal(known, self.image)
+
+
 @dataclass
 class Fingerprint:
-    """Hashes of the training spots' counts and coordinates; neither can be read back from them.
+    """What is kept of the training spots: hashes of counts and coordinates, and where on which image they lay.
+
+    Counts cannot be read back from them, nor an image; coordinates can.
 
     Attributes
     ----------
@@ -30,12 +77,15 @@ class Fingerprint:
         Sorted uint64 hashes, one per spot.
     library_genes
         Genes that a training spot's library was counted over, the fewest of all sections.
+    places
+        Of the sections that had an image; none in models that were saved before there were any.
     """
 
     sections: list[str]
     counts: np.ndarray
     coordinates: np.ndarray
     library_genes: int = 0
+    places: Sequence[Place] = ()
 
     @classmethod
     def of(cls, sections: Sequence[Section], genes: Sequence[str]) -> Self:
@@ -45,6 +95,7 @@ class Fingerprint:
             np.unique(np.concatenate([_hash_counts(s, genes) for s in sections])),
             np.unique(np.concatenate([_hash_coordinates(s) for s in sections])),
             min(len(s.var_names) for s in sections),
+            [place for section in sections if (place := Place.of(section)) is not None],
         )
 
     @classmethod
@@ -53,8 +104,18 @@ class Fingerprint:
         nothing = np.empty(0, dtype=np.uint64)
         return cls([], nothing, nothing)
 
-    def role(self, section: Section, genes: Sequence[str]) -> Literal["train", "held out", "unknown"]:
-        """Tell whether a section, or a part of one, was trained on, whatever its name is now."""
+    def role(self, section: Section, genes: Sequence[str], field: float = 0.0) -> Role:
+        """Tell whether a section, or a part of one, was trained on, or lies beside what was, whatever its name is now.
+
+        Parameters
+        ----------
+        section
+            The section.
+        genes
+            Those of the model.
+        field
+            The model's largest field of view, px of the section's image: how far a spot's patch reaches.
+        """
         if not self.sections:
             return "unknown"
         seen = [np.isin(_hash_coordinates(section), self.coordinates)]
@@ -63,11 +124,19 @@ class Fingerprint:
                 seen.append(np.isin(_hash_counts(section, genes), self.counts))
             except ValueError:  # no raw counts, which prediction does without: the coordinates tell
                 logger.info("section %r: no raw counts; its coordinates alone are compared", section.name)
-        return "train" if any(len(s) and s.mean() >= SHARE for s in seen) else "held out"
+        if any(len(s) and s.mean() >= SHARE for s in seen):
+            return "train"
+        looked_for = is_on("training_neighbours")
+        return BESIDE if looked_for and any(place.beside(section, field) for place in self.places) else HELD
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the hashes as they are saved."""
-        return {name: torch.from_numpy(getattr(self, name).view(np.int64)) for name in ("counts", "coordinates")}
+        """Return the hashes and places as they are saved."""
+        tensors = {name: torch.from_numpy(getattr(self, name).view(np.int64)) for name in ("counts", "coordinates")}
+        for number, place in enumerate(self.places):
+            tensors[f"image.{number}"] = torch.from_numpy(place.image.view(np.int64))
+            tensors[f"cell.{number}"] = torch.from_numpy(place.cell)
+            tensors[f"cells.{number}"] = torch.from_numpy(place.cells)
+        return tensors
 
     @classmethod
     def from_tensors(
@@ -75,7 +144,16 @@ class Fingerprint:
     ) -> Self:
         """Rebuild what `tensors` gave."""
         counts, coordinates = (tensors[name].numpy().view(np.uint64) for name in ("counts", "coordinates"))
-        return cls(list(sections), counts, coordinates, library_genes)
+        numbers = range(sum(name.startswith("image.") for name in tensors))
+        places = [
+            Place(
+                tensors[f"image.{number}"].numpy().view(np.uint64),
+                tensors[f"cell.{number}"].numpy(),
+                tensors[f"cells.{number}"].numpy(),
+            )
+            for number in numbers
+        ]
+        return cls(list(sections), counts, coordinates, library_genes, places)
 
 
 def _hash_counts(section: Section, genes: Sequence[str]) -> np.ndarray:
@@ -92,15 +170,30 @@ def _hash_coordinates(section: Section) -> np.ndarray:
     return cells[:, 0] << np.uint64(32) ^ cells[:, 1]
 
 
-def content_hash(section: Section) -> str:
-    """Hash what a portable section is: counts, where there are any, places, scale and the look of its image."""
+def content_hash(section: Section, *, looks: bool = True) -> str:
+    """Hash what a portable section is: counts, where there are any, places, scale and, where it looks, the image."""
     digest = hashlib.sha256("\n".join(map(str, section.var_names)).encode())
     if section.table.X is not None:
         counts = section.table.X.sorted_indices()
         for array in (counts.indptr, counts.indices, counts.data.astype(np.float64)):
             digest.update(array.tobytes())
-    _update_by_sight(digest, section, sorted(section.table.obsm), looks=True)
+    _update_by_sight(digest, section, sorted(section.table.obsm), looks=looks)
     return digest.hexdigest()
+
+
+def _image_of(section: Section, like: np.ndarray | None = None) -> np.ndarray | None:
+    """Return what an image is known by, as in `Place`; None without one that can be read, or where the size tells."""
+    if not section.has_image:
+        return None
+    try:
+        with section.open_image() as image:
+            if like is not None and image.shape != tuple(like[:2]):
+                return None  # before its pixels are read
+            digest = hashlib.sha256(image.thumbnail(THUMBNAIL).tobytes()).digest()
+            return np.array([*image.shape, int.from_bytes(digest[:8], "little")], dtype=np.uint64)
+    except (ValueError, OSError) as error:  # of a model that looks at embeddings alone
+        logger.info("section %r: its image cannot be compared: %s", section.name, error)
+        return None
 
 
 def sight_hash(section: Section, embeddings: Sequence[str] = (), *, looks: bool = True) -> str:

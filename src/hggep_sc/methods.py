@@ -1,6 +1,6 @@
 """The methods by name, and one way to fit any of them to sections."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -8,6 +8,7 @@ from ._validators import choice
 from .baselines import BASELINES, Baseline, BaselineConfig
 from .config import Config, Normalize
 from .features import SHUFFLENET
+from .genes import GenesBy
 from .model import HGGEP
 from .training.devices import Strategy
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 Method = Literal["hggep", "gene_mean", "nearest_patches", "ridge", "low_rank_ridge"]
 METHODS: tuple[str, ...] = get_args(Method)
 Model: TypeAlias = HGGEP | Baseline
+
+
+def reads_image(method: str, encoder: "str | nn.Module") -> bool:
+    """Whether a method looks at patches, seen through an encoder."""
+    if method == "hggep":
+        return not isinstance(encoder, str) or encoder == SHUFFLENET
+    return BASELINES[method].reads_image if method in BASELINES else True
 
 
 def require_model(model: Any) -> None:
@@ -66,7 +74,8 @@ def fit_method(
     method: str,
     config: Config | BaselineConfig,
     *,
-    genes: Sequence[str] | int | None = None,
+    genes: Iterable[str] | str | int | None = None,
+    genes_by: GenesBy = "moran",
     encoder: "str | nn.Module" = SHUFFLENET,
     weights: str | Path | None = "imagenet",
     validation: str | float | None = None,
@@ -86,6 +95,7 @@ def fit_method(
             sections,
             config,
             genes=genes,
+            genes_by=genes_by,
             encoder=encoder,
             weights=weights,
             validation=validation,
@@ -111,5 +121,12 @@ def fit_method(
         if given:
             raise ValueError(f"{keyword}= is for method='hggep': method={method!r} has no use for it")
     return BASELINES[method].fit(
-        sections, config, genes=genes, weights=weights, seed=seed, device=device, progress=progress
+        sections,
+        config,
+        genes=genes,
+        genes_by=genes_by,
+        weights=weights,
+        seed=seed,
+        device=device,
+        progress=progress,
     )

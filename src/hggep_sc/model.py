@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -37,7 +37,7 @@ from .features import (
     stored_features,
 )
 from .fingerprint import Fingerprint
-from .genes import training_genes
+from .genes import NAMED, GenesBy, training_genes
 from .linear import LinearPath, add_linear, fill_in_colours
 from .nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
 from .patches import (
@@ -71,6 +71,8 @@ class HGGEP:
         Its name in `hggep_sc.tl.fit`: "hggep".
     genes
         Names of the predicted genes, in the order of the network's outputs.
+    genes_by
+        Rule by which they were chosen, or "names"; None for a model saved before it was noted.
     config
         Every setting, as used.
     scale
@@ -106,6 +108,7 @@ class HGGEP:
         fingerprint: Fingerprint,
         history: Sequence[dict[str, float]] = (),
         seed: int | None = None,
+        genes_by: str | None = None,
         embeddings: str | None = None,
         linear: LinearPath | None = None,
         confidence: Confidence | None = None,
@@ -123,6 +126,7 @@ class HGGEP:
         self.fingerprint = fingerprint
         self.history = pd.DataFrame(list(history))
         self.seed = seed
+        self.genes_by = genes_by
         self.embeddings = embeddings
         self.linear = linear
         self.confidence = confidence
@@ -133,6 +137,11 @@ class HGGEP:
     def encoder(self) -> Encoder | str | None:
         """What sees the spots: an encoder, the `obsm` slot of embeddings, or None for the released network's own."""
         return self.embeddings or (None if isinstance(self.network, PublishedNetwork) else self.network.encoder)
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether it looks at patches; not where it is given embeddings."""
+        return not self.embeddings
 
     @cached_property
     def id(self) -> str:
@@ -172,7 +181,8 @@ class HGGEP:
         sections: Sequence[Section],
         config: Config,
         *,
-        genes: Sequence[str] | int | None = None,
+        genes: Iterable[str] | str | int | None = None,
+        genes_by: GenesBy = "moran",
         encoder: str | nn.Module = SHUFFLENET,
         weights: str | Path | None = "imagenet",
         validation: str | float | None = None,
@@ -197,7 +207,7 @@ class HGGEP:
         if held_out is not None:
             parts = zip(sections, held_out, strict=True)
             learnt = [section.subset(~mask) for section, mask in parts if not mask.all()]
-        chosen = training_genes(learnt, genes)
+        chosen, by = training_genes(learnt, genes, genes_by)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp, reduction, spacing_um = model_mpp(learnt), model_reduction(learnt), training_spacing(learnt)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
@@ -235,6 +245,7 @@ class HGGEP:
             fingerprint=fingerprint,
             history=trained.history,
             seed=seed,
+            genes_by=by,
             embeddings=eye if isinstance(eye, str) else None,
             linear=trained.linear,
             confidence=trained.confidence,
@@ -426,6 +437,7 @@ class HGGEP:
                 "spacing_um": self.spacing_um,
                 "seed": self.seed,
                 "genes": self.genes,
+                "genes_by": self.genes_by,
                 "training_sections": self.fingerprint.sections,
                 "library_genes": self.fingerprint.library_genes,
                 "history": self.history.to_dict("records"),
@@ -490,6 +502,7 @@ class HGGEP:
             ),
             history=content["history"],
             seed=content["seed"],
+            genes_by=content.get("genes_by"),
             embeddings=entry["key"] if entry is not None and entry["kind"] == "obsm" else None,
             linear=LinearPath.from_tensors(tensors["linear"]) if "linear" in tensors else None,
             confidence=Confidence.from_tensors(tensors["confidence"]) if "confidence" in tensors else None,
@@ -532,7 +545,14 @@ class HGGEP:
         config = Config.from_preset("published")
         try:
             network = _filled(config, n_genes, state, None, None)
-            return cls(network, config, genes, mpp=require_plausible(mpp), fingerprint=Fingerprint.empty())
+            return cls(
+                network,
+                config,
+                genes,
+                mpp=require_plausible(mpp),
+                fingerprint=Fingerprint.empty(),
+                genes_by=NAMED,
+            )
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
 

@@ -8,9 +8,11 @@ import numpy as np
 
 from . import _checks
 from ._validators import whole
-from .config import Config
+from .section import spot_spacing
 
 if TYPE_CHECKING:
+    from .baselines import BaselineConfig
+    from .config import Config
     from .image import SectionImage
     from .section import Section
 
@@ -22,14 +24,15 @@ SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
 OTHER_SCALE = 1.5  # times the model's, or a part of it: said
 OTHER_SPACING = 2.1  # likewise; Visium's 100 um and the 200 um of legacy arrays go together
 READ_SPOTS = 1024  # whose patches are held beside `out`
+NEIGHBOURS = 1.5  # spacings of spots: nearer ones are neighbours, however small their patches
 COARSE = 0.5  # px of the image per px of the patch, below which detail is missed
 
 
 def model_mpp(sections: Sequence["Section"]) -> float | None:
     """Return the scale a model is trained at: the finest of its sections', or None where it is unknown."""
     known = [s.mpp for s in sections if s.mpp is not None]
-    if known and len(known) < len(sections):
-        missing = [s.name for s in sections if s.mpp is None]
+    missing = [s.name for s in sections if s.mpp is None and s.has_image]
+    if known and missing:
         raise ValueError(
             f"the physical scale (um per px) is known for some training sections and unknown for {missing}: "
             "give mpp= (a number, or a dict by section name)"
@@ -60,7 +63,7 @@ def training_spacing(sections: Sequence["Section"]) -> tuple[float, float] | Non
 
 
 def fields_of_view(
-    config: Config, model_mpp: float | None, section_mpp: float | None, enlarged: float = 1.0
+    config: "Config | BaselineConfig", model_mpp: float | None, section_mpp: float | None, enlarged: float = 1.0
 ) -> tuple[float, ...]:
     """Return the side of each field of view in px of a section's image.
 
@@ -105,7 +108,7 @@ def spacing_words(spacing_um: tuple[float, float]) -> str:
 
 def say_if_scale_differs(section: "Section", model_mpp: float | None, reduction: float = 1.0) -> None:
     """Warn where a section's physical scale is far from the model's, or unknown and taken for it."""
-    if model_mpp is None:
+    if model_mpp is None or not section.has_image:
         return
     if section.mpp is None:
         logger.warning(
@@ -166,3 +169,20 @@ def read_patches(
         for i, field in enumerate(fields):
             out[spots, i] = image.read_patches(xy[spots], field=field, size=size)
     return out
+
+
+def reach(xy: np.ndarray, field: float) -> float:
+    """Return within what distance spots share tissue in their patches or are neighbours, in the unit of both."""
+    return max(field, NEIGHBOURS * (spot_spacing(xy) or 0.0))
+
+
+def within(xy: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
+    """Tell which spots lie nearer to one of the others than a distance along both axes, as square patches overlap.
+
+    Returns
+    -------
+    (n_spots,) bool.
+    """
+    from scipy.spatial import KDTree
+
+    return np.isfinite(KDTree(others).query(xy, p=np.inf, distance_upper_bound=distance)[0])

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._checks import warn
 from ._version import __version__
 from .config import Config
+from .patches import fields_of_view
 
 if TYPE_CHECKING:
     from .methods import Model
@@ -33,10 +35,11 @@ def prediction_record(
             "mpp_fullres": _numbers(s.mpp_fullres for s in sections),
             "mpp_source": np.array([s.mpp_source for s in sections], dtype=object),
             "spacing_um": _numbers(s.spacing_um for s in sections),
-            "role": np.array([model.fingerprint.role(s, model.genes) for s in sections], dtype=object),
+            "role": np.array([_role(model, s) for s in sections], dtype=object),
         },
     }
     optional = {
+        "genes_by": model.genes_by,
         "preset": model.config.preset if isinstance(model.config, Config) else None,
         "seed": model.seed,
         "training_spacing_um": None if model.spacing_um is None else np.array(model.spacing_um),
@@ -49,6 +52,22 @@ def prediction_record(
 def _numbers(values: Iterable[float | None]) -> np.ndarray:
     """Return float64 with NaN where a value is not known."""
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _role(model: "Model", section: "Section") -> str:
+    field = max(fields_of_view(model.config, model.mpp, section.mpp, section.reduction / model.reduction))
+    return model.fingerprint.role(section, model.genes, field)
+
+
+def warn_of_neighbours(names: Sequence[str]) -> None:
+    """Say so where sections, or parts of them, lie beside what was trained on of the same image."""
+    if names:
+        warn(
+            "training_neighbours",
+            f"{', '.join(names)}: some of the predicted spots lie beside spots that were trained on, in the same "
+            "image: their patches share tissue with patches that were learnt from, so that figures are higher than for "
+            "a section that was never seen. Leave the spots between out, or hold out whole sections",
+        )
 
 
 def confidence_of(model: "Model", predictions: Sequence[np.ndarray]) -> dict[str, Any]:

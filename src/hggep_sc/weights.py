@@ -96,15 +96,14 @@ def load_pretrained(encoder: "ShuffleNetEncoder", path: Path) -> None:
 def _imagenet() -> Path:
     from .datasets._fetch import fetch
 
-    path = settings.dataset_dir / "weights" / IMAGENET_FILE
+    beside = settings.dataset_dir / "weights" / IMAGENET_FILE
+    path = beside if beside.is_file() else settings.cache_dir / "weights" / IMAGENET_FILE
     try:
         return Path(fetch(IMAGENET_URL, sha256=IMAGENET_SHA256, path=path))
     except OSError as error:  # requests' and urllib's errors are OSErrors too
         raise RuntimeError(
-            f"the ImageNet weights are not at {path} and could not be downloaded from {IMAGENET_URL} "
-            f"({error}); put the file there, or pass weights= a file of your own, or weights=None for "
-            "random weights"
-        ) from error
+            f"the ImageNet weights: {error} Or pass weights= a file of your own, or weights=None for random weights"
+        ) from None
 
 
 def read_state_dict(path: Path) -> "dict[str, Tensor]":

@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import GENES, make_adata
+from helpers import GENES, assert_same, make_adata
 from hggep_sc.section import (
     copy_of,
     open_sections,
     read_prediction,
+    require_free,
+    require_key,
     require_writable,
     write_prediction,
 )
@@ -242,3 +244,112 @@ def test_copies_are_apart(tmp_path) -> None:
     backed.file.close()
     with pytest.raises(TypeError, match="found list"):
         copy_of([adata])
+
+
+# --- what is not ours
+
+
+def written(adata, genes=("MUC1", "GNAS"), **how):
+    sections = open_sections(adata)
+    predictions = predictions_for(sections, len(genes))
+    write_prediction(adata, sections, predictions, **{"genes": list(genes), "key": "hggep", "params": PARAMS, **how})
+
+
+MINE = {
+    "layers": ("hggep", np.ones((30, 5))),
+    "uns": ("hggep", {"mine": 1}),
+    "var": ("hggep_predicted", np.arange(5)),
+    "var of confidence": ("hggep_reliability", np.arange(5)),
+    "obs": ("hggep_uncertainty", np.arange(30)),
+    "obsm": ("X_hggep", np.ones((30, 2))),
+}
+
+
+@pytest.mark.parametrize("slot", MINE)
+def test_what_the_user_has_there_is_replaced_on_request_alone(slot, caplog) -> None:
+    adata = make_adata()
+    (attribute, *_), (name, value) = slot.split(), MINE[slot]
+    getattr(adata, attribute)[name] = value
+    before = adata.copy()
+    where = f"{attribute}['{name}']"
+    with pytest.raises(ValueError) as raised:
+        written(adata)
+    assert str(raised.value) == (
+        f"key_added= would replace {where}, which is no earlier result of this function: choose another key_added=, or "
+        "pass overwrite=True to lose what is there"
+    )
+    assert_same(adata, before)
+    written(adata, overwrite=True)
+    assert f"replaced, as overwrite=True says: {where}" in caplog.text
+    assert read_prediction(adata, "hggep")[1].tolist() == [0, 4]
+    caplog.clear()
+    written(adata)  # which is ours now
+    assert "replaced" not in caplog.text
+
+
+def test_all_slots_in_the_way_are_named() -> None:
+    adata = make_adata()
+    for slot, (name, value) in MINE.items():
+        getattr(adata, slot.split()[0])[name] = value
+    with pytest.raises(ValueError, match=r"would replace layers.*uns.*predicted.*reliability.*uncertainty.*X_hggep"):
+        written(adata)
+
+
+def test_columns_of_the_users_beside_an_earlier_prediction_stay() -> None:
+    """The prediction had no confidence, and was not evaluated: these columns are not of it."""
+    adata = make_adata()
+    written(adata)
+    adata.var["hggep_pcc"] = 0.5
+    written(adata)
+    assert adata.var["hggep_pcc"].eq(0.5).all()
+    adata.obs["hggep_uncertainty"] = 0.5
+    with pytest.raises(ValueError, match=r"would replace obs\['hggep_uncertainty'\], which is no earlier"):
+        written(adata)
+
+
+def test_predictions_of_before_slots_were_noted_are_ours() -> None:
+    adata = make_adata()
+    written(adata, reliability=np.ones(2), uncertainties=[np.ones(30)])
+    del adata.uns["hggep"]["slots"]
+    written(adata)
+    assert "hggep_reliability" not in adata.var
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("key", ["spatial", "spatialdata_attrs", "hggep_slide", "X", "counts", "uni"])
+def test_what_the_object_or_the_call_cannot_do_without_is_never_replaced(key, overwrite) -> None:
+    adata = make_adata()
+    adata.layers["counts"] = adata.X.copy()
+    adata.obsm["X_uni"] = np.ones((30, 8))
+    before = adata.copy()
+    reads = [("layers", "counts"), ("obsm", "X_uni")]
+    with pytest.raises(ValueError, match="cannot do without: choose another key_added="):
+        written(adata, key=key, overwrite=overwrite, reads=reads)
+    assert_same(adata, before)
+
+
+@pytest.mark.parametrize("column", ["in_tissue", "array_row", "array_col", "region", "instance_id"])
+def test_columns_that_the_object_cannot_do_without(column) -> None:
+    adata = make_adata()
+    adata.uns["spatialdata_attrs"] = {"region": "spots", "region_key": "region", "instance_key": "instance_id"}
+    with pytest.raises(ValueError, match="cannot do without"):
+        require_free(adata, [("obs", column)], owned=[("obs", column)], overwrite=True)
+
+
+@pytest.mark.parametrize("key", ["", "a/b", 5, None, "a b", ["a"], "a\n"])
+def test_keys_that_are_no_names(key) -> None:
+    with pytest.raises(ValueError, match=r"^key_added=.*: the result's key must be letters, digits"):
+        require_key(key)
+
+
+@pytest.mark.parametrize("form", ["h5ad", "zarr"])
+def test_a_prediction_read_from_a_file_is_ours(tmp_path, form) -> None:
+    adata = make_adata()
+    written(adata)
+    getattr(adata, f"write_{form}")(tmp_path / "a")
+    back = (ad.read_h5ad if form == "h5ad" else ad.read_zarr)(tmp_path / "a")
+    written(back, genes=["CD74"])
+    assert back.var["hggep_predicted"].tolist() == [False, False, True, False, False]
+    back.obs["hggep_uncertainty"] = 1.0
+    with pytest.raises(ValueError, match="hggep_uncertainty"):
+        written(back)

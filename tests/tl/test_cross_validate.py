@@ -363,16 +363,87 @@ def test_what_would_fail_after_the_training_fails_before(sections):
             tl.cross_validate(broken, methods=["gene_mean"], **{**HOW, "genes": None})
 
 
-def test_a_full_disk_costs_the_file_alone(sections, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("kind", [OSError, RuntimeError], ids=["system", "HDF5"])
+def test_a_full_disk_costs_the_file_alone(sections, tmp_path, monkeypatch, caplog, kind):
     from hggep_sc.cross_validation import FoldStore
 
     def full(*_):
-        raise OSError("no space left on device")
+        raise kind("no space left on device")
 
     monkeypatch.setattr(FoldStore, "write", full)
     result = tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, path=tmp_path, **HOW)
     assert result.folds["error"].eq("").all()
-    assert "could not be stored" in caplog.text
+    assert "could not be stored, and will be run again by the next call: make room in" in caplog.text
+
+
+@pytest.mark.parametrize("genes", [5, [3], "index"])
+def test_what_a_stored_fold_holds_is_checked(sections, tmp_path, caplog, genes):
+    """Of other sections, without an entry, or no file at all: the fold is run again, and nothing waits."""
+    how = {**HOW, "methods": {"mean": METHODS["mean"]}, "path": tmp_path}
+    expected = tl.cross_validate(sections, **how)
+    (file,) = tmp_path.glob("S2_*.h5ad")
+    stored = ad.read_h5ad(file)
+    if genes == 5:
+        stored[: stored.n_obs - 5].copy().write_h5ad(file)
+    elif genes == [3]:
+        del stored.uns["records"]
+        stored.write_h5ad(file)
+    else:
+        file.unlink()
+        os.mkfifo(file)
+    again = tl.cross_validate(sections, **how)
+    pd.testing.assert_frame_equal(again.table, expected.table)
+    assert f"{file} cannot be read" in caplog.text
+    assert file.is_file()
+
+
+def test_genes_of_a_set_are_one_choice(sections, tmp_path):
+    """Whatever order it has in this session."""
+    names = list(sections["S1"].var_names[[7, 2, 9, 4]])
+    how = {**HOW, "methods": {"mean": METHODS["mean"]}, "path": tmp_path}
+    for genes in (set(names), frozenset(names[::-1]), sorted(names), pd.Index(sorted(names)), iter(sorted(names))):
+        tl.cross_validate(sections, **{**how, "genes": genes})
+        assert len(list(tmp_path.iterdir())) == 3
+    fitted = tl.fit(sections, method="gene_mean", **{**HOW, "genes": set(names)})
+    assert fitted.genes == sorted(names)
+
+
+def test_what_is_in_the_way_of_a_layer_is_known_beforehand(sections, monkeypatch):
+    monkeypatch.setattr("hggep_sc.tl._cross_validate.run_tasks", lambda *_, **__: pytest.fail("it was run"))
+    sections["S2"].layers["cv_mean"] = sections["S2"].X.copy()
+    before = {name: section.copy() for name, section in sections.items()}
+    with pytest.raises(ValueError, match=r"would replace layers\['cv_mean'\], which is no earlier result"):
+        tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, key_added="cv", **HOW)
+    for name, section in sections.items():
+        assert_same(section, before[name])
+
+
+def test_a_layer_is_replaced_on_request(sections):
+    sections["S2"].layers["cv_mean"] = sections["S2"].X.copy()
+    tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, key_added="cv", overwrite=True, **HOW)
+    assert sections["S2"].uns["cv_mean"]["method"] == "gene_mean"
+    tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, key_added="cv", **HOW)  # its own
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("executor", 5), ("path", 5), ("seeds", "a"), ("seeds", -1), ("seeds", [[0]]), ("seeds", True),
+        ("genes", "FASN"), ("genes", 2.5), ("genes", True), ("genes", [1]), ("n_folds", "2"), ("n_folds", 1), ("only", 5),
+        ("methods", 5), ("methods", "ridge"), ("methods", {"a": 5}), ("groups", 5), ("groups", {None: "a"}),
+        ("mpp", "0.5"), ("mpp", -1), ("mpp", {"S9": 1.0}), ("layer", 5), ("layer", "gone"), ("key_added", 5),
+        ("key_added", ""), ("progress", "no"), ("device", 0), ("device", "tpu"), ("overwrite", "no"), ("weights", 5),
+        ("spatial_key", 5), ("image_key", 5), ("library_key", 5), ("validation", "S1"), ("normalize", "spot"),
+    ],
+)  # fmt: skip
+def test_arguments_are_named(sections, monkeypatch, argument, value):
+    monkeypatch.setattr("hggep_sc.cross_validation.run.fit_method", lambda *_, **__: pytest.fail("it was run"))
+    before = {name: section.copy() for name, section in sections.items()}
+    given = {"methods": ["gene_mean"], "key_added": "cv", **HOW, argument: value}
+    with pytest.raises((TypeError, ValueError, KeyError), match=argument):
+        tl.cross_validate(sections, **given)
+    for name, section in sections.items():
+        assert_same(section, before[name])
 
 
 def test_threads_train_one_after_another(sections, one_run):

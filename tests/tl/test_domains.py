@@ -291,3 +291,28 @@ def test_observed_expression_of_a_real_section(shared, monkeypatch):
     assert record["n_labelled"] == 185  # two have no cluster
     assert record["ari"] > 0.15
     assert record["ari_pval"] <= 0.02
+
+
+@pytest.mark.parametrize(("slot", "key"), [("obs", "mine"), ("uns", "mine"), ("uns", "hggep")])
+def test_what_is_no_result_of_it_is_replaced_on_request_alone(predicted, slot, key, caplog):
+    if key == "mine":
+        getattr(predicted, slot)[key] = "annotation" if slot == "obs" else {"notes": 1}
+    before = predicted.copy()
+    with pytest.raises(ValueError, match=rf"key_added= would replace {slot}\['{key}'\], which is no earlier result"):
+        hggep.tl.domains(predicted, key_added=key)
+    assert_same(predicted, before)
+    hggep.tl.domains(predicted, key_added=key, overwrite=True)
+    assert f"replaced, as overwrite=True says: {slot}['{key}']" in caplog.text
+    assert predicted.uns[key]["n_domains"] == predicted.obs[key].nunique()
+    caplog.clear()
+    if key == "mine":
+        hggep.tl.domains(predicted, key_added=key)  # its own
+        assert "replaced" not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["spatial", "in_tissue", "array_row", "array_col", "a/b", "", 5])
+def test_names_that_are_taken_by_the_object(section, key):
+    before = section.copy()
+    with pytest.raises(ValueError, match="key_added="):
+        hggep.tl.domains(section, layer=None, key_added=key, overwrite=True)
+    assert_same(section, before)

@@ -13,6 +13,7 @@ import spatialdata as sd
 
 import hggep_sc as hggep
 from helpers import as_spatialdata, assert_same
+from hggep_sc.checkpoint import Parts
 from hggep_sc.tl import _predict_slides as module
 
 HOW = {"device": "cpu", "progress": False}
@@ -310,3 +311,87 @@ def test_paths_that_are_no_slides_are_named(trained, tmp_path):
     errors = hggep.tl.predict_slides(slides, trained, tmp_path / "out", **HOW)["error"].tolist()
     assert "is a named pipe, not a file" in errors[0]
     assert "is an address" in errors[1]
+
+
+def test_slides_may_be_called_by_numbers(sections, trained, tmp_path):
+    slides = {1: sections["S1"], np.int64(2): sections["S2"]}
+    table = hggep.tl.predict_slides(slides, trained, tmp_path, mpp={1: 5.0, "2": 1.5}, **HOW)
+    assert table["slide"].tolist() == ["1", "2"]
+    used = [ad.read_h5ad(file).uns["hggep"]["sections"]["mpp"].tolist() for file in table["file"]]
+    assert used == [[5.0], [1.5]]
+    for twice in ({1: sections["S1"], "1": sections["S2"]}, {"1": sections["S1"], np.int64(1): sections["S2"]}):
+        with pytest.raises(ValueError, match="slides: the number 1 and the name '1' are one name"):
+            hggep.tl.predict_slides(twice, trained, tmp_path, **HOW)
+
+
+def test_a_slide_that_another_call_is_at_work_on(sections, trained, tmp_path, monkeypatch):
+    """With whatever settings: the second says so of the slide, and leaves alone what the first has."""
+    slides, real, tables = {"S3": sections["S3"]}, Parts.write, []
+
+    def meanwhile(self, spots, **tensors):
+        real(self, spots, **tensors)
+        if not tables:
+            tables.append(None)  # once
+            settings = [{}, {"average_flips": True}]
+            tables[:] = [hggep.tl.predict_slides(slides, trained, tmp_path, **how, **HOW) for how in settings]
+
+    monkeypatch.setattr(Parts, "write", meanwhile)
+    first = hggep.tl.predict_slides(slides, trained, tmp_path, average_flips=False, **HOW)
+    assert first["error"].tolist() == [""]
+    for table in tables:
+        assert "another process is at work on it; wait for its end" in table["error"][0]
+    expected = hggep.tl.predict(sections["S3"], trained, average_flips=False, copy=True, progress=False, device="cpu")
+    found = ad.read_h5ad(tmp_path / "S3.h5ad")
+    np.testing.assert_array_equal(found.layers["hggep"], expected.layers["hggep"])
+    assert [file.name for file in tmp_path.iterdir()] == ["S3.h5ad"]
+
+
+def test_a_slide_that_another_call_has_finished_meanwhile(sections, trained, tmp_path, monkeypatch):
+    slides = {name: sections[name] for name in ("S1", "S2")}
+    real, predicted = module.predict, []
+
+    def counted(*given, **how):
+        predicted.append(1)
+        if len(predicted) == 1:
+            hggep.tl.predict_slides({"S2": slides["S2"]}, trained, tmp_path, **HOW)
+        return real(*given, **how)
+
+    monkeypatch.setattr(module, "predict", counted)
+    assert hggep.tl.predict_slides(slides, trained, tmp_path, **HOW)["error"].tolist() == ["", ""]
+    assert len(predicted) == 2
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"), [("layers", "counts"), ("uns", "hggep_slide"), ("obs", "hggep_uncertainty"), ("uns", "spatial")]
+)
+def test_what_a_slide_holds_is_not_replaced(sections, trained, tmp_path, slot, name):
+    slide = sections["S3"]
+    values = {"layers": slide.X.copy(), "obs": 1.0, "uns": slide.uns["spatial"] if name == "spatial" else {"mine": 1}}
+    getattr(slide, slot)[name] = values[slot]
+    key = {"layers": name, "uns": name if name == "spatial" else "hggep", "obs": "hggep"}[slot]
+    table = hggep.tl.predict_slides({"S3": slide}, trained, tmp_path, key_added=key, **HOW)
+    assert name in table["error"][0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_backups_beside_results_stay(sections, trained, tmp_path):
+    names = ["S3.h5ad.old", "S3.h5ad.part", "S3.h5ad.bak", "S3.h5ad.unfinished.txt"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    assert hggep.tl.predict_slides({"S3": sections["S3"]}, trained, tmp_path, **HOW)["error"].tolist() == [""]
+    assert {file.name for file in tmp_path.iterdir()} == {"S3.h5ad", *names}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("executor", 5), ("path", 5), ("key_added", "a/b"), ("key_added", 5), ("batch_size", "x"), ("chunk_spots", 2.5),
+        ("average_flips", "no"), ("progress", "yes"), ("overwrite", 1), ("mpp", {None: 1.0}),
+        ("slides", {None: "a.h5ad"}),
+    ],
+)  # fmt: skip
+def test_arguments_are_named(trained, tmp_path, argument, value):
+    given = {"slides": {"a": tmp_path / "a.h5ad"}, "model": trained, "path": tmp_path / "out", **HOW, argument: value}
+    with pytest.raises((TypeError, ValueError), match=argument):
+        hggep.tl.predict_slides(**given)
+    assert not (tmp_path / "out").exists()

@@ -12,22 +12,16 @@ from helpers import CPU, LEARNING, TINY
 from hggep_sc.training.checkpoint import Checkpoints
 from hggep_sc.training.plan import TrainingPlan
 
-SMALL = {**TINY, "patch_size": 16, "fields_um": (60.0,), "fields_px": (112.0,), "epochs": 4, "flips": False}
+SMALL = {**TINY, "patch_size": 16, "fields_um": (60.0,), "fields_px": (112.0,), "epochs": 3, "flips": False}
 ALONE = {**SMALL, "cross_fit": False}
 KINDS = {
     "plain": {"config": ALONE},
-    "every other epoch": {"config": {**ALONE, "epochs": 5}, "checkpoint_every": 2},
-    "constant rate": {"config": {**ALONE, "schedule": "constant"}},
+    "every other epoch": {"config": {**ALONE, "epochs": 5}, "checkpoint_every": 2, "encoder": "X_emb"},
     "an encoder that learns": {"config": {**ALONE, **LEARNING, "flips": True, "stain_jitter": 0.1}},
-    "validation": {"config": {**ALONE, "patience": 2}, "validation": 0.3},
-    "chunks": {"config": {**ALONE, "chunk_spots": 15}},
-    "embeddings": {"config": ALONE, "encoder": "X_emb"},
+    "validation": {"config": {**ALONE, "patience": 2}, "validation": 0.3, "encoder": "X_emb"},
+    "chunks": {"config": {**ALONE, "chunk_spots": 15, "schedule": "constant"}},
 }
-ALL_NETWORKS = {
-    "config": {**SMALL, "epochs": 2, "ensemble": 2, "chunk_spots": 30},
-    "validation": 0.2,
-    "encoder": "X_emb",
-}
+ALL_NETWORKS = {"config": {**SMALL, "epochs": 2, "ensemble": 2, "chunk_spots": 30}, "encoder": "X_emb"}
 
 
 @pytest.fixture

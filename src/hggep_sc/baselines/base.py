@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,7 +18,7 @@ from ..checkpoint import Checkpoint, Parts
 from ..device import resolve_device, threads_of_torch
 from ..expression import ExpressionScale
 from ..fingerprint import Fingerprint
-from ..genes import training_genes
+from ..genes import GenesBy, training_genes
 from ..patches import (
     model_mpp,
     model_reduction,
@@ -50,6 +50,8 @@ class Baseline(ABC):
         Its name in `hggep_sc.tl.fit`.
     genes
         Names of the predicted genes, in the order of the outputs.
+    genes_by
+        Rule by which they were chosen, or "names"; None for a model saved before it was noted.
     config
         Every setting.
     arrays
@@ -85,6 +87,7 @@ class Baseline(ABC):
         seed: int,
         reduction: float = 1.0,
         spacing_um: tuple[float, float] | None = None,
+        genes_by: str | None = None,
     ) -> None:
         self.config = config
         self.genes = list(genes)
@@ -97,6 +100,7 @@ class Baseline(ABC):
         self.spacing_um = spacing_um
         self.fingerprint = fingerprint
         self.seed = seed
+        self.genes_by = genes_by
 
     @classmethod
     @abstractmethod
@@ -135,7 +139,8 @@ class Baseline(ABC):
         sections: Sequence[Section],
         config: BaselineConfig,
         *,
-        genes: Sequence[str] | int | None = None,
+        genes: Iterable[str] | str | int | None = None,
+        genes_by: GenesBy = "moran",
         weights: str | Path | None = "imagenet",
         seed: int = 0,
         device: str = "auto",
@@ -147,7 +152,7 @@ class Baseline(ABC):
         """
         target, seed = resolve_device(device), int(seed)
         require_counts(sections)
-        chosen = training_genes(sections, genes)
+        chosen, by = training_genes(sections, genes, genes_by)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp, reduction, spacing_um = model_mpp(sections), model_reduction(sections), training_spacing(sections)
         trunk = Trunk.pretrained(weights, seed) if cls.reads_image else None
@@ -174,6 +179,7 @@ class Baseline(ABC):
             seed=seed,
             reduction=reduction,
             spacing_um=spacing_um,
+            genes_by=by,
         )
 
     @threads_of_torch()
@@ -299,6 +305,7 @@ class Baseline(ABC):
                 "spacing_um": self.spacing_um,
                 "seed": self.seed,
                 "genes": self.genes,
+                "genes_by": self.genes_by,
                 "training_sections": self.fingerprint.sections,
                 "library_genes": self.fingerprint.library_genes,
             },
@@ -336,6 +343,7 @@ class Baseline(ABC):
             ),
             seed=content["seed"],
             **stored_scale(content),
+            genes_by=content.get("genes_by"),
         )
 
     def _array_tensors(self) -> dict[str, Tensor]:

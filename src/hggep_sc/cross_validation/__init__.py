@@ -1,6 +1,7 @@
 """Cross-validation: every section predicted by a model that never saw it, by several methods and seeds."""
 
-from .folds import Fold, FoldResult, Task, leave_out
+from .folds import Fold, FoldResult, Task, Tested, leave_out
+from .labels import settings_of
 from .result import FACTS, CrossValidation
 from .run import run_tasks, tasks_of
 from .store import FoldStore
@@ -12,7 +13,9 @@ __all__ = [
     "FoldResult",
     "FoldStore",
     "Task",
+    "Tested",
     "leave_out",
     "run_tasks",
+    "settings_of",
     "tasks_of",
 ]

@@ -8,8 +8,8 @@ import pandas as pd
 from ..scores import per_fold, per_gene, rows_of_metric, t_interval
 
 # columns of `CrossValidation.folds`
-FACTS = ["fold", "method", "seed", "test", "training", "n_genes", "n_spots", "model", "epochs", "fit_s", "predict_s"]
-FACTS += ["device", "threads", "hggep_sc", "torch", "python", "error"]
+FACTS = ["fold", "method", "algorithm", "seed", "test", "training", "role", "n_genes", "n_spots", "model", "epochs"]
+FACTS += ["fit_s", "predict_s", "device", "threads", "hggep_sc", "torch", "python", "error"]
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class CrossValidation:
     Attributes
     ----------
     table
-        A row per figure: fold, section, method, seed, gene, metric, value; the metrics of `hggep_sc.tl.evaluate`.
+        A row per figure: fold, section, method (its label), algorithm (what the label stands for), seed, gene, metric,
+        value; the metrics of `hggep_sc.tl.evaluate`.
     folds
-        A row per fold, method and seed: test and training sections, genes, spots, model id, seconds for fitting
-        and predicting, the device, and the error where it failed (empty else).
+        A row per fold, method and seed: what the label stands for, test and training sections, role of the test
+        sections, genes, spots, model id, seconds for fitting and predicting, the device, and the error where it failed
+        (empty else).
     """
 
     table: pd.DataFrame
@@ -38,10 +40,10 @@ class CrossValidation:
 
         Returns
         -------
-        Indexed by method: `mean` over the folds, `ci_low` and `ci_high` (95 %, Student's t over folds), `sd` over
-        folds, `n_folds`, and `undefined`, the share of genes without a value (constant predictions or counts). A
-        fold's value is the mean over its genes, sections and seeds. Folds share training sections, so that the
-        interval is somewhat too narrow.
+        Indexed by method: `algorithm`, what the label stands for; `mean` over the folds, `ci_low` and `ci_high` (95 %,
+        Student's t over folds), `sd` over folds, `n_folds`, and `undefined`, the share of genes without a value
+        (constant predictions or counts). A fold's value is the mean over its genes, sections and seeds. Folds share
+        training sections, so that the interval is somewhat too narrow.
 
         Raises
         ------
@@ -53,6 +55,8 @@ class CrossValidation:
         values = per_gene(self.table, metric)
         summary = pd.DataFrame({name: t_interval(per_fold(values[name]).dropna().to_numpy()) for name in values}).T
         summary["n_folds"] = summary["n_folds"].astype(int)
+        if "algorithm" in rows:
+            summary.insert(0, "algorithm", rows.groupby("method", sort=False)["algorithm"].first())
         return summary.assign(undefined=undefined).rename_axis("method")
 
     def comparison(self, metric: str = "pcc") -> pd.DataFrame:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..device import resolve_device
 from ..evaluation import section_scores, tidy
 from ..features import SHUFFLENET
 from ..fingerprint import content_hash
-from ..methods import fit_method, method_config
+from ..methods import fit_method, reads_image
 from ..model import HGGEP
 from ..nn import state_hash
 from ..record import confidence_of, prediction_record
@@ -32,100 +32,54 @@ from .store import FoldStore
 logger = logging.getLogger(__name__)
 
 
-def tasks_of(
-    folds: Sequence[Fold],
-    methods: Mapping[str, Mapping[str, Any]],
-    seeds: Sequence[int],
-    *,
-    shared: Mapping[str, Any],
-) -> list[Task]:
-    """Return every fold by every method with every seed, all settings filled in.
+def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> list[Task]:
+    """Return every fold by every method with every seed.
 
     Parameters
     ----------
     folds
         What `leave_out` returned.
     methods
-        Arguments of `hggep_sc.tl.fit` by name: method, preset, config, encoder, weights, validation.
+        What `settings_of` returned.
     seeds
         One or more.
-    shared
-        Arguments that hold for all: genes (names or a number), weights, normalize, validation (of the network
-        alone) and device.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For a method or setting that does not exist, or methods on different expression scales.
     """
-    settings = {name: _settings(name, options, shared) for name, options in methods.items()}
-    _require_one_scale({name: arguments["config"] for name, arguments in settings.items()})
-    slots = {arguments["encoder"] for arguments in settings.values() if isinstance(arguments["encoder"], str)}
+    slots = {arguments["encoder"] for arguments in methods.values() if isinstance(arguments["encoder"], str)}
     slots -= {SHUFFLENET}
-    sections = {section.name: section for fold in folds for section in (*fold.training, *fold.test)}
-    portable = {name: section.portable(sorted(slots)) for name, section in sections.items()}
-    contents = {name: content_hash(section) for name, section in portable.items()}
-    encoders = {name: _encoder_entry(arguments) for name, arguments in settings.items()}
-    weights = {name: _file_hash(arguments["weights"]) for name, arguments in settings.items()}
+    sections = {id(section): section for fold in folds for section in (*fold.training, *(t.section for t in fold.test))}
+    portable = {key: section.portable(sorted(slots)) for key, section in sections.items()}
+    looks = any(reads_image(arguments["method"], arguments["encoder"]) for arguments in methods.values())
+    contents = {key: content_hash(section, looks=looks) for key, section in portable.items()}
+    encoders = {name: _encoder_entry(arguments) for name, arguments in methods.items()}
+    weights = {name: _file_hash(arguments["weights"]) for name, arguments in methods.items()}
     tasks = []
     for fold in folds:
-        training, test = ([portable[section.name] for section in part] for part in (fold.training, fold.test))
+        training = [portable[id(section)] for section in fold.training]
+        test = [replace(tested, section=portable[id(tested.section)]) for tested in fold.test]
         groups = [section.group for section in training]
-        for name, arguments in settings.items():
+        blocks = [tested.spots.tolist() for tested in test if tested.spots is not None]
+        for name, arguments in methods.items():
             for seed in seeds:
                 described = {
                     "hggep_sc": __version__,
                     # in this order, on which random numbers depend
-                    "training": [(section.name, contents[section.name]) for section in training],
-                    "test": [(section.name, contents[section.name]) for section in test],
+                    "training": [(section.name, contents[id(section)]) for section in fold.training],
+                    "test": [(tested.section.name, contents[id(tested.section)]) for tested in fold.test],
                     "seed": seed,
                     "method": arguments["method"],
                     "config": arguments["config"].to_dict(),
                     "genes": arguments["genes"],
+                    "genes_by": arguments["genes_by"],
                     "validation": arguments["validation"],
                     "weights": weights[name],
                     **encoders[name],
                     **({"groups": groups} if any(groups) else {}),
+                    **({"blocks": blocks} if blocks else {}),
                 }
                 identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
                 own = {**arguments, "seed": seed}
                 tasks.append(Task(fold.name, name, seed, training, test, own, asdict(package_settings), identity))
     return tasks
-
-
-def _settings(name: str, options: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `fit_method` for one entry of `methods`."""
-    known = {"method", "preset", "config", "encoder", "weights", "validation"}
-    if unknown := sorted(set(options) - known):
-        raise ValueError(
-            f"methods[{name!r}] has {', '.join(unknown)}; it may have {', '.join(sorted(known))}. Genes, expression "
-            "scale and device are the same for all: give them to cross_validate"
-        )
-    given = {"encoder": SHUFFLENET, **shared, **options}
-    method = given.pop("method", "hggep")
-    how = {key: given.pop(key) for key in ("preset", "config") if key in given}
-    config = method_config(method, normalize=given.pop("normalize"), **how)
-    if method != "hggep":
-        if "validation" in options:
-            raise ValueError(f"methods[{name!r}]: validation= is for the network; method={method!r} has no epochs")
-        given["validation"] = None
-    validation = given["validation"]
-    if validation is not None and not (isinstance(validation, int | float) and 0 < validation < 1):
-        raise ValueError(f"validation={validation!r} must be a fraction of every section's spots, between 0 and 1")
-    if method == "gene_mean" or given["encoder"] != SHUFFLENET:  # nothing is to be downloaded for it
-        given["weights"] = None
-    return {"method": method, "config": config, "progress": False, **given}
-
-
-def _require_one_scale(configs: Mapping[str, Any]) -> None:
-    """Refuse to compare methods whose counts are scaled by different totals; bases of logarithms do not matter."""
-    scales = {name: (config.normalize, config.target_sum) for name, config in configs.items()}
-    if len(set(scales.values())) > 1:
-        found = "; ".join(f"{name!r}: {total} scaled to {target:g}" for name, (total, target) in scales.items())
-        raise ValueError(
-            f"the methods are on different expression scales ({found}), so that their figures cannot be compared: "
-            "give normalize= to cross_validate, and one target_sum"
-        )
 
 
 def _encoder_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -152,28 +106,29 @@ def run_task(task: Task) -> FoldResult:
     started = time.perf_counter()
     model = fit_method(task.training, **task.settings)
     fitted = time.perf_counter()
-    predictions = {section.name: model.predict(section, device=str(device))[0] for section in task.test}
+    predictions = {}
+    for tested in task.test:  # whole, as `tl.predict` would; what is scored are spots that were left out of training
+        expression = model.predict(tested.section, device=str(device))[0]
+        predictions[tested.section.name] = expression if tested.spots is None else expression[tested.spots]
     predicted = time.perf_counter()
-    records = {section.name: prediction_record(model, [section]) for section in task.test}
+    scored = [tested.scored for tested in task.test]
+    records = {section.name: prediction_record(model, [section]) for section in scored}
     scores = []
-    for section in task.test:
+    for section in scored:
         there = np.flatnonzero(np.isin(model.genes, section.var_names))
-        scored = section_scores(
+        figures = section_scores(
             section.table,
             section.obs_rows,
             predictions[section.name][:, there],
             [model.genes[j] for j in there],
             model.scale,
         )
-        scores.append(tidy(scored, fold=task.fold, section=section.name, method=task.method, seed=task.seed))
+        scores.append(tidy(figures, fold=task.fold, section=section.name, method=task.method, seed=task.seed))
     facts = {
-        "fold": task.fold,
-        "method": task.method,
-        "seed": task.seed,
-        "test": ", ".join(section.name for section in task.test),
-        "training": ", ".join(section.name for section in task.training),
+        **task.facts,
+        "role": ", ".join(dict.fromkeys(role for record in records.values() for role in record["sections"]["role"])),
         "n_genes": len(model.genes),
-        "n_spots": sum(len(section.xy) for section in task.test),
+        "n_spots": sum(len(section.xy) for section in scored),
         "model": model.id,
         "epochs": len(model.history) if isinstance(model, HGGEP) else 0,
         "fit_s": fitted - started,

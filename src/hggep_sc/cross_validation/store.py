@@ -94,7 +94,7 @@ def _result(stored: "AnnData", task: Task) -> FoldResult:
         predictions={name: stored.X[rows[name]] for name in names},
         records={name: stored.uns["records"][str(i)] for i, name in enumerate(names)},
         scores=scores.assign(fold=task.fold, method=task.method).reset_index(drop=True),
-        facts={**facts, "fold": task.fold, "method": task.method},
+        facts={**facts, **task.facts},
         reliability=stored.var["reliability"].to_numpy() if "reliability" in stored.var else None,
         uncertainties={name: stored.obs["uncertainty"].to_numpy()[rows[name]] for name in names}
         if "uncertainty" in stored.obs
@@ -104,7 +104,8 @@ def _result(stored: "AnnData", task: Task) -> FoldResult:
 
 def _require_of(task: Task, result: FoldResult) -> None:
     """Refuse a result that is not of the task's sections, or lacks what is made of it later."""
-    wanted = {section.name: (len(section.xy), len(result.genes)) for section in task.test}
+    scored = [tested.scored for tested in task.test]
+    wanted = {section.name: (len(section.xy), len(result.genes)) for section in scored}
     found = {name: values.shape for name, values in result.predictions.items()}
     if found != wanted:
         raise ValueError(f"it holds predictions of {found}, and {wanted} are expected")

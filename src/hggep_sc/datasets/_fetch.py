@@ -3,11 +3,14 @@
 import gzip
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+
+from .._settings import settings
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +52,16 @@ def fetch(url: str, *, sha256: str | None, path: Path) -> Path:
     import pooch
     import requests
 
+    roots = (settings.dataset_dir, settings.cache_dir)
+    place = next((path.relative_to(root) for root in roots if path.is_relative_to(root)), path.name)
     remedy = (
         f"Download {url} by other means and put it there as {path.name}, or set the environment variable "
-        f"HGGEP_DATASETDIR (or hggep_sc.settings.dataset_dir) to a folder that holds it."
+        f"HGGEP_DATASETDIR (or hggep_sc.settings.dataset_dir) to a folder that holds {place}."
     )
+    if not _is_writable(path.parent):
+        raise OSError(
+            f"{path.name} is not in {path.parent}, and nothing can be written to that folder to download it. {remedy}"
+        )
     if sha256 is None:
         logger.info(
             "Downloading %s to %s: its SHA-256 is not known, so it is taken unchecked.",
@@ -65,20 +74,20 @@ def fetch(url: str, *, sha256: str | None, path: Path) -> Path:
         with _quiet(pooch.get_logger()):
             # pooch writes to a temporary file in the same folder, checks it and moves it
             pooch.retrieve(url, known_hash=sha256 and f"sha256:{sha256}", fname=path.name, path=path.parent)
-    except ValueError as error:
+    except ValueError:
         raise ValueError(
             f"What was downloaded as {path.name} is not the expected file: its SHA-256 is not {sha256}. "
             f"Nothing was kept in {path.parent}. A proxy may have answered instead, or the file has changed. "
             f"{remedy}"
-        ) from error
-    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+        ) from None
+    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout):
         raise ConnectionError(
             f"{path.name} is not in {path.parent}, and its server cannot be reached to download it. {remedy}"
-        ) from error
+        ) from None
     except OSError as error:
         raise OSError(
             f"{path.name} is not in {path.parent}, and downloading it there failed: {error}. {remedy}"
-        ) from error
+        ) from None
     return path
 
 
@@ -90,13 +99,19 @@ def check(path: Path, sha256: str | None, *, unpacked: bool = False) -> None:
         try:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         except (OSError, EOFError) as error:
-            raise ValueError(f"{path} cannot be read: {error}. Delete it to have it downloaded again.") from error
+            raise ValueError(f"{path} cannot be read: {error}. Delete it to have it downloaded again.") from None
     if found != sha256:
         what = "the SHA-256 of its unpacked content" if unpacked else "its SHA-256"
         raise ValueError(
             f"{path} is not the expected file: {what} is {found}, expected {sha256}. It may be damaged: "
             "delete it to have it downloaded again."
         )
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder can be written to, or made; nothing is tried."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 @contextmanager

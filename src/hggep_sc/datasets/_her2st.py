@@ -118,12 +118,12 @@ def _image(name: str) -> Path:
         with tempfile.TemporaryDirectory() as temporary:
             listing = fetch(LISTING_URL + folder, sha256=None, path=Path(temporary) / "listing.json")
             names = [entry["name"] for entry in json.loads(listing.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError):
         raise ConnectionError(
             f"The H&E image of section {name} is not in {local}, and its file name upstream cannot be looked "
             f"up: put the one .jpg of {folder}/ (github.com/almaan/her2st, or Zenodo record 3957257) into "
             "that folder, or set the environment variable HGGEP_DATASETDIR to a folder that holds her2st/."
-        ) from error
+        ) from None
     images = [file for file in names if file.lower().endswith((".jpg", ".jpeg"))]
     if len(images) != 1:
         raise ValueError(f"Upstream {folder}/ holds {names}, expected one .jpg: put section {name}'s H&E into {local}.")

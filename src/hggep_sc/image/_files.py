@@ -48,8 +48,8 @@ class OpenFile(NamedTuple):
 def open_file(path: Path) -> OpenFile:
     """Open an image file and read its header."""
     if path.is_dir():
-        levels, mpp, channels = ome_zarr_image(path)
-        return OpenFile(in_colour_order(levels, channels, 0, str(path)) if channels else levels, mpp, None)
+        levels, size, channels = ome_zarr_image(path)
+        return OpenFile(in_colour_order(levels, channels, 0, str(path)) if channels else levels, size, None)
     require_file(path, "image file")
     with path.open("rb") as file:
         magic = file.read(4)

@@ -156,12 +156,12 @@ class SectionImage:
         require_there(path, "image file")  # an address would lose a slash
         path = Path(path)
         opened = open_file(path)
+        scale = {"mpp": None} if opened.pixel is None else {"mpp": opened.pixel.mpp, "aspect": opened.pixel.aspect}
         try:
             image = cls(
                 pyramid(opened.levels, str(path)),
                 name=path.name,
-                mpp=None if opened.pixel is None else opened.pixel.mpp,
-                aspect=1.0 if opened.pixel is None else opened.pixel.aspect,
+                **scale,
                 close=opened.close,
                 said=opened.said,
                 warned=warned,

@@ -101,6 +101,7 @@ def domains(
             coordinate_system=coordinate_system,
             mpp=mpp,
             noted=list(table_of(data, table_key).layers),
+            check=False,
         )
     )
     table = section.table

@@ -105,6 +105,7 @@ def gene_map(
         coordinate_system=coordinate_system,
         mpp=mpp,
         noted=keys,
+        check=False,
     )
     several = isinstance(data, list | tuple | Mapping)
     if not several:

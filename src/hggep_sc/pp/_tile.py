@@ -1,6 +1,6 @@
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -156,7 +156,9 @@ def tile(
     spots = _table(places, model)
     if in_place:
         target = copy_of(data) if copy else data
-        _add_to_spatialdata(target, source.name, key_added, spots, xy, factors, metadata, squares=grid == "square")
+        _add_to_spatialdata(
+            target, source.transformations, key_added, spots, xy, factors, metadata, squares=grid == "square"
+        )
         return target if copy else None
     spots.obsm[_keys.SPATIAL] = xy
     name = library_id or (Path(data).stem if isinstance(data, str | Path) else "slide")
@@ -255,8 +257,7 @@ def _library(
     """`uns["spatial"][library_id]` in Space Ranger's layout."""
     factors = factors | {"tissue_hires_scalef": thumbnail.shape[1] / shape[1]}
     if isinstance(data, str | Path):
-        path = Path(expanded(data)).absolute()
-        metadata = metadata | {"source_image_path": str(path)}
+        metadata = metadata | {"source_image_path": str(Path(expanded(data)).absolute())}
         return {"images": {"hires": thumbnail}, "scalefactors": factors, "metadata": metadata}
     return {
         "images": {"full": data, "hires": thumbnail},
@@ -267,7 +268,7 @@ def _library(
 
 def _add_to_spatialdata(
     sdata: "SpatialData",
-    image_key: str,
+    transformations: Mapping[str, Any],
     key: str,
     spots: "AnnData",
     xy: np.ndarray,
@@ -279,7 +280,6 @@ def _add_to_spatialdata(
     """Write spots as shapes in the image's px, and the table that annotates them."""
     import shapely
     from spatialdata.models import ShapesModel, TableModel
-    from spatialdata.transformations import get_transformation
 
     half = factors["spot_diameter_fullres"] / 2
     outlines = shapely.box(*(xy - half).T, *(xy + half).T) if squares else shapely.points(xy)
@@ -290,7 +290,7 @@ def _add_to_spatialdata(
         offsets=offsets,
         radius=half,  # of circles
         index=spots.obs_names,
-        transformations=get_transformation(sdata.images[image_key], get_all=True),
+        transformations=dict(transformations),
     )
     spots.obs["region"] = pd.Categorical([key] * spots.n_obs)
     spots.obs["instance_id"] = spots.obs_names.to_numpy()

@@ -49,7 +49,8 @@ def tissue_mask(
     """
     source = image_of(data, image_key=image_key, library_id=library_id, mpp=mpp)
     with source.opener() as image:
-        thumbnail, scale = image.thumbnail(LOOK_PX), source.scale_with(image)
+        scale = source.scale_with(image)
+        thumbnail = image.thumbnail(LOOK_PX)
         found = find_tissue(
             thumbnail,
             (image.shape[0] / source.scale, image.shape[1] / source.scale),

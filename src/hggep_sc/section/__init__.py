@@ -3,8 +3,9 @@
 No other module knows what the two containers look like.
 """
 
+from ._anndata import coordinates_of
 from ._containers import copy_of, is_spatialdata, section_column, table_of
-from ._counts import CountMatrix, observed_counts
+from ._counts import CountMatrix, layer_values, observed_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
 from ._open import open_sections
@@ -26,12 +27,14 @@ __all__ = [
     "CountMatrix",
     "Section",
     "array_places",
+    "coordinates_of",
     "copy_of",
     "gene_name_hint",
     "grouped",
     "groups_in",
     "image_of",
     "is_spatialdata",
+    "layer_values",
     "listed",
     "observed_counts",
     "open_sections",

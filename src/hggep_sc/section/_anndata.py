@@ -1,31 +1,35 @@
 """Sections of an AnnData in Scanpy's layout: `obsm["spatial"]` and `uns["spatial"][library_id]`."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
 from .._paths import expanded, why_absent
 from ..image import SectionImage
-from ._scale import Told, given, of_scalefactors, scale_of_section, spot_grid
+from ._belonging import Belonging, View, compared, say_reduced, scaled
+from ._one_section import require_one_section
+from ._scale import Told, given, of_scalefactors, scale_of_section, settled, spot_grid
 from ._section import Section
-from ._spots import require_good_coordinates, require_inside, under_tissue
+from ._spots import named_coordinates, require_good_coordinates, require_inside, say_left_out, under_tissue
 from ._values import entries, listed, number, text
 
 logger = logging.getLogger(__name__)
 
+NAMELESS = "section"  # the only section of an object that names none
 SOURCE = "source"  # `image_key` of the file that `metadata.source_image_path` names
+REDUCED = ("hires", "lowres")  # Space Ranger's copies of the image that coordinates refer to
 
 
 def libraries_of(
-    adata: AnnData, library_key: str | None, library_id: str | None, spatial_key: str
+    adata: AnnData, library_key: str | None, library_id: str | None, spatial_key: str, *, looks: bool = True
 ) -> dict[str, np.ndarray]:
-    """Library id -> rows of its spots."""
+    """Library id -> rows of its spots; where nobody `looks`, no library is needed."""
     if adata.n_obs == 0:
         raise ValueError("the AnnData is empty: it has no spots")
     if spatial_key not in adata.obsm:
@@ -41,6 +45,10 @@ def libraries_of(
         for name, entry in libraries.items()
         if isinstance(entry, Mapping) and {"images", "scalefactors", "metadata"} & set(entry)
     }
+    if not looks and library_key in adata.obs:
+        libraries = {value: {} for value in adata.obs[library_key].dropna().astype(str)} | libraries
+    elif not looks and not libraries and library_key is None:
+        libraries = {NAMELESS: {}}
     if not libraries:
         raise ValueError(
             f"no image: uns[{_keys.SPATIAL!r}] holds no library. Scanpy's layout is expected: "
@@ -81,92 +89,150 @@ def anndata_section(
     name: str,
     library: str,
     rows: np.ndarray,
+    library_key: str | None,
     image_key: str | None,
     spatial_key: str,
     layer: str | None,
     mpp: float | None,
+    check: bool,
     noted: float | None = None,
+    with_image: bool = True,
 ) -> Section:
-    rows = under_tissue(adata, rows, name)
+    kept = under_tissue(adata, rows, name)
+    if check:
+        say_left_out(name, len(rows), len(kept))
+    rows = kept
+    require_one_section(adata, rows, name, library_key, list(map(str, entries(adata.uns, _keys.SPATIAL))))
     slot = f"obsm[{spatial_key!r}]"
-    try:
-        centres = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{slot} must hold numbers: spot centres in full-resolution px (column, row)") from None
-    if centres.ndim != 2 or centres.shape[1] != 2:
-        raise ValueError(f"{slot} has shape {centres.shape}; (n_obs, 2) is expected: column, row in full-resolution px")
-    centres = centres[rows]
+    centres = coordinates_of(adata, spatial_key)[rows]
     require_good_coordinates(centres, name, slot)
+    if not with_image:
+        return _without_image(adata, name, library, rows, centres, layer, mpp)
 
     entry = _library(adata, library)
     factors = entries(entry, "scalefactors")
-    image = find_image(adata, library, image_key, name)
-    xy = centres * image.scale
-    with image.opener() as opened:
-        shape, own_mpp, aspect = opened.shape, opened.mpp, opened.aspect
-    require_inside(
-        xy,
-        shape,
-        name,
-        image.name,
-        f"Is {slot} in full-resolution px (column, row), and are the scale factors those of this image? "
-        "`image_key=` chooses another image",
-    )
+    view, views = find_image(adata, library, image_key, name)
+    xy = centres * view.scale
     diameter = number(factors.get("spot_diameter_fullres"))
     grid = spot_grid(entry, centres, adata, rows, called=[library], side=diameter)
-    of_file = None if own_mpp is None else Told(own_mpp * image.scale, "file", f"the image file {image.name}")
-    found = scale_of_section(
-        [*given(mpp), *of_scalefactors(entry), of_file, grid.told], name, noted=noted, aspect=aspect
-    )
+    with view.opener() as opened:
+        of_file = None if opened.mpp is None else Told(opened.mpp * view.scale, "file", f"the image file {view.name}")
+        sources = [*given(mpp), *of_scalefactors(entry), of_file, grid.told]
+        found = scale_of_section(sources, name, noted=noted, aspect=opened.aspect)
+        scale = None if found is None else found.mpp / view.scale
+        belonging = Belonging(name, view, opened, views, slot, scale)
+        require_inside(
+            xy,
+            opened.shape,
+            name,
+            view.name,
+            f"Is {slot} in full-resolution px (column, row), and are the scale factors those of this image? "
+            "`image_key=` chooses another image",
+            lambda: belonging.way_out(xy),
+        )
+        if check:
+            if spatial_key == _keys.SPATIAL or _keys.SPATIAL not in adata.obsm:
+                others = compared(view, views, named=image_key is not None)
+                belonging.require_agreement(others, _remedy(adata, view, views, spatial_key))
+            elif copies := [other for other in views if other.reduced and other is not view]:
+                usual = coordinates_of(adata, _keys.SPATIAL)[rows] * copies[0].scale
+                belonging.require_same_colours(xy, copies[0], usual)
+            belonging.require_on_tissue(xy, said=_keys.IN_TISSUE in adata.obs)
     return Section(
         name=name,
         obs_rows=rows,
         xy=xy,
-        mpp=None if found is None else found.mpp / image.scale,
-        spot_diameter=diameter * image.scale if diameter is not None else None,
+        mpp=scale,
+        spot_diameter=diameter * view.scale if diameter is not None else None,
         spot_shape="square" if grid.squares else "circle",
-        image_name=image.name,
+        image_name=view.name,
         table=adata,
         layer=layer,
-        opener=image.opener,
+        opener=view.opener,
         mpp_source="unknown" if found is None else found.by,
-        reduction=1 / image.scale,
-        spacing=None if grid.spacing is None else grid.spacing * image.scale,
+        reduction=1 / view.scale,
+        spacing=None if grid.spacing is None else grid.spacing * view.scale,
     )
 
 
-@dataclass
-class _Image:
-    """An image a section could be read from."""
+def _without_image(
+    adata: AnnData, name: str, library: str, rows: np.ndarray, xy: np.ndarray, layer: str | None, mpp: float | None
+) -> Section:
+    """Return a section that nobody will look at, its spots in full-resolution px."""
+    entry = entries(adata.uns.get(_keys.SPATIAL), library)
+    grid = spot_grid(entry, xy, adata, rows, called=[library])
+    found = settled([*given(mpp), *of_scalefactors(entry), grid.told], f"section {name!r}")
+    return Section(
+        name=name,
+        obs_rows=rows,
+        xy=xy,
+        mpp=None if found is None else found.mpp,
+        spot_diameter=None,
+        spot_shape="square" if grid.squares else "circle",
+        image_name="",
+        table=adata,
+        layer=layer,
+        opener=None,
+        mpp_source="unknown" if found is None else found.by,
+        spacing=grid.spacing,
+    )
 
-    name: str
-    scale: float  # px of the image per unit of the coordinates
-    opener: Callable[[], SectionImage]
+
+def coordinates_of(adata: AnnData, spatial_key: str) -> np.ndarray:
+    """(n_obs, 2) float64 spot centres in full-resolution px (column, row); those of a table by its columns' names."""
+    slot, found = f"obsm[{spatial_key!r}]", adata.obsm[spatial_key]
+    try:
+        if isinstance(found, pd.DataFrame):
+            return named_coordinates(found, slot)
+        centres = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        if isinstance(found, pd.DataFrame) and slot in str(error):
+            raise
+        raise ValueError(f"{slot} must hold numbers: spot centres in full-resolution px (column, row)") from None
+    if centres.ndim != 2 or centres.shape[1] != 2:
+        raise ValueError(f"{slot} has shape {centres.shape}; (n_obs, 2) is expected: column, row in full-resolution px")
+    return centres
+
+
+def _remedy(adata: AnnData, chosen: View, views: Sequence[View], spatial_key: str) -> str:
+    """Say what to do where images contradict each other."""
+    remedies = [f"take one by `image_key=` ({listed(view.key for view in views)})"]
+    if chosen.key == SOURCE:
+        remedies.insert(0, "give the file that the coordinates refer to as 'source_image_path'")
+    own = [
+        key
+        for key, slot in adata.obsm.items()
+        if key.startswith(f"{_keys.SPATIAL}_") and getattr(slot, "shape", ())[1:] == (2,) and key != spatial_key
+    ]
+    if own and not chosen.reduced:
+        remedies.append(f"with its own coordinates by `spatial_key=` ({listed(own)})")
+    text = ", or ".join(remedies[:2]) + "".join(f", {more}" for more in remedies[2:])
+    return text[0].upper() + text[1:]
 
 
 def _library(adata: AnnData, library: str) -> Mapping[str, Any]:
     return next(value for key, value in adata.uns[_keys.SPATIAL].items() if str(key) == library)
 
 
-def find_image(adata: AnnData, library: str, image_key: str | None, name: str) -> _Image:
-    """Find the image named by `image_key`, else the finest of the library's."""
+def find_image(adata: AnnData, library: str, image_key: str | None, name: str) -> tuple[View, list[View]]:
+    """Find the image named by `image_key`, else the finest of the library's, and all that there are."""
     entry = _library(adata, library)
     images, factors = entries(entry, "images"), entries(entry, "scalefactors")
     slot = f"uns['spatial'][{library!r}]"
     source = text(entries(entry, "metadata").get("source_image_path"))
     path = expanded(source) if source is not None else None
 
-    candidates: dict[str, _Image] = {}
+    candidates: dict[str, View] = {}
     absent = why_absent(path) if path is not None else None
     if path is not None and absent is None:  # an OME-Zarr is a folder
-        candidates[SOURCE] = _Image(path, 1.0, partial(SectionImage.from_file, path, warned=set()))
+        opener = partial(SectionImage.from_file, path, warned=set())
+        candidates[SOURCE] = View(SOURCE, str(path), scaled(1.0), opener)
     scales = {key: number(factors.get(f"tissue_{key}_scalef")) for key in images}
     for key, scale in sorted(scales.items(), key=lambda item: -(item[1] or 0)):
         if scale is not None:
             where = f"{slot}['images'][{key!r}]"
-            candidates[key] = _Image(
-                where, scale, partial(SectionImage.from_array, images[key], name=where, warned=set())
-            )
+            opener = partial(SectionImage.from_array, images[key], name=where, warned=set())
+            candidates[key] = View(key, where, scaled(scale), opener, reduced=key in REDUCED)
 
     if image_key is not None and image_key not in candidates:
         if image_key in images:
@@ -184,15 +250,11 @@ def find_image(adata: AnnData, library: str, image_key: str | None, name: str) -
             f"no image for section {name!r}: {slot} has {unscaled}, and {missing}. Set "
             f"{slot}['metadata']['source_image_path'] to the full-resolution image"
         )
-    chosen = image_key if image_key is not None else next(iter(candidates))
+    chosen = candidates[image_key if image_key is not None else next(iter(candidates))]
     if image_key is None and path is not None and SOURCE not in candidates:
-        logger.warning(
-            "section %r: the image file %s %s; %s is used instead",
-            name,
-            path,
-            absent,
-            candidates[chosen].name,
-        )
+        logger.warning("section %r: the image file %s %s; %s is used instead", name, path, absent, chosen.name)
+    elif image_key is None and chosen.reduced and chosen.scale < 1:
+        say_reduced(name, chosen)
     elif len(candidates) > 1:
-        logger.info("section %r: of the images %s, %r is used", name, listed(candidates), chosen)
-    return candidates[chosen]
+        logger.info("section %r: of the images %s, %r is used", name, listed(candidates), chosen.key)
+    return chosen, list(candidates.values())

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pandas as pd
 from anndata import AnnData
 
 from .._validators import text_or_none
@@ -55,19 +56,30 @@ def table_of(data: Any, table_key: str | None = None) -> AnnData:
     """
     text_or_none("table_key", table_key)
     if isinstance(data, AnnData):
-        return data
+        return _in_memory(data)
     if not is_spatialdata(data):
         raise TypeError(f"one AnnData or SpatialData object is expected, each by itself; found {_found(data)}")
     tables = data.tables
     if table_key is not None:
         if table_key not in tables:
             raise KeyError(f"`table_key`: the SpatialData has no table {table_key!r}; tables: {listed(tables)}")
-        return tables[table_key]
+        return _in_memory(tables[table_key])
     if len(tables) == 0:
         raise ValueError("the SpatialData has no table: one that annotates the spots' shapes is needed")
     if len(tables) > 1:
         raise ValueError(f"the SpatialData has several tables: {listed(tables)}; choose one by `table_key=`")
-    return next(iter(tables.values()))
+    return _in_memory(next(iter(tables.values())))
+
+
+def _in_memory(table: AnnData) -> AnnData:
+    """Refuse a table whose `obs` or `var` is no pandas table."""
+    if not all(isinstance(frame, pd.DataFrame) for frame in (table.obs, table.var)):
+        raise TypeError(
+            "the AnnData was read lazily (anndata.experimental.read_lazy), and its obs and var are not in memory: read "
+            "it by `adata = adata.to_memory()` first. A file that is larger than memory is opened by "
+            "`anndata.read_h5ad(..., backed='r')`"
+        )
+    return table
 
 
 def section_column(table: AnnData, library_key: str | None) -> str | None:
@@ -78,8 +90,8 @@ def section_column(table: AnnData, library_key: str | None) -> str | None:
 def copy_of(data: "Data") -> "Data":
     """Copy an object so that writing to the copy's table leaves the original as it is.
 
-    A SpatialData's images, labels, shapes and points are shared, not copied; a backed AnnData is read into
-    memory.
+    A SpatialData's images, labels, shapes and points, and the reader of a slide, are shared, not copied; a backed
+    AnnData is read into memory.
 
     Raises
     ------
@@ -90,7 +102,12 @@ def copy_of(data: "Data") -> "Data":
         return data.to_memory() if data.isbacked else data.copy()
     if not is_spatialdata(data):
         raise TypeError(not_a_container(data))
-    return type(data)(
+    from spatialdata import SpatialData
+
+    # made anew as a SpatialData, so that what a subclass has besides, such as the reader of a slide, stays
+    twin = copy.copy(data)
+    SpatialData.__init__(
+        twin,
         images=dict(data.images),
         labels=dict(data.labels),
         shapes=dict(data.shapes),
@@ -98,3 +115,4 @@ def copy_of(data: "Data") -> "Data":
         tables={name: copy_of(table) for name, table in data.tables.items()},
         attrs=copy.deepcopy(data.attrs),
     )
+    return twin

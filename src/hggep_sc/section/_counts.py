@@ -8,6 +8,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from .. import _keys
 from ._genes import columns_of
 from ._values import listed
 
@@ -49,6 +50,12 @@ class CountMatrix:
         """(len(rows), all genes) values, as they are."""
         return sparse.vstack([sparse.csr_matrix(values) for values in self.chunks(rows)], format="csr")
 
+    def as_it_is(self, rows: np.ndarray, genes: Sequence[str]) -> np.ndarray:
+        """(len(rows), len(genes)) values, floating and dense, whatever they are; columns are matched by name."""
+        values = self._read(rows, columns_of(self.table.var_names, genes, self.name))
+        values = values.toarray() if sparse.issparse(values) else values
+        return values.astype(np.promote_types(values.dtype, np.float32), copy=False)
+
     def any(self, rows: np.ndarray) -> bool:
         """Whether there is a matrix, and any value of it differs from zero."""
         if self._matrix(rows[:1], slice(None)) is None:
@@ -85,9 +92,14 @@ class CountMatrix:
             found = "X is empty" if self.layer is None else f"there is no layer {self.layer!r}"
             raise KeyError(
                 f"{self.name} has no counts: {found}. Name the layer that holds the raw counts by "
-                f"`{self.keyword}=`; layers here: {listed(self.table.layers)}"
+                f"`{self.keyword}=`; layers here: {listed(self._others())}"
             )
         return values
+
+    def _others(self) -> list[str]:
+        """Layers that could be the one with the counts: no predictions."""
+        predictions = {name for name in self.table.layers if _keys.predicted(name) in self.table.var}
+        return [name for name in self.table.layers if name != self.layer and name not in predictions]
 
     def _require_counts(self, values: Any) -> None:
         data = values.data if sparse.issparse(values) else values
@@ -101,12 +113,23 @@ class CountMatrix:
         elif data.dtype.kind == "f" and np.any(fraction := data != np.rint(data)):
             problem = f"non-integer values ({data[fraction].flat[0]:.4g})"
         if problem is not None:
-            others = [name for name in self.table.layers if name != self.layer]
             raise ValueError(
                 f"{self.name}: {self.slot} holds {problem}, where raw counts are expected (whole numbers, 0 "
                 f"or more). Name the layer that holds the raw counts by `{self.keyword}=`; other layers "
-                f"here: {listed(others)}"
+                f"here: {listed(self._others())}{self._in_raw()}"
             )
+
+    def _in_raw(self) -> str:
+        """Sentence on `raw`, where it holds what looks like counts."""
+        raw = self.table.raw
+        if raw is None:
+            return ""
+        some = raw.X[: min(100, raw.shape[0])]
+        some = some.compute() if hasattr(some, "compute") else some
+        values = some.data if sparse.issparse(some) else np.asarray(some)
+        if not values.size or (values != np.rint(values)).any() or values.min() < 0:
+            return ""
+        return ". The raw counts seem to lie in adata.raw: `adata = adata.raw.to_adata()` makes them X"
 
 
 def observed_counts(
@@ -140,7 +163,19 @@ def observed_counts(
     counts, library = matrix.counts(rows, genes), matrix.library(rows)
     if not library.any():
         raise ValueError(
-            f"no counts: {matrix.slot} holds none at the {len(rows)} spots asked for. Name the layer that "
-            f"holds the raw counts by `{matrix.keyword}=`; layers here: {listed(table.layers)}"
+            f"no counts: {matrix.slot} holds none at the {len(rows)} spots asked for. A prediction is compared with "
+            f"what was measured there: name the layer that holds the raw counts by `{matrix.keyword}=`; layers here "
+            f"that are no predictions: {listed(matrix._others())}"
         )
     return counts, library
+
+
+def layer_values(table: AnnData, rows: np.ndarray, genes: Sequence[str], layer: str | None) -> np.ndarray:
+    """Values of `X` or a layer as they are, whatever they are: (len(rows), len(genes)), floating.
+
+    Raises
+    ------
+    KeyError
+        If a gene is not in the table, or the matrix is not.
+    """
+    return CountMatrix(table, layer, "the table", keyword="layer").as_it_is(rows, genes)

@@ -1,18 +1,54 @@
 """Gene names: matched by name, and told apart where they are of two kinds."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from ._values import listed
 
+GENOME = re.compile(r"^(?:GRC[a-z]|hg|mm|rn)\d+[A-Za-z0-9.-]*_+")  # of references of several genomes
+VERSION = re.compile(r"(?<=\d{6})\.\d+$")
+# how names of one gene are made alike, what is seen of the difference, and the remedy
+DIFFERENCES: tuple[tuple[Callable[[str], str], str, str], ...] = (
+    (
+        lambda name: GENOME.sub("", name),
+        "a genome's prefix",
+        f"`adata.var_names = adata.var_names.str.replace(r'{GENOME.pattern}', '', regex=True)` takes it off",
+    ),
+    (
+        lambda name: VERSION.sub("", name),
+        "the version of Ensembl ids",
+        f"`adata.var_names = adata.var_names.str.replace(r'{VERSION.pattern}', '', regex=True)` takes it off",
+    ),
+    (
+        str.upper,
+        "upper and lower case, as symbols of mouse and human do",
+        "where they are of one species, `adata.var_names = adata.var_names.str.upper()` on both sides makes them alike",
+    ),
+)
+
 
 def gene_name_hint(a: Sequence[str], b: Sequence[str]) -> str:
-    """Sentence to append to an error where `a` are Ensembl ids and `b` are not, or the other way; else ""."""
+    """Sentence to append to an error where names of `a` and `b` differ in how they are written; else "".
+
+    That is by a genome's prefix, the version of an Ensembl id, case, or by being Ensembl ids on one side alone.
+    """
+    if not len(a) or not len(b):
+        return ""
+    in_common = _in_common(a, b, DIFFERENCES)
+    if in_common - _in_common(a, b, ()) >= min(len(a), len(b)) / 4:
+        parts = [[other for other in DIFFERENCES if other is not one] for one in DIFFERENCES]
+        needed = [one for one, rest in zip(DIFFERENCES, parts, strict=True) if _in_common(a, b, rest) < in_common]
+        examples = " and ".join(repr(str(names[0])) for names in (a, b))
+        return (
+            f" Names such as {examples} differ in {', and in '.join(what for _, what, _ in needed)}: "
+            + "; ".join(remedy for _, _, remedy in needed)
+            + "."
+        )
     ensembl = [_mostly_ensembl(names) for names in (a, b)]
-    if ensembl[0] == ensembl[1] or not len(a) or not len(b):
+    if ensembl[0] == ensembl[1]:
         return ""
     ids, symbols = (a, b) if ensembl[0] else (b, a)
     return (
@@ -21,8 +57,16 @@ def gene_name_hint(a: Sequence[str], b: Sequence[str]) -> str:
     )
 
 
+def _in_common(a: Sequence[str], b: Sequence[str], differences: Sequence[tuple[Callable[[str], str], str, str]]) -> int:
+    """How many names both sides have, once they are made alike."""
+    sides = [{str(name) for name in names} for names in (a, b)]
+    for alike, _, _ in differences:
+        sides = [{alike(name) for name in names} for names in sides]
+    return len(sides[0] & sides[1])
+
+
 def _mostly_ensembl(names: Sequence[str]) -> bool:
-    some = [str(name) for name in names[:200]]
+    some = [GENOME.sub("", str(name)) for name in names[:200]]
     return sum(bool(re.match(r"ENS[A-Z]*G\d{6,}", name)) for name in some) > len(some) / 2
 
 

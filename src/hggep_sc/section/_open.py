@@ -1,6 +1,6 @@
 """Find the sections in what the user gave, and name them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from anndata import AnnData
@@ -28,6 +28,8 @@ def open_sections(
     layer: str | None = None,
     mpp: float | Mapping[str, float] | None = None,
     noted: str | Sequence[str] = (),
+    looks: bool = True,
+    check: bool = True,
 ) -> list[Section]:
     """Find the sections in AnnData and SpatialData objects.
 
@@ -61,6 +63,12 @@ def open_sections(
         the finest level of the image. A dict gives it by section name.
     noted
         Keys of predictions: where `mpp` does not say it, the scale is the one that the first of them noted.
+    looks
+        Whether somebody will look at the image. Otherwise a section whose image is missing, or does not fit, is opened
+        without one.
+    check
+        Look at pixels to find out whether image, copies of it and coordinates belong together; False for what has been
+        looked at, such as in a plot of a prediction.
 
     Returns
     -------
@@ -98,19 +106,23 @@ def open_sections(
         table = table_of(item, table_key)
         _require_layer(table, layer)
         if isinstance(item, AnnData):
-            parts = libraries_of(item, library_key, library_id, spatial_key)
+            parts = libraries_of(item, library_key, library_id, spatial_key, looks=looks)
             names = _section_names(label, list(parts))
             found = [
-                anndata_section(
+                _opened(
+                    anndata_section,
+                    looks,
                     item,
                     name=name,
                     library=library,
                     rows=rows,
+                    library_key=library_key,
                     image_key=_chosen(image_key, name),
                     spatial_key=spatial_key,
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
                     noted=noted_scale(table, noted, library) if _chosen(mpp, name) is None else None,
+                    check=check and looks,
                 )
                 for name, (library, rows) in zip(names, parts.items(), strict=True)
             ]
@@ -118,7 +130,9 @@ def open_sections(
             parts = regions_of(item, table, shapes_key)
             names = _section_names(label, list(parts))
             found = [
-                spatialdata_section(
+                _opened(
+                    spatialdata_section,
+                    looks,
                     item,
                     table,
                     name=name,
@@ -129,6 +143,7 @@ def open_sections(
                     layer=layer,
                     mpp=checked_mpp(_chosen(mpp, name)),
                     noted=noted_scale(table, noted, region) if _chosen(mpp, name) is None else None,
+                    check=check and looks,
                 )
                 for name, (region, rows) in zip(names, parts.items(), strict=True)
             ]
@@ -145,6 +160,16 @@ def open_sections(
         if unknown:
             raise KeyError(f"`{keyword}` names {listed(unknown)}, but the sections are {listed(opened)}")
     return sections
+
+
+def _opened(open_section: Callable[..., Section], looks: bool, *data: Any, **how: Any) -> Section:
+    """Open a section, without its image where that does not serve and nobody looks."""
+    try:
+        return open_section(*data, **how)
+    except (ValueError, KeyError, OSError):
+        if looks:
+            raise
+        return open_section(*data, **how, with_image=False)
 
 
 def _objects(data: Any) -> list[tuple[str | None, Any]]:

@@ -35,13 +35,13 @@ class Section:
     spot_shape
         "circle", or "square" for the bins of Visium HD.
     image_name
-        Slot or file that the image is read from.
+        Slot or file that the image is read from; "" without an image.
     table
         The AnnData (or the SpatialData's table) that `obs_rows` refers to.
     layer
         Layer of `table` with the raw counts; None is `X`.
     opener
-        Opens the image.
+        Opens the image; None where the section was opened without one.
     group
         What it belongs to, such as a patient: sections of a group are left out together. None where it is its own.
     mpp_source
@@ -61,7 +61,7 @@ class Section:
     image_name: str
     table: AnnData = field(repr=False)
     layer: str | None
-    opener: Callable[[], SectionImage] = field(repr=False)
+    opener: Callable[[], SectionImage] | None = field(repr=False)
     group: str | None = None
     mpp_source: str = "unknown"
     reduction: float = 1.0
@@ -77,8 +77,21 @@ class Section:
         """Return um from a spot to the nearest place for another; None where that is not known."""
         return None if self.mpp is None or self.spacing is None else self.mpp * self.spacing
 
+    @property
+    def has_image(self) -> bool:
+        """Whether there is an image to open."""
+        return self.opener is not None
+
     def open_image(self) -> SectionImage:
-        """Open the image; the caller closes it (`with section.open_image() as image`)."""
+        """Open the image; the caller closes it (`with section.open_image() as image`).
+
+        Raises
+        ------
+        ValueError
+            If the section was opened without one.
+        """
+        if self.opener is None:
+            raise ValueError(f"section {self.name!r} was opened without its image, which is needed here")
         return self.opener()
 
     def subset(self, spots: np.ndarray) -> "Section":

@@ -2,9 +2,10 @@
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,13 @@ from anndata import AnnData
 
 from .. import _keys
 from ..image import SectionImage, in_colour_order
-from ._scale import Told, given, of_scalefactors, scale_of_section, spot_grid
+from ._belonging import Belonging, View, compared, moved, say_reduced, spread
+from ._labels import instances_of
+from ._one_section import require_one_section
+from ._scale import Told, given, of_scalefactors, scale_of_section, settled, spot_grid
 from ._section import Section
-from ._spots import require_good_coordinates, require_inside, under_tissue
+from ._slide import slide_of
+from ._spots import require_good_coordinates, require_inside, say_left_out, under_tissue
 from ._values import entries, listed, text
 
 if TYPE_CHECKING:
@@ -23,7 +28,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MICRONS = {"um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"}
+SLIDE_SYSTEM = "global"  # where a WSIData's coordinates are px of the slide
 REDUCED = {"hires", "lowres"}  # as spatialdata-io names the copies of one image
+THUMBNAIL = re.compile(r"(?i)thumb|overview|preview|macro")  # an image that stands for a slide, by its name
 RESOLUTIONS = {"full", "fullres"} | REDUCED
 
 
@@ -51,13 +58,11 @@ def regions_of(sdata: "SpatialData", table: AnnData, shapes_key: str | None) -> 
     if not parts:
         raise ValueError(f"no spots: obs[{region_key!r}] never holds {listed(regions)}")
     for region in parts:
-        if region in sdata.labels:
+        if region not in sdata.shapes and region not in sdata.labels:
             raise ValueError(
-                f"the table annotates the labels {region!r}; spots are expected as shapes (circles or "
-                "squares). `spatialdata.to_circles` or `to_polygons` makes shapes of labels"
+                f"the table annotates {region!r}, but the shapes are {listed(sdata.shapes)} and the labels "
+                f"{listed(sdata.labels)}. `sdata.set_table_annotates_spatialelement` links it to one of them"
             )
-        if region not in sdata.shapes:
-            raise ValueError(f"the table annotates {region!r}, but the shapes are {listed(sdata.shapes)}")
     return parts
 
 
@@ -72,85 +77,161 @@ def spatialdata_section(
     coordinate_system: str | None,
     layer: str | None,
     mpp: float | None,
+    check: bool,
     noted: float | None = None,
+    with_image: bool = True,
 ) -> Section:
-    import shapely
-
-    rows = under_tissue(table, rows, name)
-    shapes = sdata.shapes[region]
+    kept = under_tissue(table, rows, name)
+    if check:
+        say_left_out(name, len(rows), len(kept))
+    rows = kept
+    require_one_section(table, rows, name, None, [])
     instance_key = str(text(table.uns["spatialdata_attrs"]["instance_key"]))
-    instances = table.obs[instance_key].iloc[rows].to_numpy()
-    if not shapes.index.is_unique:
-        raise ValueError(f"shapes {region!r}: the index holds an instance more than once, spots cannot be matched")
-    places = shapes.index.get_indexer(pd.Index(instances))
-    lost = instances[places < 0]
-    if len(lost):
-        raise ValueError(
-            f"section {name!r}: {len(lost)} of {len(rows)} instances in obs[{instance_key!r}] "
-            f"({listed(lost, 5)}) are not in the index of shapes {region!r} ({listed(shapes.index, 3)}, "
-            f"type {shapes.index.dtype})"
-        )
-    geometry = shapes.geometry.to_numpy()[places]
-    key, to_pixels = _spatialdata_image(sdata, shapes, name, image_key, coordinate_system)
-    centres = shapely.get_coordinates(shapely.centroid(geometry))
-    if len(centres) != len(geometry):
-        raise ValueError(f"section {name!r}: shapes {region!r} hold empty geometries")
-    xy = centres @ to_pixels[:2, :2].T + to_pixels[:2, 2]
-    require_good_coordinates(xy, name, f"shapes {region!r}")
+    spots = _spots(sdata, region, table.obs[instance_key].iloc[rows].to_numpy(), name, instance_key)
+    slot = f"{spots.slot} {region!r}"
+    kept_entry = entries(table.uns, _keys.SPATIAL)
+    if not with_image:
+        require_good_coordinates(spots.centres, name, slot)
+        return _without_image(table, name, region, rows, spots, layer, mpp)
+    view, views, others, slide_mpp = _views(sdata, spots.element, name, image_key, coordinate_system)
+    xy = moved(spots.centres, view.to_px)
+    require_good_coordinates(xy, name, slot)
 
-    image_name = f"images[{key!r}]"
-    opener = partial(SectionImage.from_levels, image_levels(sdata.images[key], key), name=image_name, warned=set())
-    with opener() as opened:
-        shape = opened.shape
-    require_inside(
-        xy,
-        shape,
-        name,
-        image_name,
-        f"Are the transformations of shapes {region!r} and of the image right? `image_key=` and "
-        "`coordinate_system=` choose others",
-    )
-    circles = bool((shapely.get_type_id(geometry) == shapely.GeometryType.POINT).all())
-    if circles:
-        size = 2 * float(np.median(shapes["radius"].to_numpy()[places])) if "radius" in shapes else None
-    else:
-        size = float(np.median(np.sqrt(shapely.area(geometry))))
-    diameter = size * _spread(to_pixels) if size is not None else None
-    kept = entries(table.uns, _keys.SPATIAL)
-    entry = entries(kept, region) or entries(kept, key)
-    grid = spot_grid(
-        entry, xy, table, rows, called=[region], reader=text(sdata.attrs.get("spatialdata_io_reader")), side=diameter
-    )
+    entry = entries(kept_entry, region) or entries(kept_entry, view.key)
+    diameter = spots.size * view.scale if spots.size is not None else None
+    reader = text(sdata.attrs.get("spatialdata_io_reader"))
+    grid = spot_grid(entry, xy, table, rows, called=[region], reader=reader, side=diameter)
+    of_slide = None if slide_mpp is None else Told(slide_mpp, "slide", "the reader of the slide")
     # readers keep shapes in full-resolution px
-    of_factors = [replace(told, mpp=told.mpp / _spread(to_pixels)) for told in of_scalefactors(entry)]
-    reduction = 1 / _spread(to_pixels) if _is_reduced(key) else 1.0
-    found = scale_of_section(
-        [*given(mpp), *of_factors, micron_scale(sdata.images[key]), grid.told],
-        name,
-        noted=None if noted is None else noted * reduction,
-        reduction=reduction,
-    )
+    of_factors = [replace(told, mpp=told.mpp / view.scale) for told in of_scalefactors(entry)]
+    microns = micron_scale(sdata.images[view.key]) if view.key in sdata.images else None
+    reduction = 1 / view.scale if view.reduced else 1.0
+    with view.opener() as opened:
+        of_file = None if opened.mpp is None else Told(opened.mpp, "file", f"the image file {view.name}")
+        found = scale_of_section(
+            [*given(mpp), of_slide, *of_factors, microns, of_file, grid.told],
+            name,
+            noted=None if noted is None else noted * reduction,
+            reduction=reduction,
+            aspect=opened.aspect,
+        )
+        belonging = Belonging(name, view, opened, views, slot, None if found is None else found.mpp)
+        require_inside(
+            xy,
+            opened.shape,
+            name,
+            view.name,
+            f"Are the transformations of {slot} and of the image right? `image_key=` and `coordinate_system=` choose "
+            "others",
+            lambda: belonging.way_out(xy),
+        )
+        if check:
+            remedy = (
+                "Correct its transformation to the coordinate system, or take one by `image_key=` "
+                f"({listed(other.key for other in views)})"
+            )
+            belonging.require_agreement(compared(view, views, named=image_key is not None), remedy)
+            belonging.warn_of_turned(others, remedy)
+            belonging.require_on_tissue(xy, said=_keys.IN_TISSUE in table.obs)
     return Section(
         name=name,
         obs_rows=rows,
         xy=xy,
         mpp=None if found is None else found.mpp,
         spot_diameter=diameter,
-        spot_shape="circle" if circles else "square",
-        image_name=image_name,
+        spot_shape=spots.shape,
+        image_name=view.name,
         table=table,
         layer=layer,
-        opener=opener,
+        opener=view.opener,
         mpp_source="unknown" if found is None else found.by,
         reduction=reduction,
         spacing=grid.spacing,
     )
 
 
-def _spatialdata_image(
-    sdata: "SpatialData", shapes: Any, name: str, image_key: str | None, coordinate_system: str | None
-) -> tuple[str, np.ndarray]:
-    """Name of the image and the matrix from the shapes' own (x, y) to its px."""
+def _without_image(
+    table: AnnData, name: str, region: str, rows: np.ndarray, spots: "_Spots", layer: str | None, mpp: float | None
+) -> Section:
+    """Return a section that nobody will look at, its spots in the unit of the shapes."""
+    entry = entries(entries(table.uns, _keys.SPATIAL), region)
+    grid = spot_grid(entry, spots.centres, table, rows, called=[region])
+    found = settled([*given(mpp), *of_scalefactors(entry), grid.told], f"section {name!r}")
+    return Section(
+        name=name,
+        obs_rows=rows,
+        xy=spots.centres,
+        mpp=None if found is None else found.mpp,
+        spot_diameter=None,
+        spot_shape=spots.shape,
+        image_name="",
+        table=table,
+        layer=layer,
+        opener=None,
+        mpp_source="unknown" if found is None else found.by,
+        spacing=grid.spacing,
+    )
+
+
+class _Spots(NamedTuple):
+    """Shapes or labels that rows of a table annotate, in the units of the element."""
+
+    element: Any
+    slot: str
+    centres: np.ndarray  # (n, 2)
+    size: float | None  # diameter, or side
+    shape: Literal["circle", "square"]
+
+
+def _spots(sdata: "SpatialData", region: str, instances: np.ndarray, name: str, instance_key: str) -> _Spots:
+    """Find the instances of a region, in the order asked for."""
+    if region in sdata.labels:
+        element, slot = sdata.labels[region], "labels"
+        labels, centres, areas = instances_of(element, region)
+        index = pd.Index(labels)
+    else:
+        element, slot = sdata.shapes[region], "shapes"
+        index = element.index
+    if not index.is_unique:
+        raise ValueError(f"{slot} {region!r}: the index holds an instance more than once, spots cannot be matched")
+    places = index.get_indexer(pd.Index(instances))
+    lost = instances[places < 0]
+    if len(lost):
+        raise ValueError(
+            f"section {name!r}: {len(lost)} of {len(instances)} instances in obs[{instance_key!r}] "
+            f"({listed(lost, 5)}) are not in the index of {slot} {region!r} ({listed(index, 3)}, "
+            f"type {index.dtype})"
+        )
+    if slot == "labels":
+        # bins of an array are drawn as a px each
+        bins = bool((areas == 1).all())
+        size = float(np.median(np.sqrt(areas[places]) if bins else 2 * np.sqrt(areas[places] / np.pi)))
+        return _Spots(element, slot, centres[places], size, "square" if bins else "circle")
+    import shapely
+
+    geometry = element.geometry.to_numpy()[places]
+    centres = shapely.get_coordinates(shapely.centroid(geometry))
+    if len(centres) != len(geometry):
+        raise ValueError(f"section {name!r}: shapes {region!r} hold empty geometries")
+    if bool((shapely.get_type_id(geometry) == shapely.GeometryType.POINT).all()):
+        radius = 2 * float(np.median(element["radius"].to_numpy()[places])) if "radius" in element else None
+        return _Spots(element, slot, centres, radius, "circle")
+    return _Spots(element, slot, centres, float(np.median(np.sqrt(shapely.area(geometry)))), "square")
+
+
+def _views(
+    sdata: "SpatialData", spots: Any, name: str, image_key: str | None, coordinate_system: str | None
+) -> tuple[View, list[View], list[View], float | None]:
+    """Find the image, it and its copies, other images there, and um per px where a slide's reader tells it."""
+    slide = slide_of(sdata, image_key)
+    if slide is not None:
+        if coordinate_system not in (None, SLIDE_SYSTEM) or SLIDE_SYSTEM not in _coordinate_systems(spots):
+            raise ValueError(
+                f"section {name!r}: the slide lies in the coordinate system {SLIDE_SYSTEM!r}, its spots in "
+                f"{_coordinate_systems(spots)}; `coordinate_system={coordinate_system!r}`"
+            )
+        view = View(str(slide.path), str(slide.path), _affine(spots, SLIDE_SYSTEM), slide.opener)
+        return view, [view], [], slide.mpp
     if image_key is not None and image_key not in sdata.images:
         raise KeyError(f"`image_key`: the SpatialData has no image {image_key!r}; images: {listed(sdata.images)}")
     if len(sdata.images) == 0:
@@ -159,22 +240,39 @@ def _spatialdata_image(
     maps = {
         key: matrix
         for key in names
-        if (matrix := _to_pixels(shapes, sdata.images[key], name, key, coordinate_system)) is not None
+        if (matrix := _to_pixels(spots, sdata.images[key], name, key, coordinate_system)) is not None
     }
     if not maps:
-        systems = {key: _coordinate_systems(sdata.images[key]) for key in names}
+        found = {key: _coordinate_systems(sdata.images[key]) for key in names}
         raise ValueError(
-            f"no image for section {name!r}: none shares a coordinate system with its shapes. Shapes: "
-            f"{_coordinate_systems(shapes)}; images: {systems}; `coordinate_system={coordinate_system!r}`"
+            f"no image for section {name!r}: none shares a coordinate system with its spots. Spots: "
+            f"{_coordinate_systems(spots)}; images: {found}; `coordinate_system={coordinate_system!r}`"
         )
-    finest = max(maps, key=lambda key: _spread(maps[key]))
-    if len(maps) > 1:
-        if len({_resolution_family(key) for key in maps}) > 1:
-            raise ValueError(
-                f"section {name!r}: several images could be its own: {listed(maps)}; choose by `image_key=`"
-            )
+    finest = max(maps, key=lambda key: spread(maps[key]))
+    if len({_resolution_family(key) for key in maps}) > 1:
+        raise ValueError(f"section {name!r}: several images could be its own: {listed(maps)}; choose by `image_key=`")
+    views = {key: _view(sdata, key, matrix) for key, matrix in maps.items()}
+    others: dict[str, View] = {}
+    for key in sdata.images:
+        if key not in views:  # where one is named
+            with suppress(ValueError):  # no image as one is expected, such as one of many channels
+                matrix = _to_pixels(spots, sdata.images[key], name, key, coordinate_system)
+                if matrix is not None:
+                    alike = _resolution_family(key) == _resolution_family(finest)
+                    (views if alike else others)[key] = _view(sdata, key, matrix)
+    chosen = views[finest]
+    if image_key is None and (chosen.reduced or THUMBNAIL.search(finest)):
+        say_reduced(name, chosen)
+    elif image_key is None and len(maps) > 1:
         logger.info("section %r: of the resolutions %s, %r is used", name, listed(maps), finest)
-    return finest, maps[finest]
+    return chosen, list(views.values()), list(others.values()), None
+
+
+def _view(sdata: "SpatialData", key: str, to_px: np.ndarray) -> View:
+    name = f"images[{key!r}]"
+    levels = image_levels(sdata.images[key], key)
+    opener = partial(SectionImage.from_levels, levels, name=name, warned=set())
+    return View(key, name, to_px, opener, reduced=any(word in REDUCED for word in _words(key)))
 
 
 def _to_pixels(shapes: Any, image: Any, name: str, image_name: str, coordinate_system: str | None) -> np.ndarray | None:
@@ -189,7 +287,7 @@ def _to_pixels(shapes: Any, image: Any, name: str, image_name: str, coordinate_s
     maps = []
     for system in shared:
         matrix = _affine(image, system)
-        if not (_spread(matrix) > 0 and _spread(_affine(shapes, system)) > 0):
+        if not (spread(matrix) > 0 and spread(_affine(shapes, system)) > 0):
             raise ValueError(
                 f"section {name!r}: the transformation of its shapes or of the image {image_name!r} to "
                 f"{system!r} cannot be inverted"
@@ -217,23 +315,13 @@ def _coordinate_systems(element: Any) -> list[str]:
     return list(get_transformation(element, get_all=True))
 
 
-def _spread(matrix: np.ndarray) -> float:
-    """Length of a unit after an affine transformation."""
-    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-
-
 def _resolution_family(name: str) -> tuple[str, ...]:
     """Strip an image's name of the words for its resolution."""
-    return tuple(word for word in _words(name) if word.lower() not in RESOLUTIONS)
-
-
-def _is_reduced(name: str) -> bool:
-    """Whether an image is one of the reduced copies that readers name so."""
-    return bool(REDUCED & {word.lower() for word in _words(name)})
+    return tuple(word for word in _words(name) if word not in RESOLUTIONS)
 
 
 def _words(name: str) -> list[str]:
-    return re.split(r"[^A-Za-z0-9]+", name)
+    return re.split(r"[^a-z0-9]+", name.lower())
 
 
 def image_levels(element: Any, key: str) -> list[Any]:
@@ -261,5 +349,5 @@ def micron_scale(image: Any) -> Told | None:
     """Return um per px of the finest level, where a coordinate system of the image is named for micrometres."""
     for system in _coordinate_systems(image):
         if system.lower() in MICRONS:
-            return Told(_spread(_affine(image, system)), "coordinate system", f"the coordinate system {system!r}")
+            return Told(spread(_affine(image, system)), "coordinate system", f"the coordinate system {system!r}")
     return None

@@ -1,29 +1,77 @@
 """Spots and their coordinates: the checks that both containers share."""
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from ._values import listed
 
 logger = logging.getLogger(__name__)
 
+IN_TISSUE_WORDS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+# x and y as tools name them, the surest first
+COORDINATE_COLUMNS = (
+    ("pxl_col_in_fullres", "pxl_row_in_fullres"),
+    ("imagecol", "imagerow"),
+    ("pixel_x", "pixel_y"),
+    ("x_pixel", "y_pixel"),
+    ("x_centroid", "y_centroid"),
+    ("x", "y"),
+    ("spatial_x", "spatial_y"),
+    ("column", "row"),
+    ("col", "row"),
+)
 MAX_OUTSIDE = 0.1  # share of spots that may lie outside the image before its scale is taken to be wrong
 
 
 def under_tissue(table: AnnData, rows: np.ndarray, name: str) -> np.ndarray:
     """Those of `rows` under tissue; all where the table does not say."""
-    if _keys.IN_TISSUE in table.obs:
-        column = table.obs[_keys.IN_TISSUE].iloc[rows].astype(object)
-        try:
-            rows = rows[pd.to_numeric(column).to_numpy(dtype=np.float64) == 1]
-        except (TypeError, ValueError):
-            raise ValueError(f"obs[{_keys.IN_TISSUE!r}] must hold 1 (under tissue) or 0") from None
-        if not len(rows):
-            raise ValueError(f"section {name!r} is empty: none of its spots has obs[{_keys.IN_TISSUE!r}] == 1")
-    return rows
+    if _keys.IN_TISSUE not in table.obs:
+        return rows
+    column = table.obs[_keys.IN_TISSUE].iloc[rows]
+    # 1, 1.0, True, "1" and "True" are written of the same; nothing means no
+    words = column.astype(object).where(column.notna(), 0).map(lambda value: str(value).strip().lower())
+    known = words.map(IN_TISSUE_WORDS)
+    if unknown := list(words[known.isna()].unique()):
+        raise ValueError(
+            f"section {name!r}: obs[{_keys.IN_TISSUE!r}] must hold 1 (under tissue) or 0, or True or False; found "
+            f"{listed(unknown)}"
+        )
+    kept = rows[known.to_numpy(dtype=bool)]
+    if not len(kept):
+        raise ValueError(f"section {name!r} is empty: none of its spots has obs[{_keys.IN_TISSUE!r}] == 1")
+    return kept
+
+
+def say_left_out(name: str, n_spots: int, n_under_tissue: int) -> None:
+    if n_under_tissue < n_spots:
+        logger.warning(
+            "section %r: %d of %d spots are left out, as obs[%r] says that they are not under tissue; without that "
+            "column all are taken",
+            name,
+            n_spots - n_under_tissue,
+            n_spots,
+            _keys.IN_TISSUE,
+        )
+
+
+def named_coordinates(table: pd.DataFrame, slot: str) -> np.ndarray:
+    """(n, 2) x (column) and y (row) of a table of coordinates, by the names of its columns, whatever their order."""
+    names = {str(column).strip().lower(): column for column in table.columns}
+    for x, y in COORDINATE_COLUMNS:
+        if x in names and y in names:
+            return table[[names[x], names[y]]].to_numpy(dtype=np.float64)
+    known = {name for pair in COORDINATE_COLUMNS for name in pair}
+    if len(names) == 2 and not known & names.keys():
+        return table.to_numpy(dtype=np.float64)  # "0" and "1", "spatial1" and "spatial2"
+    raise ValueError(
+        f"{slot} is a table with the columns {listed(table.columns)}: which are the column and the row of the spot "
+        "centres, in full-resolution px? Call them 'x' and 'y'"
+    )
 
 
 def array_places(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
@@ -54,8 +102,13 @@ def require_good_coordinates(xy: np.ndarray, name: str, slot: str) -> None:
         )
 
 
-def require_inside(xy: np.ndarray, shape: tuple[int, int], name: str, image_name: str, hint: str) -> None:
-    """Few spots outside the image are padded; many mean that coordinates and image do not belong together."""
+def require_inside(
+    xy: np.ndarray, shape: tuple[int, int], name: str, image_name: str, hint: str, way_out: Callable[[], str | None]
+) -> None:
+    """Few spots outside the image are padded; many mean that coordinates and image do not belong together.
+
+    `way_out` says what the coordinates look like, where that can be told.
+    """
     height, width = shape
     outside = int(np.sum(((xy < 0) | (xy > (width, height))).any(axis=1)))
     if not outside:
@@ -66,5 +119,6 @@ def require_inside(xy: np.ndarray, shape: tuple[int, int], name: str, image_name
         f"{xy[:, 1].min():.0f}..{xy[:, 1].max():.0f})"
     )
     if outside > MAX_OUTSIDE * len(xy):
-        raise ValueError(f"{found}. {hint}")
+        looks = way_out()
+        raise ValueError(f"{found}. " + (f"The coordinates look as if they were {looks}. " if looks else "") + hint)
     logger.warning("%s; what lies outside is filled with the background colour", found)

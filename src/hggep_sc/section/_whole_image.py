@@ -1,7 +1,7 @@
 """The image of what the user gave, spots aside: a file, an array, or that of an AnnData or SpatialData."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from ..image import SectionImage
 from ._anndata import anndata_section, find_image, libraries_of
 from ._containers import is_spatialdata
 from ._scale import Told, checked_mpp, given, settled
-from ._spatialdata import image_levels, micron_scale
+from ._slide import slide_of
+from ._spatialdata import SLIDE_SYSTEM, image_levels, micron_scale
 from ._values import listed
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class WholeImage:
         Opens it.
     asked
         Whether the image itself has been asked already.
+    transformations
+        From its px to each coordinate system of a SpatialData; none for other objects.
     """
 
     name: str
@@ -44,6 +47,7 @@ class WholeImage:
     told: tuple[Told, ...]
     opener: Callable[[], SectionImage]
     asked: bool = False
+    transformations: Mapping[str, Any] = field(default_factory=dict)
 
     def scale_with(self, image: SectionImage) -> Told | None:
         """Return um per unit of the coordinates, the opened image asked too; None where nothing tells them.
@@ -92,7 +96,7 @@ def image_of(
     if image_key is not None:
         raise ValueError("`image_key` is for AnnData and SpatialData objects, and none was given")
     if isinstance(data, str | Path):
-        opener: Callable[[], SectionImage] = partial(SectionImage.from_file, expanded(data), warned=set())
+        opener = partial(SectionImage.from_file, expanded(data), warned=set())
         return WholeImage(str(data), 1.0, tuple(given(mpp)), opener)
     if hasattr(data, "shape") and hasattr(data, "dtype"):
         opener = partial(SectionImage.from_array, data, name="the array", warned=set())
@@ -103,17 +107,28 @@ def image_of(
 
 
 def _of_spatialdata(sdata: "SpatialData", image_key: str | None, mpp: float | None) -> WholeImage:
+    if (slide := slide_of(sdata, image_key)) is not None:
+        from spatialdata.transformations import Identity
+
+        of_reader = [] if slide.mpp is None else [Told(slide.mpp, "slide", "the reader of the slide")]
+        transformations = {SLIDE_SYSTEM: Identity()}
+        return WholeImage(
+            str(slide.path), 1.0, (*given(mpp), *of_reader), slide.opener, transformations=transformations
+        )
     if image_key is not None and image_key not in sdata.images:
         raise KeyError(f"`image_key`: the SpatialData has no image {image_key!r}; images: {listed(sdata.images)}")
     if image_key is None and len(sdata.images) != 1:
         raise ValueError(
             f"one image is expected, the SpatialData holds {listed(sdata.images)}; choose one by `image_key=`"
         )
+    from spatialdata.transformations import get_transformation
+
     key = image_key if image_key is not None else next(iter(sdata.images))
     element = sdata.images[key]
     opener = partial(SectionImage.from_levels, image_levels(element, key), name=f"images[{key!r}]", warned=set())
     microns = micron_scale(element)
-    return WholeImage(key, 1.0, (*given(mpp), *([microns] if microns is not None else [])), opener)
+    told = (*given(mpp), *([microns] if microns is not None else []))
+    return WholeImage(key, 1.0, told, opener, transformations=get_transformation(element, get_all=True))
 
 
 def _of_anndata(adata: AnnData, image_key: str | None, library_id: str | None, mpp: float | None) -> WholeImage:
@@ -123,11 +138,14 @@ def _of_anndata(adata: AnnData, image_key: str | None, library_id: str | None, m
         name=library,
         library=library,
         rows=rows,
+        library_key=None,
         image_key=image_key,
         spatial_key=_keys.SPATIAL,
         layer=None,
         mpp=mpp,
+        check=False,
     )
-    scale = find_image(adata, library, image_key, library).scale
+    assert section.opener is not None  # opened with its image
+    scale = find_image(adata, library, image_key, library)[0].scale
     told = () if section.mpp is None else (Told(section.mpp * scale, section.mpp_source, "the object"),)
     return WholeImage(section.image_name, scale, told, section.opener, asked=True)

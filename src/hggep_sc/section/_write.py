@@ -12,7 +12,7 @@ from anndata import AnnData
 from .. import _keys
 from .._validators import flag
 from ._containers import table_of
-from ._genes import predicted_columns
+from ._genes import gene_name_hint, predicted_columns
 from ._section import Section
 from ._values import listed
 
@@ -257,10 +257,11 @@ def write_prediction(
     lost = pd.Index(genes).difference(table.var_names, sort=False)
     if len(lost):
         logger.warning(
-            "%d of the %d predicted genes are not in var_names and are left out: %s",
+            "%d of the %d predicted genes are not in var_names and are left out: %s.%s",
             len(lost),
             len(genes),
             listed(lost),
+            gene_name_hint(list(lost), list(table.var_names)),
         )
     if replaced:
         logger.warning("replaced, as overwrite=True says: %s", ", ".join(replaced))

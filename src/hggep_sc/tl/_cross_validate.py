@@ -1,8 +1,7 @@
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -10,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from .._progress import bar
 from .._settings import settings
-from .._validators import by_name, executor_or_none, flag_or_none, names, path_or_none, seed_of, whole, whole_or_none
+from .._validators import executor_or_none, flag_or_none, names, path_or_none, seed_of, whole_or_none
 from ..cross_validation import (
     FACTS,
     CrossValidation,
@@ -21,13 +21,22 @@ from ..cross_validation import (
     Task,
     leave_out,
     run_tasks,
+    settings_of,
     tasks_of,
 )
+from ..evaluation import layer_scores, tidy
+from ..expression import ExpressionScale
+from ..fingerprint import BESIDE, HELD
+from ..genes import requested_genes
+from ..methods import METHODS, reads_image
+from ..patches import fields_of_view, model_mpp, model_reduction
+from ..record import warn_of_neighbours
 from ..section import (
     Section,
     gene_name_hint,
     grouped,
     groups_in,
+    listed,
     open_sections,
     require_key,
     require_writable,
@@ -38,6 +47,10 @@ from ..section import (
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+    from torch import nn
+
+    from ..baselines import BaselineConfig
+    from ..config import Config
 
     Data: TypeAlias = AnnData | SpatialData
 
@@ -52,10 +65,15 @@ def cross_validate(
     only: Sequence[str] | None = None,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("gene_mean", "low_rank_ridge", "hggep"),
     seeds: int | Sequence[int] = 0,
-    genes: Sequence[str] | int | None = None,
+    genes: Iterable[str] | str | int | None = None,
+    genes_by: Literal["moran", "dispersion", "mean"] = "moran",
+    preset: Literal["default", "paper", "published"] | None = None,
+    config: "Config | BaselineConfig | Mapping[str, Any] | None" = None,
+    encoder: "str | nn.Module" = "shufflenet",
     weights: str | Path | None = "imagenet",
     normalize: Literal["library", "panel"] | None = None,
     validation: float | None = None,
+    layers: Mapping[str, str] | None = None,
     path: str | Path | None = None,
     executor: Executor | None = None,
     key_added: str | None = None,
@@ -79,23 +97,37 @@ def cross_validate(
     Parameters
     ----------
     data
-        Sections with image, coordinates and raw counts, as in `hggep_sc.tl.fit`; at least two.
+        Sections with image, coordinates and raw counts, as in `hggep_sc.tl.fit`. Of one alone, or of one group, spatial
+        blocks are left out in turn, and no spot is trained on whose patches overlap with those of a block: that tells
+        of other tissue of the same section, and is higher than for another section.
     groups
         What is left out together, such as the sections of a patient: a dict of group by section name, or an `obs`
         column that is constant within each section. None leaves one section out at a time. Inside each fold, what is
         learnt on left-out training sections is so, too.
     n_folds
-        Number of folds, among which sections or groups are dealt in turn; None for one fold each.
+        Number of folds, among which sections or groups are dealt in turn; None for one fold each. Of a single section
+        or group the number of spatial blocks; None for five.
     only
-        Names of the folds to run now: of the section or group that each leaves out, "1", "2", ... with `n_folds`. None
-        for all. The others' sections are learnt from all the same; `path` brings parts together.
+        Names of the folds to run now: the section or group that each leaves out, "a+b" where it is several, "block 1",
+        ... of a single one. None for all. The others' sections are learnt from all the same; `path` brings parts
+        together.
     methods
-        Names as in `tl.fit(method=)`; or a dict of arguments of `tl.fit` by a name of your choice:
-        `{"ridge": {"method": "ridge"}, "no GEM": {"config": {"gem": False}}, "paper": {"preset": "paper"}}`.
+        Names as in `tl.fit(method=)`; or a dict of arguments of `tl.fit` (method, preset, config, encoder, weights,
+        validation) by a label of your choice:
+        `{"low_rank_ridge": {}, "rank 4": {"method": "low_rank_ridge", "config": {"rank": 4}},
+        "no GEM": {"config": {"gem": False}}}`. A label that is a method's name stands for that method. Any other needs
+        "method", or settings of the network (preset, config, encoder, validation), which make it HGGEP.
     seeds
         One seed or several; each method is run with each.
-    genes, weights, normalize, validation
-        As in `tl.fit`, for every method; `validation` (a fraction) is for the network alone.
+    genes, genes_by, weights, normalize
+        As in `tl.fit`, for every method; a number of genes is chosen in each fold, on its training sections.
+    preset, config, encoder, validation
+        As in `tl.fit`, for every method that takes them: `config` gives each the settings that it has, all others are
+        for HGGEP alone, and `validation` is a fraction. What `methods` says of one has precedence.
+    layers
+        Predictions of other tools, to be scored beside the methods: the layer that holds them, by a label of your
+        choice. Each section's must have been made without it (of blocks, without the block), as
+        log(1 + 10,000 * counts / total), the total as `normalize` says; NaN stands for genes or spots without.
     path
         Folder where each fold is stored as it ends (h5ad). On a rerun stored folds are read, not run, if nothing
         that they depend on has changed: sections, settings, seed, weights and version of the package.
@@ -116,8 +148,8 @@ def cross_validate(
     Returns
     -------
     `CrossValidation`: a tidy `table` of figures per gene, a table of `folds`, `summary()` with confidence intervals
-    and `comparison()` of the methods fold by fold. A fold that fails is warned of, listed in `folds` with its error,
-    and leaves the others alone.
+    and `comparison()` of the methods fold by fold; `algorithm` says what method each label stands for. A fold that
+    fails is warned of, listed in `folds` with its error, and leaves the others alone.
 
     Raises
     ------
@@ -131,6 +163,10 @@ def cross_validate(
     flag_or_none("progress", progress)
     if key_added is not None:
         require_key(key_added)
+    wanted, _ = requested_genes(genes, genes_by)
+    for_all = {"genes": wanted, "genes_by": genes_by, "weights": weights, "normalize": normalize, "device": device}
+    for_some = {"preset": preset, "config": config, "encoder": encoder, "validation": validation}
+    runs = settings_of(methods, {**for_all, **for_some})
     sections = open_sections(
         data,
         library_key=library_key,
@@ -141,32 +177,23 @@ def cross_validate(
         coordinate_system=coordinate_system,
         layer=layer,
         mpp=mpp,
+        looks=any(reads_image(arguments["method"], arguments["encoder"]) for arguments in runs.values()),
     )
     for section in sections:
         if not section.library().any():  # which refuses what is no raw count
             raise ValueError(f"section {section.name!r} has no counts to learn from and compare with: give layer=")
         section.counts([section.var_names[0]])  # refuses genes that are there twice
     sections = grouped(sections, groups)
-    folds = _chosen(leave_out(sections, n_folds), only)
-    _warn_of_known_patients(sections, folds)
-    if genes is not None:
-        genes = whole("genes", genes) if isinstance(genes, Number) else names("genes", genes)
-    shared_genes = _shared_genes(sections, genes)
-    if isinstance(methods, str) or not methods:
-        raise ValueError(f"methods={methods!r} must be a list of names, or a dict of settings by name")
-    if isinstance(methods, Mapping):
-        runs = by_name("methods", methods)
+    whole = leave_out(sections, n_folds, _largest_fields(sections, runs))
+    folds = _chosen(whole, only)
+    if any(tested.spots is not None for fold in folds for tested in fold.test):
+        _say_what_blocks_tell(sections, len(whole))
     else:
-        runs = {name: {"method": name} for name in names("methods", methods)}
-    for name, options in runs.items():
-        by_name(f"methods[{name!r}]", options)
+        _warn_of_known_patients(sections, folds)
+    shared_genes = _shared_genes(sections, wanted)
+    foreign = _foreign_layers(layers, runs, folds)
     seeds = _distinct(seeds)
-    tasks = tasks_of(
-        folds,
-        runs,
-        seeds,
-        shared={"genes": genes, "weights": weights, "normalize": normalize, "validation": validation, "device": device},
-    )
+    tasks = tasks_of(folds, runs, seeds)
     objects = _objects(data)
     keys = {} if key_added is None else _keys_added(key_added, runs, seeds)
     read = {"layers": layer, "obs": library_key, "obsm": spatial_key}
@@ -175,22 +202,21 @@ def cross_validate(
         for _, item in objects:
             require_writable(item, shared_genes, key=key, table_key=table_key, overwrite=overwrite, reads=reads)
 
-    from tqdm.auto import tqdm
-
     show = settings.progress if progress is None else progress
-    with tqdm(total=len(tasks), desc="cross-validation", unit="fold", disable=not show) as bar:
+    with bar(total=len(tasks), what="cross-validation", unit="fold", show=show) as over:
         results, errors = run_tasks(
-            tasks, executor=executor, store=None if folder is None else FoldStore(folder), on_result=bar.update
+            tasks, executor=executor, store=None if folder is None else FoldStore(folder), on_result=over.update
         )
     if not results:
         task, error = next(iter(errors.items()))
         raise RuntimeError(f"every fold failed; {task.name}: {type(error).__name__}: {error}") from error
     _warn_of_known_spots(results)
     for (name, seed), key in keys.items():
-        of_run = {task.fold: result for task, result in results.items() if (task.method, task.seed) == (name, seed)}
+        of_run = [(task, result) for task, result in results.items() if (task.method, task.seed) == (name, seed)]
         _write(
             objects,
             sections,
+            folds,
             of_run,
             key,
             layer=layer,
@@ -198,7 +224,29 @@ def cross_validate(
             table_key=table_key,
             overwrite=overwrite,
         )
-    return _collected(tasks, results, errors)
+    pairs = [(label, name, fold) for label, name in foreign.items() for fold in folds]
+    scored = [_foreign_scores(fold, results, label, name, seeds[0]) for label, name, fold in pairs]
+    return _collected(tasks, results, errors, [score for score in scored if score is not None])
+
+
+def _largest_fields(sections: Sequence[Section], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the largest field of view of all methods by section, px of its image."""
+    mpp, reduction = model_mpp(sections), model_reduction(sections)
+    configs = [arguments["config"] for arguments in runs.values()]
+    return {
+        s.name: max(max(fields_of_view(config, mpp, s.mpp, s.reduction / reduction)) for config in configs)
+        for s in sections
+    }
+
+
+def _say_what_blocks_tell(sections: Sequence[Section], n: int) -> None:
+    logger.warning(
+        "%s: there is nothing else to leave out, so %d spatial blocks serve as folds; spots whose patches overlap with "
+        "those of a block are not trained on for it. Slide, staining and patient are the same on both sides: expect "
+        "less of another section",
+        ", ".join(section.name for section in sections),
+        n,
+    )
 
 
 def _objects(data: Any) -> "list[tuple[str, Data]]":
@@ -231,10 +279,10 @@ def _warn_of_known_patients(sections: Sequence[Section], folds: Sequence[Fold]) 
         except ValueError:  # not one per section, so it does not tell sections apart
             continue
         known = [
-            section.name
+            tested.section.name
             for fold in folds
-            for section in fold.test
-            if patient[section.name] in {patient[other.name] for other in fold.training}
+            for tested in fold.test
+            if patient[tested.section.name] in {patient[other.name] for other in fold.training}
         ]
         if known:
             logger.warning(
@@ -255,12 +303,12 @@ def _distinct(seeds: int | Sequence[int]) -> list[int]:
     return [seed_of("seeds", seed) for seed in found]
 
 
-def _shared_genes(sections: Sequence[Section], genes: Sequence[str] | int | None) -> list[str]:
+def _shared_genes(sections: Sequence[Section], genes: list[str] | int | None) -> list[str]:
     """Genes that all sections hold; those that are asked for must be among them."""
     if isinstance(genes, list):
         for section in sections:
-            section.counts(list(genes))  # names the section, the genes and the remedy
-        return list(genes)
+            section.counts(genes)  # names the section, the genes and the remedy
+        return genes
     shared = sections[0].var_names
     for section in sections[1:]:
         shared = shared.intersection(section.var_names, sort=False)
@@ -306,12 +354,20 @@ def _warn_of_known_spots(results: Mapping[Task, FoldResult]) -> None:
             "names? Its score is none of a held-out section then",
             ", ".join(sorted(known)),
         )
+    beside = {
+        name: None
+        for result in results.values()
+        for name, record in result.records.items()
+        if BESIDE in list(record["sections"]["role"])
+    }
+    warn_of_neighbours(list(beside))
 
 
 def _write(
     objects: "Sequence[tuple[str, Data]]",
     sections: Sequence[Section],
-    results: Mapping[str, FoldResult],
+    folds: Sequence[Fold],
+    results: Sequence[tuple[Task, FoldResult]],
     key: str,
     *,
     layer: str | None,
@@ -320,12 +376,18 @@ def _write(
     overwrite: bool,
 ) -> None:
     """Write one method's predictions into every object whose sections were all predicted, of the same genes."""
-    of_section = {name: result for result in results.values() for name in result.predictions}
+    scored = {(fold.name, tested.section.name): tested.scored for fold in folds for tested in fold.test}
+    of_section: dict[str, list[tuple[Section, FoldResult]]] = {}
+    for task, result in results:
+        for name in result.predictions:
+            of_section.setdefault(name, []).append((scored[task.fold, name], result))
     for prefix, item in objects:
         table = table_of(item, table_key)
         here = [section for section in sections if section.table is table]
-        parts = [of_section[section.name] for section in here if section.name in of_section]
-        if len(parts) < len(here) or any(part.genes != parts[0].genes for part in parts):
+        pairs = [pair for section in here for pair in of_section.get(section.name, [])]
+        parts = [result for _, result in pairs]
+        missing = sum(len(section.xy) for section in here) - sum(len(section.xy) for section, _ in pairs)
+        if missing or any(part.genes != parts[0].genes for part in parts):
             logger.warning(
                 "layers[%r] is not written for %s: a fold failed, or folds chose different genes; name genes= to have "
                 "the same everywhere",
@@ -333,8 +395,13 @@ def _write(
                 ", ".join(section.name for section in here),
             )
             continue
-        records = [part.records[section.name] for part, section in zip(parts, here, strict=True)]
-        record = {**records[0], "model": ", ".join(dict.fromkeys(str(r["model"]) for r in records))}
+        of_blocks = [[part.records[section.name] for _, part in of_section[section.name]] for section in here]
+        # a section in blocks is one section, and as much held out as the worst of them
+        records = [max(blocks, key=lambda record: record["sections"]["role"][0] != HELD) for blocks in of_blocks]
+        record = {
+            **records[0],
+            "model": ", ".join(dict.fromkeys(str(part.records[section.name]["model"]) for section, part in pairs)),
+        }
         record["sections"] = {
             name: np.concatenate([r["sections"][name] for r in records]) for name in records[0]["sections"]
         }
@@ -343,21 +410,17 @@ def _write(
         record |= {} if library_key is None else {"library_key": library_key}
         # of another fold's model it would tell of sections that are tested here
         reliability = parts[0].reliability if all(part is parts[0] for part in parts) else None
-        uncertainties = [
-            part.uncertainties[section.name]
-            for part, section in zip(parts, here, strict=True)
-            if part.uncertainties is not None
-        ]
+        uncertainties = [part.uncertainties[section.name] for section, part in pairs if part.uncertainties is not None]
         try:
             write_prediction(
                 item,
-                here,
-                [(part.predictions[section.name], None) for part, section in zip(parts, here, strict=True)],
+                [section for section, _ in pairs],
+                [(part.predictions[section.name], None) for section, part in pairs],
                 genes=parts[0].genes,
                 key=key,
                 params=record,
                 reliability=reliability,
-                uncertainties=uncertainties if len(uncertainties) == len(parts) else None,
+                uncertainties=uncertainties if len(uncertainties) == len(pairs) else None,
                 table_key=table_key,
                 overwrite=overwrite,
             )
@@ -365,23 +428,64 @@ def _write(
             logger.warning("layers[%r] is not written: %s", key, error)
 
 
+def _foreign_layers(
+    layers: Mapping[str, str] | None, runs: Mapping[str, Mapping[str, Any]], folds: Sequence[Fold]
+) -> dict[str, str]:
+    """Return the layers of other tools by label, refusing what could not be scored."""
+    if layers is not None and not isinstance(layers, Mapping):
+        raise TypeError(f"layers={layers!r} must be a dict: the layer of each tool's prediction by a label")
+    found = {str(label): name for label, name in (layers or {}).items()}
+    if taken := [label for label in found if label in runs or label in METHODS]:
+        raise ValueError(f"layers= calls {', '.join(map(repr, taken))} what is a method's name: choose another label")
+    for label, name in found.items():
+        for section in {tested.section.name: tested.section for fold in folds for tested in fold.test}.values():
+            if name not in section.table.layers:
+                raise KeyError(
+                    f"layers[{label!r}]: section {section.name!r} has no layer {name!r}; layers: "
+                    f"{listed(section.table.layers)}"
+                )
+    return found
+
+
+def _foreign_scores(
+    fold: Fold, results: Mapping[Task, FoldResult], label: str, layer: str, seed: int
+) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """Scores of another tool's prediction of a fold, on the genes and the scale of the methods', and a row of facts."""
+    task, result = next(((t, r) for t, r in results.items() if t.fold == fold.name), (None, None))
+    if task is None or result is None:  # every method failed, so that it is not known what to compare
+        return None
+    config = task.settings["config"]
+    scale = ExpressionScale(config.normalize, config.target_sum)
+    facts = {**task.facts, "method": label, "algorithm": f"layers[{layer!r}]", "seed": seed, "training": ""}
+    scores = []
+    try:
+        for section in (tested.scored for tested in fold.test):
+            genes = [gene for gene in result.genes if gene in section.var_names]
+            figures = layer_scores(section.table, section.obs_rows, layer, genes, scale, layer=section.layer)
+            scores.append(tidy(figures, fold=fold.name, section=section.name, method=label, seed=seed))
+    except (ValueError, KeyError) as error:  # as a fold that fails: the others are worth having
+        logger.warning("fold %r, layer %r could not be scored: %s", fold.name, layer, error)
+        return pd.DataFrame(), {**facts, "error": f"{type(error).__name__}: {error}"}
+    known = {name: result.facts[name] for name in ("n_genes", "n_spots")}
+    return pd.concat(scores, ignore_index=True), {**facts, **known, "error": ""}
+
+
 def _collected(
-    tasks: Sequence[Task], results: Mapping[Task, FoldResult], errors: Mapping[Task, Exception]
+    tasks: Sequence[Task],
+    results: Mapping[Task, FoldResult],
+    errors: Mapping[Task, Exception],
+    foreign: Sequence[tuple[pd.DataFrame, dict[str, Any]]],
 ) -> CrossValidation:
-    """Tables in the order of the tasks, whatever order they ended in."""
-    facts = []
-    for task in tasks:
-        if task in results:
-            facts.append(results[task].facts)
-            continue
-        failed = {
-            "fold": task.fold,
-            "method": task.method,
-            "seed": task.seed,
-            "test": ", ".join(section.name for section in task.test),
-            "training": ", ".join(section.name for section in task.training),
-            "error": f"{type(errors[task]).__name__}: {errors[task]}",
-        }
-        facts.append(failed)
-    table = pd.concat([results[task].scores for task in tasks if task in results], ignore_index=True)
-    return CrossValidation(table, pd.DataFrame(facts, columns=FACTS))
+    """Tables in the order of the tasks, whatever order they ended in; other tools' predictions after them."""
+    facts = [
+        results[task].facts
+        if task in results
+        else {**task.facts, "error": f"{type(errors[task]).__name__}: {errors[task]}"}
+        for task in tasks
+    ]
+    folds = pd.DataFrame([*facts, *(row for _, row in foreign)], columns=FACTS)
+    parts = [results[task].scores for task in tasks if task in results] + [scores for scores, _ in foreign]
+    table = pd.concat(parts, ignore_index=True)
+    algorithms = dict(zip(folds["method"], folds["algorithm"], strict=True))
+    table.insert(list(table).index("method") + 1, "algorithm", table["method"].map(algorithms))
+    return CrossValidation(table, folds)

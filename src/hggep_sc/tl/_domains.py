@@ -13,6 +13,7 @@ from ..domains import expression_graph, leiden, most_variable, resolution_for, s
 from ..expression import ExpressionScale
 from ..section import (
     CountMatrix,
+    coordinates_of,
     copy_of,
     listed,
     open_sections,
@@ -303,7 +304,7 @@ def _places(
     """Coordinates of `rows`, (n, 2), and the name of each one's section."""
     xy, section = np.full((table.n_obs, 2), np.nan), np.full(table.n_obs, "", dtype=object)
     if spatial_key in table.obsm:
-        xy = np.asarray(table.obsm[spatial_key], dtype=np.float64)
+        xy = coordinates_of(table, spatial_key)
         column = section_column(table, library_key)
         if column is not None:
             if column not in table.obs:
@@ -320,7 +321,7 @@ def _places(
             "another slot; without them, leave out spatial_weight= and set n_permutations=0"
         )
     else:
-        for opened in open_sections(data, table_key=table_key, noted=list(table.layers)):
+        for opened in open_sections(data, table_key=table_key, noted=list(table.layers), check=False):
             xy[opened.obs_rows] = opened.xy
             section[opened.obs_rows] = opened.name
     if xy.shape != (table.n_obs, 2) or not np.isfinite(xy[rows]).all():

@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -6,15 +7,21 @@ import pandas as pd
 
 from .. import _keys
 from .._validators import flag, seed_of, text_or_none
-from ..evaluation import FIGURES, Null, over_sections, section_scores
+from .._version import __version__
+from ..config import Normalize
+from ..evaluation import FIGURES, Null, layer_scores, over_sections, section_scores
 from ..expression import ExpressionScale
+from ..fingerprint import BESIDE
+from ..record import warn_of_neighbours
 from ..section import (
     copy_of,
+    layer_values,
     read_prediction,
     require_free,
     require_no_backed_view,
     section_column,
     table_of,
+    under_tissue,
 )
 
 if TYPE_CHECKING:
@@ -33,8 +40,11 @@ SUBSET = 0.8  # share of the training sections' genes, below which a library is 
 def evaluate(
     data: "Data",
     *,
-    key: str = ...,
+    key: str | None = ...,
+    layer: str | None = ...,
     observed_layer: str | None = ...,
+    normalize: Normalize | None = ...,
+    library_key: str | None = ...,
     null: Null = ...,
     seed: int = ...,
     table_key: str | None = ...,
@@ -45,8 +55,11 @@ def evaluate(
 def evaluate(
     data: "Data",
     *,
-    key: str = ...,
+    key: str | None = ...,
+    layer: str | None = ...,
     observed_layer: str | None = ...,
+    normalize: Normalize | None = ...,
+    library_key: str | None = ...,
     null: Null = ...,
     seed: int = ...,
     table_key: str | None = ...,
@@ -58,8 +71,11 @@ def evaluate(
 def evaluate(
     data: "Data",
     *,
-    key: str = _keys.KEY,
+    key: str | None = None,
+    layer: str | None = None,
     observed_layer: str | None = None,
+    normalize: Normalize | None = None,
+    library_key: str | None = None,
     null: Null = "independent",
     seed: int = 0,
     table_key: str | None = None,
@@ -70,16 +86,26 @@ def evaluate(
 
     The observed counts are brought to the scale that the prediction was made on, and both to the natural logarithm.
     Spots without counts, and those not predicted, are left out; a gene that is constant has no correlation (NaN).
-    Several sections in one object are compared one by one, never across.
+    Several sections in one object are compared one by one, never across. With `layer` any two layers are compared,
+    such as another tool's prediction.
 
     Parameters
     ----------
     data
-        One section or several after `hggep_sc.tl.predict`, with raw counts.
+        One section or several after `hggep_sc.tl.predict`, with raw counts; or with a `layer` from elsewhere.
     key
-        Name of the prediction.
+        Name of the prediction, and of what is written; None for "hggep", or the name of `layer`.
+    layer
+        A layer that another tool predicted, to be compared with `observed_layer`: as they are, or by `normalize`. NaN
+        stands for what is not predicted, whole genes or spots. None for the prediction of `tl.predict` called `key`.
     observed_layer
-        Layer with raw counts; None for the one `predict` was given, else `X`.
+        Layer with raw counts; None for the one `predict` was given, else `X`. With `layer`, any values.
+    normalize
+        With `layer`: the observed layer holds raw counts, which are first brought to the scale that such predictions
+        have, log(1 + 10,000 * counts / total), the total being the spot's full "library" or its counts over the genes
+        compared, the "panel". None: both layers are compared as they are, without a noise ceiling.
+    library_key
+        With `layer`: AnnData, the `obs` column that tells several sections apart.
     null
         What the p-values are by. "independent": Student's t-test, which takes every spot for an observation of its
         own; neighbouring spots are alike, so that it calls too many genes significant. "spatial": the predicted map
@@ -118,7 +144,8 @@ def evaluate(
     KeyError
         If there is no prediction under `key`, no such layer, or no column that tells several sections apart.
     ValueError
-        If there are no counts to compare with, or a column of `var` that is to be written holds something else.
+        If there are no counts to compare with, `uns[key]` holds something else than an evaluation of `layer`, or a
+        column of `var` that is to be written holds something else.
     """
     flag("copy", copy)
     seed = seed_of("seed", seed)
@@ -126,22 +153,20 @@ def evaluate(
     target = copy_of(data) if copy else data
     table = table_of(target, table_key)
     require_no_backed_view(table)
-    record, columns = read_prediction(table, key)
+    if layer is None and (normalize is not None or library_key is not None):
+        raise ValueError("normalize= and library_key= go with layer=: of a prediction both are noted in uns[key]")
+    key = (_keys.KEY if layer is None else layer) if key is None else key
     slots = [("var", _keys.metric(key, name)) for name in FIGURES]
-    owned = slots if "metrics" in record else []
+    earlier = table.uns.get(key)
+    owned = slots if isinstance(earlier, Mapping) and "metrics" in earlier else []
     replaced = require_free(table, slots, owned=owned, overwrite=overwrite, argument="key")
-    genes = table.var_names[columns]
-    scale = ExpressionScale.of_record(record)
-    layer = observed_layer or record.get("counts_layer")
-    rows = np.flatnonzero(np.isfinite(table.layers[key][:, columns]).all(axis=1))
-    sections = _sections(table, record, key, rows)
-    _warn_of_a_subset(table, record, len(genes))
-    scores = {}
-    for name, spots in sections.items():
-        predicted = np.asarray(table.layers[key][spots][:, columns])
-        scores[name] = section_scores(table, spots, predicted, list(genes), scale, layer=layer, null=null, seed=seed)
+    if layer is None:
+        scores, record = _predicted(table, key, observed_layer, null, seed)
+        roles = dict(zip(record["sections"]["name"], record["sections"]["role"], strict=True))
+    else:
+        scores, record = _compared(table, key, layer, observed_layer, normalize, library_key, null, seed)
+        roles = dict.fromkeys(scores, "unknown")
     overall = over_sections(list(scores.values()))
-    roles = dict(zip(record["sections"]["name"], record["sections"]["role"], strict=True))
     summary = {"null": null, **_summary(overall), **_of_sections(scores, roles)}
     if replaced:
         logger.warning("replaced, as overwrite=True says: %s", ", ".join(replaced))
@@ -154,6 +179,101 @@ def evaluate(
         result = pd.concat([one.assign(section=name)[["section", *FIGURES]] for name, one in scores.items()])
     result.attrs["roles"] = {name: roles[name] for name in scores}
     return (target, result) if copy else result
+
+
+def _predicted(
+    table: "AnnData", key: str, observed_layer: str | None, null: Null, seed: int
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Scores of what `tl.predict` wrote, by section, and its record."""
+    if key in table.layers and key not in table.uns:
+        raise KeyError(
+            f"layers[{key!r}] was not written by tl.predict: uns[{key!r}] is missing. Compare it by layer={key!r} and "
+            "observed_layer="
+        )
+    record, columns = read_prediction(table, key)
+    genes = table.var_names[columns]
+    scale = ExpressionScale.of_record(record)
+    layer = observed_layer or record.get("counts_layer")
+    rows = np.flatnonzero(np.isfinite(table.layers[key][:, columns]).all(axis=1))
+    sections = _sections(table, record, key, rows)
+    _warn_of_a_subset(table, record, len(genes))
+    scores = {}
+    for name, spots in sections.items():
+        predicted = np.asarray(table.layers[key][spots][:, columns])
+        scores[name] = section_scores(table, spots, predicted, list(genes), scale, layer=layer, null=null, seed=seed)
+    return scores, record
+
+
+def _compared(
+    table: "AnnData",
+    key: str,
+    layer: str,
+    observed_layer: str | None,
+    normalize: Normalize | None,
+    library_key: str | None,
+    null: Null,
+    seed: int,
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """Scores of any layer, by section, and the record of the comparison."""
+    if key in table.uns and not (isinstance(table.uns[key], Mapping) and "layer" in table.uns[key]):
+        raise ValueError(
+            f"uns[{key!r}] holds something else, such as a prediction of tl.predict, which would be lost: name what is "
+            "written by key="
+        )
+    if layer == observed_layer:
+        raise ValueError(f"layer={layer!r} and observed_layer={observed_layer!r} are the same")
+    if normalize not in (None, "library", "panel"):
+        raise ValueError(f"normalize={normalize!r} must be 'library', 'panel' or None")
+    scale = None if normalize is None else ExpressionScale(normalize)
+    sections = _tissue(table, library_key)
+    rows = np.concatenate(list(sections.values()))
+    known = np.isfinite(layer_values(table, rows, list(table.var_names), layer)).any(axis=0)
+    genes = list(table.var_names[known])
+    if scale is None:
+        _warn_of_counts(table, rows, genes, layer, observed_layer)
+    how: dict[str, Any] = {"layer": observed_layer, "null": null, "seed": seed}
+    scores = {name: layer_scores(table, spots, layer, genes, scale, **how) for name, spots in sections.items()}
+    record = {"hggep_sc": __version__, "layer": layer, "observed_layer": observed_layer, "normalize": normalize}
+    return scores, {name: value for name, value in record.items() if value is not None}
+
+
+def _tissue(table: "AnnData", library_key: str | None) -> dict[str, np.ndarray]:
+    """Rows of each section's spots under tissue."""
+    column = section_column(table, library_key)
+    if column is None:
+        libraries = table.uns.get(_keys.SPATIAL, {})
+        if len(libraries) > 1:
+            raise ValueError(
+                f"uns['spatial'] holds several libraries ({', '.join(map(str, libraries))}), which are compared one by "
+                "one: name the column of obs that says which spot is whose by library_key="
+            )
+        name = str(next(iter(libraries), "section"))
+        return {name: under_tissue(table, np.arange(table.n_obs), name)}
+    if column not in table.obs:
+        raise KeyError(f"library_key={column!r}: obs has no such column; columns: {', '.join(table.obs.columns)}")
+    section_of = table.obs[column]
+    rows = {str(name): np.flatnonzero(section_of == name) for name in section_of.dropna().unique()}
+    return {name: under_tissue(table, spots, name) for name, spots in rows.items()}
+
+
+def _warn_of_counts(
+    table: "AnnData", rows: np.ndarray, genes: list[str], layer: str, observed_layer: str | None
+) -> None:
+    """Say so where raw counts are compared with what is none."""
+    predicted, observed = (layer_values(table, rows, genes, name) for name in (layer, observed_layer))
+    if _are_counts(observed) and not _are_counts(predicted):
+        slot = "X" if observed_layer is None else f"layers[{observed_layer!r}]"
+        logger.warning(
+            "%s holds raw counts, and layers[%r] other values: they are compared as they are. If those are log "
+            "expression, normalize='library' brings the counts to it",
+            slot,
+            layer,
+        )
+
+
+def _are_counts(values: np.ndarray) -> bool:
+    known = values[np.isfinite(values)]
+    return bool((known >= 0).all() and (known == np.rint(known)).all())
 
 
 def _sections(table: "AnnData", record: dict[str, Any], key: str, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -198,6 +318,7 @@ def _of_sections(scores: dict[str, pd.DataFrame], roles: dict[str, str]) -> dict
     seen = [name for name in scores if roles[name] == "train"]
     if seen:
         logger.warning("in the training: %s; the figures there are goodness of fit, not prediction", ", ".join(seen))
+    warn_of_neighbours([name for name in scores if roles[name] == BESIDE])
     n_spots = np.array([table.attrs["n_spots"] for table in scores.values()])
     return {
         "n_spots": int(n_spots.sum()),

@@ -1,10 +1,10 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .._validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..config import Config
-from ..methods import Method, Model, fit_method, method_config
+from ..methods import Method, Model, fit_method, method_config, reads_image
 from ..section import grouped, open_sections
 from ..weights import locate_weights
 
@@ -22,7 +22,8 @@ def fit(
     data: "Data | Sequence[Data] | Mapping[str, Data]",
     *,
     method: Method = "hggep",
-    genes: Sequence[str] | int | None = None,
+    genes: Iterable[str] | str | int | None = None,
+    genes_by: Literal["moran", "dispersion", "mean"] = "moran",
     preset: Literal["default", "paper", "published"] = "default",
     config: "Config | BaselineConfig | Mapping[str, Any] | None" = None,
     encoder: "str | nn.Module" = "shufflenet",
@@ -63,8 +64,13 @@ def fit(
         "hggep", the network; or a baseline that it has to beat: "gene_mean", "nearest_patches", "ridge",
         "low_rank_ridge" (see `hggep_sc.baselines`).
     genes
-        Genes to predict: names, in this order (a set is sorted); or how many of the most variable over the training
-        sections (None: 1,000).
+        Genes to predict: names, in this order (a set is sorted); "her2st_panel", the 785 of `datasets.her2st_panel`; or
+        how many to choose on the training sections (None: 1,000, or all where there are fewer).
+    genes_by
+        Rule by which a number of genes is chosen: "moran", those that vary most over the tissue, by Moran's I of log
+        expression over the six nearest spots, mean over the training sections; of genes counted in at least a tenth of
+        the spots, as long as there are enough. "dispersion", those of the largest normalised dispersion, wherever the
+        spots lie. "mean", those of the highest mean log expression.
     preset
         Of the network: "default"; "paper", as the paper specifies; "published", the authors' released network.
     config
@@ -148,12 +154,14 @@ def fit(
         coordinate_system=coordinate_system,
         layer=layer,
         mpp=mpp,
+        looks=reads_image(method, encoder),
     )
     return fit_method(
         grouped(sections, groups),
         method,
         settings,
         genes=genes,
+        genes_by=genes_by,
         encoder=encoder,
         weights=weights,
         validation=validation,

@@ -9,11 +9,11 @@ from .._validators import flag, flag_or_none, path_or_none, whole_or_none
 from .._version import __version__
 from ..checkpoint import Checkpoint, open_checkpoints
 from ..features import use_once
-from ..fingerprint import sight_hash
+from ..fingerprint import BESIDE, sight_hash
 from ..methods import Model, require_model
 from ..model import HGGEP
 from ..patches import spots_per_batch
-from ..record import confidence_of, prediction_record
+from ..record import confidence_of, prediction_record, warn_of_neighbours
 from ..section import Section, copy_of, open_sections, require_writable, write_prediction
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def predict(
       mean square over genes, level differences between sections aside); absent where the model was fitted without
       `config.cross_fit`, and for baselines
     - `uns[key_added]`: model, genes, expression scale, these slots, and per section the image and mpp used and whether
-      it was in training ("train", "held out", "unknown")
+      it was in training ("train", "held out", "beside training" of the same image, "unknown")
 
     Raises
     ------
@@ -129,6 +129,7 @@ def predict(
         coordinate_system=coordinate_system,
         layer=layer,
         mpp=mpp,
+        looks=model.reads_image,
     )
     seen = [("layers", layer), ("obs", library_key), ("obsm", spatial_key), ("obsm", _embeddings(model))]
     reads = [(slot, name) for slot, name in seen if name is not None]
@@ -155,6 +156,9 @@ def predict(
     except KeyboardInterrupt:
         remedy = "goes on" if checkpoint_dir is not None else "begins anew; with checkpoint_dir= it would go on"
         raise KeyboardInterrupt(f"prediction was interrupted: the same call {remedy}") from None
+    record = prediction_record(model, sections, layer=layer, library_key=library_key)
+    roles = record["sections"]["role"]
+    warn_of_neighbours([section.name for section, role in zip(sections, roles, strict=True) if role == BESIDE])
     target = copy_of(data) if copy else data
     write_prediction(
         target,
@@ -162,7 +166,7 @@ def predict(
         predictions,
         genes=model.genes,
         key=key_added,
-        params=prediction_record(model, sections, layer=layer, library_key=library_key),
+        params=record,
         **confidence_of(model, [expression for expression, _ in predictions]),
         table_key=table_key,
         overwrite=overwrite,
@@ -183,14 +187,13 @@ def _checkpoints(
     if folder is None:
         return nullcontext([Checkpoint() for _ in sections])
     embeddings = [] if (slot := _embeddings(model)) is None else [slot]
-    looks = not embeddings and (isinstance(model, HGGEP) or model.reads_image)
     identity = {
         "version of hggep_sc": __version__,
         "model": model.id,
         "mpp of the model": model.mpp,
         "reduction of the model": model.reduction,
         "config": model.config.to_dict(),
-        "data": [sight_hash(section, embeddings, looks=looks) for section in sections],
+        "data": [sight_hash(section, embeddings, looks=model.reads_image) for section in sections],
         **how,
     }
     return open_checkpoints(folder, identity, len(sections))

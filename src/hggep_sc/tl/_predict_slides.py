@@ -17,6 +17,7 @@ from .. import _keys
 from .._executor import outcomes
 from .._files import require_plain_h5ad, write_h5ad
 from .._paths import expanded, require_file, require_there, why_absent
+from .._progress import bar
 from .._replace import replacing
 from .._settings import settings
 from .._validators import by_name, executor_or_none, flag, flag_or_none, path_of, values_by_name, whole_or_none
@@ -173,18 +174,16 @@ def predict_slides(
             )
         todo.append(_Slide(name, data, files[name], task, sent, {**options, **machine}, asdict(settings)))
 
-    from tqdm.auto import tqdm
-
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tqdm(total=len(given), initial=len(rows), desc="slides", unit="slide", disable=not show) as bar:
+        with bar(total=len(given), initial=len(rows), what="slides", unit="slide", show=show) as over:
             for slide, outcome in outcomes(_predict_slide, todo, executor):
                 try:
                     spots, seconds = outcome()
                     rows[slide.name] = {"spots": spots, "seconds": seconds, "error": ""}
                 except Exception as error:  # noqa: BLE001 - as above
                     rows[slide.name] = _failed(slide.name, error)
-                bar.update()
+                over.update()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("prediction was interrupted: the same call goes on") from None
     table = [{"slide": name, "file": str(files[name]), **rows[name]} for name in given]
@@ -290,10 +289,14 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
     else:
         names = ("library_key", "library_id", "spatial_key", "image_key", "shapes_key", "table_key", "mpp", "layer")
         opened = open_sections(
-            data, coordinate_system=options["coordinate_system"], **{name: options[name] for name in names}
+            data,
+            coordinate_system=options["coordinate_system"],
+            looks=model.reads_image,
+            check=False,
+            **{name: options[name] for name in names},
         )
         slots = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
-        content = [(section.name, content_hash(section.portable(slots))) for section in opened]
+        content = [(section.name, content_hash(section.portable(slots), looks=model.reads_image)) for section in opened]
     described = {
         "hggep_sc": __version__,
         "model": model.id,

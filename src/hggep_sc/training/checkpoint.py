@@ -208,7 +208,7 @@ def checkpoint_to_resume(
             )
         return checkpoint
     if resume:
-        logger.warning("checkpoint_dir=%r holds no checkpoint yet: training starts from the beginning", checkpoint_dir)
+        logger.warning("%s holds no checkpoint yet: training starts from the beginning", _given(checkpoint_dir))
     if writes:
         for stale in checkpoint_dir.glob(f"{FURTHER}_*/{CHECKPOINT}"):  # of a fit whose own checkpoint was removed
             stale.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._progress import bar
 from ..chunks import predict_in_chunks, spots_at_once
 from ..describe import DIHEDRAL, PLAIN, of_views
 from ..expression import ExpressionScale
@@ -100,11 +101,9 @@ def cross_fit(
     seed
         Of the blocks.
     """
-    from tqdm.auto import tqdm
-
     held_out = []
     turns = leave_out([data.xy for data in training], [data.group for data in training], seed, TURNS)
-    for masks in tqdm(turns, desc="cross-fit", unit="fit", disable=not progress):
+    for masks in bar(turns, what="cross-fit", unit="fit", show=progress):
         kept = [replace(d, observed=d.observed & ~mask) for d, mask in zip(training, masks, strict=True)]
         if sum(data.observed.sum() for data in kept) < 2:
             continue

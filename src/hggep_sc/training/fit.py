@@ -169,20 +169,34 @@ class _Fits:
             seed=self._seeds[0],
             checkpoint=checkpoint,
             checkpoint_dir=self._checkpoint_dir,
-            progress=progress,
+            progress=self._called(1, progress),
         )
         if validation:
             self._epochs = _best_epoch(first.history)
         network: HGGEPNetwork | Ensemble | PublishedNetwork = first.network
         if isinstance(first.network, HGGEPNetwork):
-            network = averaged([first.network, *(self._another(training, s, progress) for s in self._seeds[1:])])
+            network = averaged(
+                [
+                    first.network,
+                    *(
+                        self._another(training, seed, self._called(number, progress))
+                        for number, seed in enumerate(self._seeds[1:], 2)
+                    ),
+                ]
+            )
         return Trained(network, first.config, first.history)
+
+    def _called(self, number: int, progress: bool) -> str:
+        """Name of a fit's progress bar; "" for none."""
+        if not progress:
+            return ""
+        return "fit" if len(self._seeds) == 1 else f"fit {number} of {len(self._seeds)}"
 
     def to_some(self, kept: list[SectionData]) -> HGGEPNetwork | Ensemble:
         """Fit to what is left of the sections."""
         return averaged([self._another(kept, seed) for seed in self._seeds])
 
-    def _another(self, data: list[SectionData], seed: int, progress: bool = False) -> HGGEPNetwork:
+    def _another(self, data: list[SectionData], seed: int, progress: str = "") -> HGGEPNetwork:
         folder = None if self._checkpoint_dir is None else self._checkpoint_dir / f"{FURTHER}_{next(self._turns)}"
         network = fit_network(
             data,

@@ -52,11 +52,12 @@ def fit_network(
     stop_after: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_dir: Path | None = None,
-    progress: bool = False,
+    progress: str = "",
 ) -> FittedNetwork:
     """Train a network on sections' data; nothing else has a say.
 
-    `stop_after` so many epochs; the schedule is that of `config.epochs` all the same.
+    `stop_after` so many epochs; the schedule is that of `config.epochs` all the same. `progress` is what the bar is
+    called; "" for none.
     """
     torch.manual_seed(seed)
     training, config, start = _center(training, config, seed)
@@ -181,7 +182,7 @@ def _run(
     checkpoint: Path | None,
     checkpoint_dir: Path | None,
     checkpoint_every: int,
-    progress: bool,
+    progress: str,
 ) -> list[dict[str, float]]:
     chunks = _Chunks(training, config.chunk_spots)
     loader = DataLoader(chunks, batch_size=None, sampler=EpochOrder(len(chunks), seed, devices))
@@ -191,7 +192,7 @@ def _run(
     if validation:
         callbacks += [KeepBest(network), StopEarly("validation_pcc", mode="max", patience=config.patience)]
     if progress:
-        callbacks.append(EpochProgress(history))
+        callbacks.append(EpochProgress(history, progress))
     if checkpoint_dir is not None:
         callbacks.append(SaveLast(checkpoint_dir / CHECKPOINT, checkpoint_every))
     trainer = devices.trainer(

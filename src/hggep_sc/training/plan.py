@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from torch import Tensor
 
+from .._progress import bar
 from ..config import Config
 from ..metrics import pearson
 from ..nn import Batch, HGGEPNetwork, PublishedNetwork, average_views
@@ -236,13 +237,11 @@ class KeepBest(L.Callback):
 class EpochProgress(L.Callback):
     """One bar for the whole training, an epoch a tick."""
 
-    def __init__(self, history: History) -> None:
-        self.history = history
+    def __init__(self, history: History, what: str) -> None:
+        self.history, self.what = history, what
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc="fit", unit="epoch")
+        self.bar = bar(total=trainer.max_epochs, initial=trainer.current_epoch, what=self.what, unit="epoch", show=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         last = {k: f"{v:.3f}" for k, v in self.history.records[-1].items() if k in ("loss", "validation_pcc")}

@@ -1,0 +1,166 @@
+"""The methods that a cross-validation compares: labels of the user's, and all settings of each."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from ..baselines import BaselineConfig
+from ..config import Config
+from ..features import SHUFFLENET
+from ..methods import METHODS, method_config
+
+NETWORK = ("preset", "config", "encoder", "validation")  # that make it plain that a label is HGGEP
+KNOWN = ("method", *NETWORK, "weights")
+LIKE = 0.75  # of difflib: labels that are so like a method's name are taken for a slip
+
+
+def settings_of(
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]], shared: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return the arguments of `fit_method` by label.
+
+    Parameters
+    ----------
+    methods
+        Names of methods, or arguments of `hggep_sc.tl.fit` by label: method, preset, config, encoder, weights,
+        validation.
+    shared
+        Arguments for all: genes (names or a number), genes_by, weights, normalize, device; and for those that take
+        them: preset,
+        config, encoder, validation.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a label that does not tell its method, or contradicts it; for a method or setting that does not exist; for
+        methods on different expression scales.
+    """
+    if isinstance(methods, str) or not isinstance(methods, Sequence | Mapping) or not methods:
+        raise ValueError(f"methods={methods!r} must be a list of names, or a dict of settings by name")
+    if not isinstance(methods, Mapping):
+        methods = {name: {} if name in METHODS else {"method": name} for name in methods}
+    of_label = {str(label): _method_of(str(label), options) for label, options in methods.items()}
+    _require_use(shared, set(of_label.values()))
+    settings = {
+        str(label): _settings(str(label), of_label[str(label)], options, shared) for label, options in methods.items()
+    }
+    _require_one_scale({label: arguments["config"] for label, arguments in settings.items()})
+    return settings
+
+
+def _method_of(label: str, options: Any) -> str:
+    """Return the method that a label stands for."""
+    here = f"methods[{label!r}]"
+    if not isinstance(options, Mapping):
+        remedy = f"{{{label!r}: {{'method': {options!r}}}}}" if options in METHODS else "{} for the defaults"
+        raise TypeError(f"{here} must be a dict of arguments of tl.fit, such as {remedy}; found {options!r}")
+    if unknown := sorted(str(name) for name in set(options) - set(KNOWN)):
+        raise ValueError(
+            f"{here} has {', '.join(unknown)}; it may have {', '.join(sorted(KNOWN))}. Genes, expression "
+            "scale and device are the same for all: give them to cross_validate"
+        )
+    method = options.get("method")
+    if method is not None:
+        if method not in METHODS:
+            raise ValueError(f"{here}: method={method!r} is not known; there are {', '.join(map(repr, METHODS))}")
+        if label in METHODS and label != method:
+            raise ValueError(
+                f"{here} has method={method!r}: a label that is a method's name stands for that method. Choose another "
+                f"label, such as {label + ' 2'!r}"
+            )
+        return str(method)
+    if label in METHODS:
+        return label
+    like = _methods_like(label)
+    plain = any(name in options for name in NETWORK)
+    if not plain or set(like) - {"hggep"}:
+        of = f"did you mean {' or '.join(map(repr, like))}? " if like else ""
+        raise ValueError(
+            f"{here} does not tell its method: {of}A label that is no method's name needs 'method', one of "
+            f"{', '.join(map(repr, METHODS))}, such as {{{label!r}: {{'method': {like[0] if like else 'hggep'!r}}}}}"
+        )
+    return "hggep"
+
+
+def _methods_like(label: str) -> list[str]:
+    """Names of methods that a label resembles, and of baselines that it holds."""
+    plain = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+    held = [name for name in METHODS if name != "hggep" and f"_{name}_" in f"_{plain}_"]
+    longest = [name for name in held if not any(name != other and name in other for other in held)]
+    return longest or get_close_matches(plain, METHODS, cutoff=LIKE)
+
+
+def _require_use(shared: Mapping[str, Any], used: set[str]) -> None:
+    """Refuse settings for all methods that none of them takes."""
+    if "hggep" not in used:
+        for name, unset in {"preset": None, "encoder": SHUFFLENET}.items():
+            if shared.get(name, unset) != unset:
+                raise ValueError(f"{name}={shared[name]!r} is for method 'hggep', which is none of the methods")
+    config = shared.get("config")
+    takers = {Config if name == "hggep" else BaselineConfig for name in used}
+    if isinstance(config, Config | BaselineConfig):
+        if type(config) not in takers:
+            raise ValueError(f"config is a {type(config).__name__}, which none of the methods takes")
+        return
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(f"config={config!r} must be a dict of settings, a Config or a BaselineConfig")
+    known = sorted({field.name for taker in takers for field in fields(taker)} - Config.fixed)
+    if unknown := sorted(str(name) for name in set(config or ()) - set(known)):
+        raise ValueError(
+            f"config= has {', '.join(map(repr, unknown))}, which is no setting of any of the methods; there are "
+            f"{', '.join(known)}"
+        )
+
+
+def _settings(label: str, method: str, options: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `fit_method` for one label."""
+    network = method == "hggep"
+    if not network and "validation" in options:
+        raise ValueError(f"methods[{label!r}]: validation= is for the network; method={method!r} has no epochs")
+    both = {**(shared if network else {}), **options}
+    encoder, validation = both.get("encoder", SHUFFLENET), both.get("validation")
+    config = _config(method, options.get("config"), shared.get("config"))
+    preset = both.get("preset") or "default"
+    settings = method_config(method, preset=preset, config=config, normalize=shared.get("normalize"))
+    if validation is not None and not (isinstance(validation, int | float) and 0 < validation < 1):
+        raise ValueError(f"validation={validation!r} must be a fraction of every section's spots, between 0 and 1")
+    weights = options.get("weights", shared.get("weights"))
+    if method == "gene_mean" or encoder != SHUFFLENET:  # nothing is to be downloaded for it
+        weights = None
+    return {
+        "method": method,
+        "config": settings,
+        "genes": shared.get("genes"),
+        "genes_by": shared.get("genes_by", "moran"),
+        "encoder": encoder,
+        "weights": weights,
+        "validation": validation,
+        "device": shared.get("device", "auto"),
+        "progress": False,
+    }
+
+
+def _config(method: str, own: Any, shared: Any) -> Any:
+    """Return a method's own settings on top of those for all that it takes."""
+    wanted = Config if method == "hggep" else BaselineConfig
+    if isinstance(shared, Config | BaselineConfig):
+        if not isinstance(shared, wanted) or isinstance(own, Config | BaselineConfig):
+            return own
+        return shared.replace(**(own or {}))
+    if isinstance(own, Config | BaselineConfig):
+        return own
+    known = {field.name for field in fields(wanted)}
+    return {**{name: value for name, value in (shared or {}).items() if name in known}, **(own or {})}
+
+
+def _require_one_scale(configs: Mapping[str, Any]) -> None:
+    """Refuse to compare methods whose counts are scaled by different totals; bases of logarithms do not matter."""
+    scales = {label: (config.normalize, config.target_sum) for label, config in configs.items()}
+    if len(set(scales.values())) > 1:
+        found = "; ".join(f"{label!r}: {total} scaled to {target:g}" for label, (total, target) in scales.items())
+        raise ValueError(
+            f"the methods are on different expression scales ({found}), so that their figures cannot be compared: "
+            "give normalize= to cross_validate, and one target_sum"
+        )

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._paths import require_file
 from ._settings import settings
 from ._validators import path_of
 
@@ -29,11 +30,14 @@ def locate_weights(weights: str | Path | None) -> Path | None:
     """Return the file of the weights asked for, downloaded if need be; None for random weights."""
     if weights is None:
         return None
-    path = _imagenet() if weights == "imagenet" else path_of("weights", weights)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'weights={str(path)!r}: no such file; expected "imagenet", None or the path of a .pth or .safetensors file'
-        )
+    if weights == "imagenet":
+        return _imagenet()
+    path = path_of("weights", weights)
+    try:
+        require_file(path, "weights file")
+    except (FileNotFoundError, ValueError) as error:
+        expected = 'weights= is "imagenet", None or the path of a .pth or .safetensors file'
+        raise type(error)(f"{error}; {expected}") from None
     return path
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import anndata as ad
 import dask.array as da
 import numpy as np
@@ -185,8 +187,8 @@ class TestRefuses:
         ("keywords", "match"),
         [
             ({"spacing_um": 3.0}, "less than a px"),
-            ({"spacing_um": -100.0}, "positive"),
-            ({"spacing_um": float("nan")}, "positive"),
+            ({"spacing_um": -100.0}, "spacing_um.*above 0"),
+            ({"spacing_um": float("nan")}, "spacing_um.*above 0"),
             ({"grid": "triangles"}, "'hexagonal'"),
             ({"min_tissue": 0}, "min_tissue"),
             ({"mpp": 0}, "`mpp`"),
@@ -232,3 +234,79 @@ def test_from_a_real_slide_to_maps(shared, trained, caplog):
     predict(slide, trained)
     assert "looks unlike the training sections" in caplog.text
     assert len(hggep.pl.gene_map(slide, trained.genes[:2])) == 2
+
+
+class TestOwnMask:
+    @pytest.fixture
+    def found(self, slide_file):
+        return hggep.pp.tissue_mask(slide_file)
+
+    @pytest.fixture
+    def expected(self, slide_file, found):
+        return list(hggep.pp.tile(slide_file, tissue=found).obs_names)
+
+    @pytest.mark.parametrize("kind", [lambda m: m, np.uint8, lambda m: np.uint8(255) * m, np.int32, np.float32])
+    @pytest.mark.parametrize("as_array", [True, False])
+    def test_of_two_values(self, slide_file, found, expected, kind, as_array):
+        mask = kind(found.mask)
+        tissue = mask if as_array else dataclasses.replace(found, mask=mask)
+        assert list(hggep.pp.tile(slide_file, tissue=tissue).obs_names) == expected
+
+    def test_at_any_resolution(self, slide_file, found, expected):
+        assert list(hggep.pp.tile(slide_file, tissue=found.mask.repeat(4, 0).repeat(4, 1)).obs_names) == expected
+
+    def test_over_spatialdata(self, sdata, found, expected):
+        hggep.pp.tile(sdata, mpp=MPP, tissue=found.mask)
+        assert list(sdata.tables["table_tiles"].obs_names) == expected
+
+    @pytest.mark.parametrize(
+        ("mask", "error", "match"),
+        [
+            (5, TypeError, "`tissue` must be a 2-D array of booleans.*found 5 "),
+            ("mask.png", TypeError, "`tissue` must be a 2-D array of booleans.*'mask.png'"),
+            (np.ones((600, 800, 3), bool), ValueError, r"`tissue` has shape \(600, 800, 3\).*mask\[\.\.\., 0\]"),
+            (np.ones((800, 600), bool), ValueError, "`tissue` is a mask of 600 x 800 px, and the image has 800 x 600"),
+            (np.linspace(0, 1, 480_000).reshape(600, 800), ValueError, "`tissue` holds values from 0 to 1.*mask > 0.5"),
+            (np.arange(480_000).reshape(600, 800) % 3, ValueError, "`tissue` holds values from 0 to 2, 3 of them"),
+            (np.full((600, 800), np.nan), ValueError, "`tissue` holds values from nan"),
+            (np.full((600, 800), "a"), TypeError, "`tissue` holds values of type"),
+        ],
+    )
+    def test_refused(self, slide_file, mask, error, match):
+        with pytest.raises(error, match=match):
+            hggep.pp.tile(slide_file, tissue=mask)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            (
+                {"mask": np.ones((2400, 3200), bool)},
+                r"its mask of 3200 x 2400 px times its factor \(2, 2\) covers",
+            ),
+            ({"mask": np.ones((400, 300), bool)}, "covers 600 x 800 px, and the image has 800 x 600"),
+            ({"factor": np.array([4.0, 4.0])}, "covers 1600 x 1200 px"),
+        ],
+    )
+    def test_of_another_image_is_refused(self, slide_file, found, change, match):
+        with pytest.raises(ValueError, match=match):
+            hggep.pp.tile(slide_file, tissue=dataclasses.replace(found, **change))
+
+    @pytest.mark.parametrize("field", [{"factor": 2.0}, {"factor": [0, 1]}, {"factor": "a"}, {"mpp": -1}, {"mpp": "a"}])
+    def test_a_mask_has_numbers(self, found, field):
+        with pytest.raises(ValueError, match=f"`{next(iter(field))}` of a TissueMask"):
+            dataclasses.replace(found, **field)
+
+    def test_gray_images_need_one(self, slide, pixels, found, caplog):
+        gray = pixels(slide[0].mean(axis=2))
+        with pytest.raises(ValueError, match=r"no tissue on the array: it is gray.*`tissue=`"):
+            hggep.pp.tile(gray, mpp=MPP)
+        assert not hggep.pp.tissue_mask(gray, mpp=MPP).mask.any()
+        assert "it is gray, and tissue is told by H&E's colours" in caplog.text
+        assert hggep.pp.tile(gray, mpp=MPP, tissue=found).n_obs > 20
+
+
+def test_spacing_is_that_of_the_models_spots(slide_file, trained, monkeypatch):
+    for known, spacing in ((None, 100), ((100.0, 100.0), 100), ((50.0, 200.0), 100), ((200.0, 200.0), 200)):
+        monkeypatch.setattr(trained, "spacing_um", known)
+        factors = hggep.pp.tile(slide_file, model=trained).uns["spatial"]["disc"]["scalefactors"]
+        assert factors["bin_size_um"] == pytest.approx(spacing)

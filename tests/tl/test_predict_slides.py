@@ -4,6 +4,7 @@ import resource
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -246,7 +247,12 @@ def test_a_file_of_the_users_is_not_replaced(slides, trained, tmp_path):
 @pytest.mark.parametrize(
     ("slides", "options", "error", "message"),
     [
-        ({"a": "slide.svs"}, {}, ValueError, r"slides\['a'\]: .*slide.svs must be an .h5ad file .* or a .zarr store"),
+        (
+            {"a": "a.txt"},
+            {},
+            ValueError,
+            r"slides\['a'\]: .*a.txt must be an .h5ad file .*, a .zarr store .* or an image",
+        ),
         ({"a": 3}, {}, TypeError, r"slides\['a'\] must be an AnnData, a SpatialData or a path, not int"),
         ({"a/b": "slide.h5ad"}, {}, ValueError, r"'a/b' is to be the name of a file"),
         (["slide.h5ad"], {}, TypeError, "slides must be a dict by name, not list"),
@@ -262,7 +268,49 @@ def test_bad_input_is_refused_before_the_work(trained, tmp_path, monkeypatch, sl
 
 def test_a_slide_that_is_not_there_is_named(trained, tmp_path):
     table = hggep.tl.predict_slides({"a": tmp_path / "gone.h5ad"}, trained, tmp_path / "out", **HOW)
-    assert table["error"][0].startswith("FileNotFoundError: there is no ")
+    assert table["error"][0].startswith("FileNotFoundError: slide ")
+    assert "gone.h5ad does not exist" in table["error"][0]
+
+
+def test_images_are_tiled(sections, trained, tmp_path, monkeypatch):
+    """An image file and an OME-Zarr: what tile and predict give, and known again by size and time of change."""
+    import zarr
+    from ome_zarr.writer import write_multiscale
+    from PIL import Image
+
+    image = sections["S1"].uns["spatial"]["S1"]["metadata"]["source_image_path"]
+    file = tmp_path / "slide.png"
+    file.write_bytes(Path(image).read_bytes())
+    pixels = np.asarray(Image.open(image).convert("RGB"))
+    stored = tmp_path / "stored.zarr"
+    write_multiscale([pixels.transpose(2, 0, 1)], zarr.open_group(stored, mode="w"), axes="cyx")
+    slides = {"png": str(file), "zarr": stored, "no scale": file}
+    out = tmp_path / "out"
+    how = {"mpp": {"png": 1.0, "zarr": 1.0}, **HOW}
+    table = hggep.tl.predict_slides(slides, trained, out, **how).set_index("slide")
+    assert table["error"][["png", "zarr"]].tolist() == ["", ""]
+    assert "give `mpp=`" in table["error"]["no scale"]
+    expected = hggep.pp.tile(file, model=trained, mpp=1.0)
+    hggep.tl.predict(expected, trained, **HOW)
+    for name in ("png", "zarr"):
+        found = ad.read_h5ad(out / f"{name}.h5ad")
+        assert list(found.obs_names) == list(expected.obs_names)
+        np.testing.assert_allclose(found.layers["hggep"], expected.layers["hggep"], rtol=1e-5)
+    before = times(out)
+    hggep.tl.predict_slides(slides, trained, out, **how)
+    assert times(out) == before
+    os.utime(file, (1, 1))
+    hggep.tl.predict_slides(slides, trained, out, **how)
+    changed = {name for name, at in times(out).items() if at != before.get(name)}
+    assert changed == {"png.h5ad"}
+
+
+def test_paths_that_are_no_slides_are_named(trained, tmp_path):
+    os.mkfifo(tmp_path / "pipe.svs")
+    slides = {"pipe": tmp_path / "pipe.svs", "net": "https://example.org/slide.svs"}
+    errors = hggep.tl.predict_slides(slides, trained, tmp_path / "out", **HOW)["error"].tolist()
+    assert "is a named pipe, not a file" in errors[0]
+    assert "is an address" in errors[1]
 
 
 def test_slides_may_be_called_by_numbers(sections, trained, tmp_path):

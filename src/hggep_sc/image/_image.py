@@ -215,7 +215,7 @@ class SectionImage:
         level = self._levels[-1]
         windows = level.spread(LOOK) if level.lazy else [(np.zeros(2, dtype=np.int64), level.size)]
         n_read = sum(math.prod(stop - start) for start, stop in windows)
-        step = max(1, math.isqrt(n_read // SAMPLE))
+        step = math.ceil(math.sqrt(n_read / SAMPLE))
         parts: list[np.ndarray] = []
         for number, (start, stop) in enumerate(windows):
             try:

@@ -59,6 +59,18 @@ def _read(path: Path) -> tuple[list[Any], PixelSize | None, list[str]]:
     return levels, pixel_size(_um(image, "x"), _um(image, "y")), named
 
 
+def is_ome_zarr(path: Path) -> bool:
+    """Whether a folder is an image, rather than a SpatialData with one in it."""
+    import zarr
+
+    try:
+        attributes = zarr.open_group(path, mode="r").attrs.asdict()
+    except (OSError, ValueError, KeyError, TypeError):  # no Zarr, or a damaged one
+        return False
+    own = attributes.get("ome", attributes)
+    return isinstance(own, Mapping) and bool({"multiscales", "bioformats2raw.layout"} & set(own))
+
+
 def _multiscale(group: Any) -> Mapping[str, Any] | None:
     attributes = group.attrs.asdict()
     # 0.5 has a key of its own

@@ -12,6 +12,7 @@ WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 FAINTEST = 15  # brightest value of a byte below which shades are lost: it held 4 bits, or a mask
 LIT = 16  # brightest colour above which a pixel is no black border
 DIM = 80  # luminance that half of what is lit exceeds in H&E, however dense the tissue
+DARK = 128  # luminance that the brightest of H&E exceeds
 CONTRAST = 12  # of luminance, which any tissue exceeds
 
 
@@ -132,7 +133,7 @@ def _white(colours: np.ndarray, said: Said, name: str) -> tuple[float, list[tupl
         )
         _checks.refuse(
             "pixel_range",
-            f"image {name}: the range of its {dtype} values is {low:.4g} to {top:.4g}, which would be dark, and "
+            f"image {name}: the range of its {dtype.name} values is {low:.4g} to {top:.4g}, which would be dark, and "
             f"{claim}: scale it to 8 bits, for instance with (image / white * 255).astype('uint8')",
         )
         return said.white or full, []
@@ -142,8 +143,8 @@ def _white(colours: np.ndarray, said: Said, name: str) -> tuple[float, list[tupl
     return white, [
         (
             "pixel_range",
-            f"image {name}: its {dtype} values range up to {top:.4g}, as those of {bits} bits do: {white:g} is taken "
-            "for white",
+            f"image {name}: its {dtype.name} values range up to {top:.4g}, as those of {bits} bits do: {white:g} is "
+            "taken for white",
         )
     ]
 
@@ -177,11 +178,16 @@ def oddities(rgb: np.ndarray, name: str) -> Iterator[tuple[str, str]]:
         yield (
             "pixel_range",
             f"image {name}: it is nearly {shade} throughout (brightness {low:.0f} to {high:.0f} of 255), as no tissue "
-            "is: is it the right image, and was it scaled rightly?",
+            "is: look whether it is the right image, and scaled to the whole range",
         )
-    elif (middle := np.median(bright[lit]) if lit.mean() > 0.001 else 0) < DIM:
+    elif high < DARK or (middle := np.median(bright[lit])) < DIM:
+        seen = (
+            f"nothing in it is brighter than {high:.0f}"
+            if high < DARK
+            else f"half of what is not black is below {middle:.0f}"
+        )
         yield (
             "pixel_range",
-            f"image {name}: it is dark (half of what is not black is below {middle:.0f} of 255), while H&E is dark on "
-            "bright glass: is it fluorescence, dark-field or inverted, or was its range not used?",
+            f"image {name}: it is dark ({seen} of 255), while H&E is tissue on bright glass: look whether it is "
+            "fluorescence, dark-field or inverted, or does not use the range of its data type",
         )

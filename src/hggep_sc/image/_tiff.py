@@ -108,7 +108,7 @@ class Channels:
         return (
             "channels",
             f"image file {path} stores {self.gray} gray channels, which are taken for red, green and blue in this "
-            "order: are they, or is it a fluorescence image?",
+            "order: look whether they are, or whether it is a fluorescence image",
         )
 
 
@@ -117,10 +117,10 @@ def tiff_channels(tiff: Any) -> Channels:
     series = _largest(tiff)
     page = series.keyframe
     axes = dict(zip(series.axes, series.shape, strict=True))
-    pixels = _ome_pixels(tiff.ome_metadata, axes) if tiff.ome_metadata else None
+    pixels = next(iter(_ome_pixels(tiff.ome_metadata, series)), None) if tiff.ome_metadata else None
     names: list[str] = []
     if pixels is not None:
-        names = [child.get("Name") or "" for child in pixels if child.tag.rpartition("}")[2] == "Channel"]
+        names = [child.get("Name") or "" for child in pixels if _tag(child) == "Channel"]
     elif tiff.imagej_metadata:
         names = [str(label) for label in tiff.imagej_metadata.get("Labels") or ()]
     gray = page.photometric is not None and page.photometric.name == "MINISBLACK"
@@ -149,17 +149,6 @@ def _white(page: Any, pixels: ElementTree.Element | None) -> float | None:
         whites.append(next((white for white in WHITES if value <= white), WHITES[-1]))
     white = min(whites)
     return float(white) if 0 < white < 2**depth - 1 else None
-
-
-def _ome_pixels(xml: str, axes: dict[str, int]) -> ElementTree.Element | None:
-    """Return the metadata of the image of a size."""
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError:
-        return None
-    images = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
-    size = (str(axes["X"]), str(axes["Y"]))
-    return next((pixels for pixels in images if (pixels.get("SizeX"), pixels.get("SizeY")) == size), None)
 
 
 def tiff_orientation(tiff: Any) -> int | None:
@@ -226,11 +215,17 @@ def tiff_pixel_size(tiff: Any) -> PixelSize | None:
 
 def _ome_size(xml: str, series: Any) -> PixelSize | None:
     """Size of the px of a series by OME metadata, which may describe several images."""
+    sizes = {pixel_size(_um(pixels, "X"), _um(pixels, "Y")) for pixels in _ome_pixels(xml, series)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _ome_pixels(xml: str, series: Any) -> list[ElementTree.Element]:
+    """Return what OME metadata say of the pixels of a series; several where they are not told apart."""
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:
         logger.warning("the OME metadata is not valid XML: the pixel size it may hold is not used")
-        return None
+        return []
     fitting = [
         (image.get("Name"), pixels)
         for image in root.iter()
@@ -242,8 +237,7 @@ def _ome_size(xml: str, series: Any) -> PixelSize | None:
     if len(fitting) > 1:  # images of one size
         by_page = [(name, pixels) for name, pixels in fitting if series.keyframe.index in _pages(pixels)]
         fitting = by_page or [(name, pixels) for name, pixels in fitting if name == series.name]
-    sizes = {pixel_size(_um(pixels, "X"), _um(pixels, "Y")) for _, pixels in fitting}
-    return sizes.pop() if len(sizes) == 1 else None
+    return [pixels for _, pixels in fitting]
 
 
 def _tag(element: Any) -> str:

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SPACING_UM = 100.0  # where nothing tells a better one; as in Visium
+
 Grid = Literal["square", "hexagonal"]
 
 
 def tile(
     data: "str | Path | SpatialData | Any",
     *,
-    spacing_um: float = 100.0,
+    spacing_um: float | None = None,
     model: "Model | None" = None,
     grid: Grid = "square",
     min_tissue: float = 0.5,
@@ -48,7 +50,8 @@ def tile(
     data
         Image file, array, or a SpatialData with an image.
     spacing_um
-        Centre to centre, um; a model is at its best near the spacing of the spots that it was trained on.
+        Centre to centre, um; None for that of the spots that `model` was trained on, where there is one that knows it,
+        else 100.
     model
         The model that is to predict: its genes become `var`, without which `tl.predict` has nowhere to write.
     grid
@@ -105,6 +108,8 @@ def tile(
         raise ValueError("`copy` is for SpatialData objects: of an image a new object is returned anyway")
     if library_id is not None and in_place:
         raise ValueError("`library_id` is for images: name the shapes of a SpatialData by `key_added=`")
+    if spacing_um is None:
+        spacing_um = _spacing_of(model)
     choice("grid", grid, get_args(Grid))
     spacing_um, min_tissue = (
         number("spacing_um", spacing_um, above=0),
@@ -170,10 +175,6 @@ def _require_free(sdata: "SpatialData", key: str) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
 def _table_key(key: str) -> str:
     return f"table_{key}"
 
@@ -187,6 +188,12 @@ def _check_model(model: Any) -> None:
             "the physical scale that the model was trained at is unknown: it will look at as many px of this image as "
             "of those, whatever um they are"
         )
+
+
+def _spacing_of(model: "Model | None") -> float:
+    """Um from spot to spot of the sections that a model was trained on; of several spacings the middle."""
+    known = getattr(model, "spacing_um", None)  # what is no model is refused later
+    return SPACING_UM if known is None else math.sqrt(known[0] * known[1])
 
 
 def _scale(mpp: float | None, spacing_um: float, name: str) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
@@ -24,8 +25,21 @@ def is_spatialdata(item: Any) -> bool:
 
 def not_a_container(item: Any) -> str:
     """Message for an object that is neither."""
+    return f"an AnnData or SpatialData object is expected, or a list or dict of them; found {_found(item)}"
+
+
+def _found(item: Any) -> str:
+    """Say what was given instead, and what makes a section of it."""
     found = type(item).__name__
-    return f"an AnnData or SpatialData object is expected, or a list or dict of them; found {found}"
+    if isinstance(item, str | Path):
+        reader = {".h5ad": "anndata.read_h5ad", ".zarr": "spatialdata.read_zarr"}.get(Path(item).suffix)
+        path = str(item)
+        if reader is not None:
+            return f"the path {path!r}: read it first, by {reader}({path!r})"
+        return f"the path {path!r}: spots are laid over an image by hggep_sc.pp.tile({path!r}, model=model)"
+    if getattr(item, "ndim", 0) == 3:
+        return f"{found}: spots are laid over an image by hggep_sc.pp.tile(image, model=model, mpp=...)"
+    return found
 
 
 def table_of(data: Any, table_key: str | None = None) -> AnnData:
@@ -44,7 +58,7 @@ def table_of(data: Any, table_key: str | None = None) -> AnnData:
     if isinstance(data, AnnData):
         return _in_memory(data)
     if not is_spatialdata(data):
-        raise TypeError(f"one AnnData or SpatialData object is expected, each by itself; found {type(data).__name__}")
+        raise TypeError(f"one AnnData or SpatialData object is expected, each by itself; found {_found(data)}")
     tables = data.tables
     if table_key is not None:
         if table_key not in tables:

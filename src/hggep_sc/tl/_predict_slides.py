@@ -16,6 +16,7 @@ from anndata import AnnData
 from .. import _keys
 from .._executor import outcomes
 from .._files import require_plain_h5ad, write_h5ad
+from .._paths import expanded, require_file, require_there, why_absent
 from .._progress import bar
 from .._replace import replacing
 from .._settings import settings
@@ -23,9 +24,11 @@ from .._validators import by_name, executor_or_none, flag, flag_or_none, path_of
 from .._version import __version__
 from ..checkpoint import OtherCheckpointError, remove_checkpoints
 from ..fingerprint import content_hash
+from ..image import is_ome_zarr
 from ..methods import Model, require_model
 from ..model import HGGEP
 from ..patches import spots_per_batch
+from ..pp import tile
 from ..section import copy_of, is_spatialdata, listed, open_sections, require_key, table_of
 from ._predict import predict
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     Data: TypeAlias = AnnData | SpatialData
 
 logger = logging.getLogger(__name__)
+
+IMAGES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".bif", ".qptiff", ".png", ".jpg", ".jpeg", ".jp2", ".webp")
 
 
 def predict_slides(
@@ -73,8 +78,10 @@ def predict_slides(
     Parameters
     ----------
     slides
-        By name (str, or a whole number), each an AnnData, a SpatialData, or the path of one (`.h5ad`, `.zarr`), which
-        is read where the slide is predicted. Objects are not changed.
+        By name (str, or a whole number), each an AnnData, a SpatialData, the path of one (`.h5ad`, `.zarr`), or that of
+        an image (TIFF, SVS, OME-Zarr, PNG, JPEG), which is read where the slide is predicted. Objects are not changed.
+        Over the tissue of an image spots are laid as `hggep_sc.pp.tile(image, model=model, mpp=mpp)` lays them; for
+        other spacings, grids and masks give what that returned.
     model
         What `hggep_sc.tl.fit` or `load` of the model's class gave.
     path
@@ -121,7 +128,7 @@ def predict_slides(
     spots_per_batch(batch_size)
     whole_or_none("chunk_spots", chunk_spots)
     folder = folder.resolve()  # a worker may run elsewhere
-    given = {name: Path(data).resolve() if isinstance(data, str | Path) else data for name, data in slides.items()}
+    given = {name: _located(data) if isinstance(data, str | Path) else data for name, data in slides.items()}
     files = {name: _file(folder, name, data) for name, data in given.items()}
     common = {
         "key_added": key_added,
@@ -183,6 +190,12 @@ def predict_slides(
     return pd.DataFrame(table, columns=["slide", "file", "spots", "seconds", "error"])
 
 
+def _located(path: str | Path) -> Path:
+    """Return a path as another process finds it; where there is nothing, as it was given."""
+    path = expanded(path)
+    return Path(path) if why_absent(path) else Path(path).resolve()
+
+
 @dataclass(frozen=True, eq=False)
 class _Slide:
     """One slide: all that another process needs; `task` is a hash of what the result depends on."""
@@ -204,7 +217,7 @@ def _predict_slide(slide: _Slide) -> tuple[int, float]:
         return int(earlier["spots"]), float(earlier["seconds"])
     started = time.perf_counter()
     model: Model = pickle.loads(slide.model) if isinstance(slide.model, bytes) else slide.model
-    data = _read(slide.data) if isinstance(slide.data, Path) else copy_of(slide.data)
+    data = _read(slide.data, model, slide.options["mpp"]) if isinstance(slide.data, Path) else copy_of(slide.data)
     unfinished = _checkpoint(slide.file)
     key, table = slide.options["key_added"], table_of(data, slide.options["table_key"])
     if _keys.SLIDE in table.uns and not _is_record(table.uns[_keys.SLIDE]):
@@ -247,9 +260,12 @@ def _file(folder: Path, name: str, data: "Data | Path") -> Path:
     if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|\0'):
         raise ValueError(f"slides: {name!r} is to be the name of a file, without '/' and the like: rename it")
     if isinstance(data, Path):
-        if data.suffix not in (".h5ad", ".zarr"):
-            raise ValueError(f"slides[{name!r}]: {data} must be an .h5ad file (AnnData) or a .zarr store (SpatialData)")
-        whole = data.suffix == ".zarr"
+        if data.suffix not in (".h5ad", ".zarr") and not _is_image(data):
+            raise ValueError(
+                f"slides[{name!r}]: {data} must be an .h5ad file (AnnData), a .zarr store (SpatialData) or an image "
+                f"({', '.join(IMAGES)}, OME-Zarr)"
+            )
+        whole = data.suffix == ".zarr" and not _is_image(data)
     elif isinstance(data, AnnData) or is_spatialdata(data):
         whole = not isinstance(data, AnnData)
     else:
@@ -264,8 +280,9 @@ def _file(folder: Path, name: str, data: "Data | Path") -> Path:
 def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> str:
     """Hash of everything that a slide's result depends on."""
     if isinstance(data, Path):
-        if not data.exists():
-            raise FileNotFoundError(f"there is no {data}")
+        require_there(data, "slide")
+        if not data.is_dir():
+            require_file(data, "slide")
         parts = sorted(data.rglob("*")) if data.is_dir() else [data]
         stats = [(str(part.relative_to(data)), part.stat()) for part in parts if part.is_file()]
         content: Any = [(part, stat.st_size, stat.st_mtime_ns) for part, stat in stats]
@@ -292,7 +309,13 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
     return hashlib.sha256(json.dumps(described, default=float).encode()).hexdigest()
 
 
-def _read(path: Path) -> "Data":
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES or (path.suffix == ".zarr" and is_ome_zarr(path))
+
+
+def _read(path: Path, model: Model, mpp: float | None) -> "Data":
+    if _is_image(path):
+        return tile(path, model=model, mpp=mpp)
     if path.suffix == ".h5ad":
         from anndata import read_h5ad
 

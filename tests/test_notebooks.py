@@ -20,7 +20,7 @@ def committed(name, n_images):
 
 
 def run(notebook, folder):
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=WAIT, resources={"metadata": {"path": str(folder)}}).execute()
 
 
 @pytest.mark.slow

@@ -180,6 +180,8 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove a folder that `open_checkpoints` made; where that fails, a warning says so."""
     if not (folder / IDENTITY).exists():
         return
+    for section in folder.glob("section_*"):  # before the mark: without it they are not known for ours
+        shutil.rmtree(section, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         logger.warning("%s could not be removed, and is no longer needed", folder)

@@ -4,6 +4,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from helpers import WAIT
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 

@@ -21,6 +21,7 @@ TINY = {
     "ensemble": 1,
 }
 LEARNING = {"gem": True, "cbam": True, "backbone_learning_rate": 1e-4}  # an encoder that learns from the pixels
+WAIT = 1800  # seconds after which a test that hangs gives up
 CPU = {"weights": None, "device": "cpu", "progress": False}
 
 

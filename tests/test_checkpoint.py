@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from contextlib import nullcontext, suppress
@@ -6,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
+from hggep_sc._sealed import sealed
 from hggep_sc.checkpoint import Checkpoint, OtherCheckpointError, Parts, open_checkpoints, remove_checkpoints
 
 SPOTS = np.array([4, 7, 9])
@@ -76,11 +79,22 @@ def test_an_interruption_while_writing_leaves_what_was_there(tmp_path, monkeypat
     assert len(list(parts)) == 1
 
 
-def test_a_damaged_file_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda _: b"",
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: save(load(content)),
+        lambda _: sealed({"features": VALUES}),
+    ],
+    ids=["cut", "empty", "another bit", "no checksum", "no spots"],
+)
+def test_a_damaged_file_is_named(tmp_path, damage):
     parts = Parts(tmp_path)
     parts.write(SPOTS, features=VALUES)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-1])
+    file.write_bytes(damage(file.read_bytes()))
     for read in (lambda: parts.read(SPOTS), lambda: list(parts)):
         with pytest.raises(ValueError, match=rf"{file} is damaged .*: remove it, and what it held is computed anew"):
             read()
@@ -170,7 +184,7 @@ def test_a_damaged_mark_is_named(tmp_path):
 
 def test_one_at_a_time(tmp_path):
     """Two would remove what the other still needs. After the first has left, by an error too, the next may."""
-    message = "another process is at work on it; wait for its end"
+    message = "another process or thread is at work on it; wait for its end"
     for _ in range(2):
         with suppress(ZeroDivisionError), open_checkpoints(tmp_path, {"model": "a"}, 1):
             with pytest.raises(ValueError, match=message), open_checkpoints(tmp_path, {"model": "a"}, 1):
@@ -207,3 +221,35 @@ def test_files_of_others_are_not_removed(tmp_path):
         file.write_text("mine")
     remove_checkpoints(tmp_path / "run")
     assert {file for file in tmp_path.rglob("*") if file.is_file()} == mine
+
+
+@pytest.mark.parametrize("call", ["unlink", "rmdir"])
+def test_a_kill_while_a_folder_is_removed_does_not_close_it(tmp_path, monkeypatch, call):
+    """Stopped at each of its files and folders in turn, it can be opened, and removed, again."""
+
+    def stopped_at(number):
+        folder, real, calls = tmp_path / str(number), getattr(os, call), []
+
+        def stopped(*given, **options):
+            calls.append(given)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return real(*given, **options)
+
+        with open_checkpoints(folder, {"model": "a"}, 2) as checkpoints:
+            for checkpoint in checkpoints:
+                checkpoint.features.write(SPOTS, features=VALUES)
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(os, call, stopped)
+            remove_checkpoints(folder)
+        if len(calls) == number:
+            with open_checkpoints(folder, {"model": "a"}, 2):
+                pass
+            remove_checkpoints(folder)
+        assert not folder.exists()
+        return len(calls)
+
+    number = 1
+    while stopped_at(number) == number:
+        number += 1
+    assert number > 4

@@ -1,6 +1,6 @@
 import logging
-from threading import current_thread
-from time import sleep
+from itertools import count
+from threading import Barrier, current_thread
 from weakref import WeakSet
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.spatial import KDTree
 
+from helpers import WAIT
 from hggep_sc import Config
 from hggep_sc.checkpoint import Checkpoint
 from hggep_sc.chunks import CORE, chunks_with_halo, predict_in_chunks, spatial_chunks, spots_at_once
@@ -193,13 +194,15 @@ def test_the_network_predicts_each_core_within_its_chunk(network):
 @pytest.mark.parametrize(("n_threads", "views"), [(1, 8), (3, 8), (3, 1)])
 def test_a_cpus_threads_share_the_views_each_computing_alone(network, monkeypatch, n_threads, views):
     xy, seen, inside = cloud(200), torch.randn(200, views, 2, 10), set()
+    together, calls = Barrier(n_threads if views > 1 else 1), count()
     with torch.inference_mode():
         expected = average_views(network, seen, torch.from_numpy(xy).float())
     decode = network.decode
 
     def noted(features, positions):
         inside.add((current_thread().name, torch.get_num_threads(), torch.is_inference_mode_enabled()))
-        sleep(0.01)
+        if next(calls) < together.parties:  # none goes on before every thread has begun
+            together.wait(WAIT)
         return decode(features, positions)
 
     monkeypatch.setattr(network, "decode", noted)
@@ -219,11 +222,12 @@ def test_a_cpus_threads_share_the_views_each_computing_alone(network, monkeypatc
 
 @pytest.mark.parametrize("room", [1, 2, 4])
 def test_as_many_views_at_once_as_memory_holds(network, monkeypatch, room):
-    inside, decode = set(), network.decode
+    inside, decode, together, calls = set(), network.decode, Barrier(min(room, 3)), count()
 
     def noted(*given):
         inside.add(current_thread().name)
-        sleep(0.02)
+        if next(calls) < together.parties:
+            together.wait(WAIT)
         return decode(*given)
 
     monkeypatch.setattr(network, "decode", noted)

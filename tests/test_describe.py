@@ -1,7 +1,8 @@
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from threading import Event, current_thread
+from itertools import count
+from threading import Barrier, Event, current_thread
 from threading import enumerate as enumerate_threads
 from time import sleep
 
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import hggep_sc.describe as describe_module
-from helpers import Corner, MeanColour
+from helpers import WAIT, Corner, MeanColour
 from hggep_sc.config import Config
 from hggep_sc.describe import DIHEDRAL, PLAIN, describe_parts, encode_parts, turned
 from hggep_sc.features import _memory, features_of
@@ -116,11 +117,12 @@ def test_what_is_described_is_what_is_there(section, batch_size, threads):
 
 
 def test_each_thread_computes_alone_and_the_callers_keeps_its_number(section, threads):
-    inside = set()
+    inside, together, calls = set(), Barrier(threads), count()
 
     def noted(patches):
         inside.add((current_thread().name, torch.get_num_threads()))
-        sleep(0.01)
+        if next(calls) < threads:  # none goes on before every thread has begun
+            together.wait(WAIT)
         return patches
 
     with section.open_image() as image:
@@ -161,7 +163,7 @@ def test_the_next_batches_are_read_while_one_is_worked_on(section, monkeypatch):
         )
         with closing(described):
             next(described)
-            assert started[2].wait(timeout=30)
+            assert started[2].wait(WAIT)
             assert not started[4].is_set()  # memory is bounded
             (second,) = next(described)
         np.testing.assert_array_equal(second.numpy(), read_patches(image, parts[1], FIELDS, 16))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hggep_sc as hggep
-from helpers import CPU
+from helpers import CPU, TINY, MeanColour, as_spatialdata, assert_same
 from hggep_sc import storage
 from hggep_sc.section import open_sections
 
@@ -43,6 +43,49 @@ def test_loading_leaves_the_random_state_alone(saved):
     before = torch.get_rng_state()
     hggep.HGGEP.load(saved, device="cpu")
     assert torch.equal(before, torch.get_rng_state())
+
+
+class TestNoNumbers:
+    """A model whose weights are no numbers, as of a training that diverged in another tool."""
+
+    @pytest.fixture(params=["network", "linear"])
+    def spoilt(self, saved, request):
+        model = hggep.HGGEP.load(saved, device="cpu")
+        if request.param == "network":
+            with torch.no_grad():
+                next(p for p in model.network.parameters() if p.requires_grad).view(-1)[0] = np.nan
+        else:
+            model.linear.coefficients[0, 0] = np.inf
+        model.__dict__.pop("id", None)
+        return model
+
+    def test_is_not_loaded(self, spoilt, tmp_path):
+        spoilt.save(tmp_path / "spoilt")
+        with pytest.raises(ValueError, match=r"spoilt is damaged: what .* learnt is NaN or infinite \(entry"):
+            hggep.HGGEP.load(tmp_path / "spoilt")
+
+    def test_does_not_predict(self, spoilt, sections, tmp_path):
+        section, before = sections["S3"], sections["S3"].copy()
+        message = r"section 'S3': what the model predicts at \d+ of 40 spots is NaN or infinite, and nothing is written"
+        for how in ({}, {"checkpoint_dir": tmp_path / "run"}, {"checkpoint_dir": tmp_path / "run"}):
+            with pytest.raises(ValueError, match=message):
+                hggep.tl.predict(section, spoilt, device="cpu", **how)
+        assert_same(section, before)
+        with pytest.raises(ValueError, match=message):
+            hggep.tl.predict(as_spatialdata(section), spoilt, device="cpu", copy=True)
+        table = hggep.tl.predict_slides({"S3": section}, spoilt, tmp_path / "slides", device="cpu", progress=False)
+        assert "is NaN or infinite, and nothing is written" in table["error"].iloc[0]
+        assert not list((tmp_path / "slides").glob("*.h5ad"))
+
+
+def test_a_module_may_hold_infinity(sections, tmp_path):
+    """Such as a mask of attention, which is no weight."""
+    module = MeanColour()
+    module.register_buffer("mask", torch.tensor([-np.inf, 0.0]))
+    how = {"genes": 8, "config": {**TINY, "epochs": 1, "cross_fit": False}, **CPU}
+    model = hggep.tl.fit(sections, encoder=module, **how)
+    model.save(tmp_path / "m")
+    hggep.HGGEP.load(tmp_path / "m", encoder=module)
 
 
 def test_no_pickle_in_the_folder(saved):

@@ -4,6 +4,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from helpers import WAIT
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
@@ -20,7 +22,7 @@ def committed(name, n_images):
 
 
 def run(notebook, folder):
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=WAIT, resources={"metadata": {"path": str(folder)}}).execute()
 
 
 @pytest.mark.slow

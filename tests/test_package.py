@@ -3,6 +3,7 @@ import sys
 from importlib.metadata import version
 
 import hggep_sc as hggep
+from helpers import WAIT
 
 # each takes a good part of a second or more to import, and is needed by some functions alone
 HEAVY = ("torch", "lightning", "torch_geometric", "scanpy", "spatialdata", "squidpy", "sklearn", "skimage",
@@ -11,7 +12,7 @@ HEAVY = ("torch", "lightning", "torch_geometric", "scanpy", "spatialdata", "squi
 
 def loaded_by(statement: str) -> set[str]:
     code = f"{statement}; import sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=WAIT)
     return set(done.stdout.split())
 
 

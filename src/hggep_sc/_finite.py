@@ -31,7 +31,8 @@ def require_finite_prediction(section: str, *predicted: np.ndarray) -> None:
         If a value is NaN or infinite.
     """
     for values in predicted:
-        sums = values.sum(axis=1, dtype=np.float64)  # beside a large array, not another as large
+        with np.errstate(invalid="ignore"):
+            sums = values.sum(axis=1, dtype=np.float64)  # beside a large array, not another as large
         if lost := int(np.count_nonzero(~np.isfinite(sums))):
             raise ValueError(
                 f"section {section!r}: what the model predicts at {lost} of {len(sums)} spots is NaN or infinite, and "

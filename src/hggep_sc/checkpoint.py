@@ -187,7 +187,9 @@ def remove_checkpoints(folder: Path) -> None:
         return
     try:
         with FileLock(folder / LOCK, timeout=0):
-            for entry in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+            inside = sorted(folder.rglob("*"), reverse=True)  # what is in a folder before the folder
+            # the mark last: without it the rest is not known for ours
+            for entry in sorted(inside, key=lambda entry: entry.parent == folder and not entry.is_dir()):
                 with suppress(OSError):
                     if entry.is_dir():
                         entry.rmdir()

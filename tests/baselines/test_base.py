@@ -43,6 +43,18 @@ def test_round_trip(method, opened, config, weights, tmp_path):
 
 
 @methods
+def test_what_is_no_number_is_neither_loaded_nor_predicted(method, opened, config, weights, tmp_path):
+    model = fit(method, opened[:2], config, weights)
+    model.arrays["gene_mean"][1] = np.nan
+    model.__dict__.pop("id", None)
+    with pytest.raises(ValueError, match=r"section 'S3': what the model predicts at 40 of 40 spots is NaN or infinite"):
+        model.predict(opened[2])
+    model.save(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"m is damaged: .* NaN or infinite \(entry 'gene_mean'\)"):
+        BASELINES[method].load(tmp_path / "m")
+
+
+@methods
 def test_same_seed_same_model(method, opened, config, weights):
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import hggep_sc as hggep
+from helpers import WAIT
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accuracy.py"
 
@@ -73,6 +74,6 @@ def test_a_shortened_run_is_told_apart(accuracy, result):
 )
 def test_arguments(arguments, shared, message):
     call = [sys.executable, SCRIPT, *arguments]
-    done = subprocess.run(call, capture_output=True, text=True, check=False, env=shared, timeout=120)
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=shared, timeout=WAIT)
     assert done.returncode == 2
     assert message in done.stderr

@@ -1,7 +1,6 @@
 import logging
 import os
 import signal
-import time
 from concurrent.futures import ProcessPoolExecutor
 
 import anndata as ad
@@ -615,22 +614,24 @@ def cluster():
 def test_a_dask_worker_killed_in_the_middle_loses_no_fold(sections, cluster, tmp_path, one_run):
     import threading
 
-    killed = []
+    killed, ended = [], threading.Event()
 
     def kill_one():
         """As soon as a first fold is stored."""
-        for _ in range(600):
+        while not ended.wait(0.05):
             if any(file.suffix == ".h5ad" for file in tmp_path.iterdir()):
                 worker = next(iter(cluster.run(os.getpid).items()))
                 os.kill(worker[1], signal.SIGKILL)
                 killed.append(worker)
                 return
-            time.sleep(0.05)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    result = tl.cross_validate(sections, methods=METHODS, executor=cluster.get_executor(), path=tmp_path, **HOW)
-    killer.join()
+    try:
+        result = tl.cross_validate(sections, methods=METHODS, executor=cluster.get_executor(), path=tmp_path, **HOW)
+    finally:
+        ended.set()
+        killer.join()
     assert len(killed) == 1
     assert len(list(tmp_path.glob("*.h5ad"))) == 9
     assert_same_but_for_threads(result, one_run)

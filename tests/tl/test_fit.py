@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata as ad
@@ -14,15 +15,17 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from threadpoolctl import threadpool_limits
 
 import helpers
 import hggep_sc as hggep
-from helpers import CPU, LEARNING
+from helpers import CPU, LEARNING, WAIT
 from hggep_sc import describe
 from hggep_sc.image import SectionImage
 from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.nn.shufflenet import ShuffleNetV2
 from hggep_sc.training import fit as module
+from hggep_sc.training.checkpoint import read_checkpoint
 from hggep_sc.training.plan import TrainingPlan
 
 
@@ -81,6 +84,32 @@ class TestReproducible:
         assert torch.equal(before[0], torch.get_rng_state())
         assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
         assert before[2] == random.getstate()
+
+    @pytest.mark.parametrize("how", [{}, {"checkpoint_dir": "run"}, {"encoder": helpers.MeanColour()}])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+    def test_random_state_is_left_alone_where_a_fit_ends_early(self, training, monkeypatch, tmp_path, how, error):
+        def fails(self, batch, step):
+            torch.manual_seed(step)
+            np.random.seed(step)  # noqa: NPY002 as a module of the user's might
+            random.seed(step)
+            raise error
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(TrainingPlan, "training_step", fails)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+        with pytest.raises(error):
+            hggep.tl.fit(training, config={**TINY, "epochs": 1}, **how, **TEN_GENES)
+        assert torch.equal(before[0], torch.get_rng_state())
+        assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+        assert before[2] == random.getstate()
+
+    def test_the_callers_mode_of_gradients_is_left_alone(self, training, trained):
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                again = hggep.tl.fit(training, genes=20, config=helpers.TINY, **CPU)
+                assert not torch.is_grad_enabled()
+                assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+            assert_same_model(trained, again)
 
     def test_inputs_are_not_changed(self, training):
         before = {name: section.copy() for name, section in training.items()}
@@ -422,6 +451,150 @@ def embedded(section):
     return section
 
 
+class TestTwoAtOnce:
+    """Fits in threads wait for each other; of two in one folder the second is refused."""
+
+    def test_in_threads_as_one_after_another(self, training):
+        how = {**TEN_GENES, "config": {**helpers.TINY, "epochs": 1, "patch_size": 16, "flips": False}}
+        alone = {seed: hggep.tl.fit(training, seed=seed, **how) for seed in (0, 1)}
+        before = torch.get_rng_state()
+        with ThreadPoolExecutor(3) as threads:
+            fits = {seed: threads.submit(hggep.tl.fit, training, seed=seed, **how) for seed in (0, 1)}
+            ridge = threads.submit(hggep.tl.fit, training, method="ridge", weights=None, genes=10, progress=False)
+            for seed, fit in fits.items():
+                assert_same_model(alone[seed], fit.result())
+        assert ridge.result().id == hggep.tl.fit(training, method="ridge", genes=10, **CPU).id
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_whatever_number_of_threads_another_library_has_set(self, training):
+        """As Numba does, for the thread that it is called in."""
+        how = {**TEN_GENES, "config": {**TINY, "epochs": 1}}
+        alone = hggep.tl.fit(training, **how)
+        before = torch.get_num_threads()
+        with threadpool_limits(before + 2, user_api="openmp"):
+            assert torch.get_num_threads() == before + 2
+            seen = []
+            with pytest.MonkeyPatch.context() as patch:
+                step = TrainingPlan.training_step
+                patch.setattr(
+                    TrainingPlan,
+                    "training_step",
+                    lambda *given: seen.append(torch.get_num_threads()) or step(*given),
+                )
+                assert_same_model(alone, hggep.tl.fit(training, **how))
+            assert torch.get_num_threads() == before + 2
+        assert set(seen) == {before}
+
+    @pytest.mark.parametrize(
+        ("kind", "resume"), [("frozen", True), ("frozen", False), ("learning", False), ("embeddings", True)]
+    )
+    def test_in_one_folder_the_second_is_refused(self, training, tmp_path, monkeypatch, kind, resume):
+        """At once, at every step of the first, and nothing of the first is touched."""
+        training = {name: embedded(section) for name, section in training.items()}
+        config = {**TINY, "epochs": 1, **(LEARNING if kind == "learning" else {})}
+        how = {**TEN_GENES, "config": config, **({"encoder": "X_emb"} if kind == "embeddings" else {})}
+        run = tmp_path / "run"
+        step, put, refused = TrainingPlan.training_step, Path.replace, []
+
+        def files():
+            return {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+        def second():
+            before, message = files(), f"checkpoint_dir='{run}': another process or thread is at work on it"
+            with pytest.raises(ValueError, match=message):
+                hggep.tl.fit(training, seed=1, checkpoint_dir=run, resume=resume, **how)
+            assert files() == before
+            refused.append(len(before))
+
+        monkeypatch.setattr(TrainingPlan, "training_step", lambda *given: second() or step(*given))
+        monkeypatch.setattr(Path, "replace", lambda *given: second() or put(*given))
+        first = hggep.tl.fit(training, checkpoint_dir=run, **how)
+        monkeypatch.undo()
+        assert len(refused) >= 4  # two steps, the mark, the checkpoint
+        assert_same_model(first, hggep.tl.fit(training, **how))
+
+
+class TestDiverged:
+    """A training whose loss or weights are no numbers ends with an error."""
+
+    @pytest.mark.parametrize(
+        ("settings", "value"),
+        [({}, np.nan), ({}, np.inf), ({"validation": 0.3}, np.nan), ({"config": LEARNING}, np.nan)],
+    )
+    def test_of_the_loss(self, training, tmp_path, monkeypatch, settings, value):
+        """From the second epoch on; the checkpoint of the first stays, and goes on to the same end."""
+        monkeypatch.setattr(TrainingPlan, "training_step", diverging(TrainingPlan.training_step, value))
+        how = {**TEN_GENES, **settings, "config": {**TINY, **settings.get("config", {})}}
+        message = (
+            r"training on S1, S2 diverged in epoch 2 of 3 \(not finite: loss (nan|inf).*\), and there is no model: "
+            r"lower config\.learning_rate \(now 0\.001\), clip gradients by config\.gradient_clip"
+        )
+        for resume in (False, True):
+            with pytest.raises(RuntimeError, match=message):
+                hggep.tl.fit(training, checkpoint_dir=tmp_path / "run", resume=resume, **how)
+        entries = read_checkpoint(tmp_path / "run" / "last.ckpt")
+        assert entries["epoch"] == 0
+        assert all(values.isfinite().all() for values in entries["state_dict"].values())
+
+    def test_of_the_weights_in_the_last_step(self, training, tmp_path, monkeypatch):
+        """The losses are numbers to the end."""
+        step = torch.optim.AdamW.step
+
+        def too_far(self, *given, **options):
+            found = step(self, *given, **options)
+            steps.append(1)
+            if len(steps) == 6:
+                self.param_groups[0]["params"][0].data.mul_(np.inf)
+            return found
+
+        steps = []
+        monkeypatch.setattr(torch.optim.AdamW, "step", too_far)
+        with pytest.raises(RuntimeError, match=r"diverged in epoch 3 of 3 \(not finite: [a-z0-9_.]+\)"):
+            hggep.tl.fit(training, config=TINY, checkpoint_dir=tmp_path / "run", **TEN_GENES)
+        assert read_checkpoint(tmp_path / "run" / "last.ckpt")["epoch"] == 1
+
+    def test_of_a_fit_without_a_section(self, training, monkeypatch):
+        step = TrainingPlan.training_step
+        networks = []
+
+        def third(self, batch, number):
+            if self not in networks:
+                networks.append(self)
+            found = step(self, batch, number)
+            return {**found, "loss": found["loss"] * np.nan} if len(networks) == 3 else found
+
+        monkeypatch.setattr(TrainingPlan, "training_step", third)
+        with pytest.raises(RuntimeError, match="training on S1 diverged in epoch 1 of 3"):
+            hggep.tl.fit(training, config=helpers.TINY, **TEN_GENES)
+
+    def test_by_a_learning_rate_that_is_too_high(self, training):
+        with pytest.raises(RuntimeError, match=r"diverged .*lower config\.learning_rate \(now 1e\+06\)"):
+            hggep.tl.fit(training, config={**TINY, "learning_rate": 1e6, "epochs": 5}, **TEN_GENES)
+
+    def test_a_linear_path_and_a_ridge_that_cannot_be_learnt(self, training, monkeypatch):
+        from hggep_sc.baselines.selection import Training
+
+        real = Training.of
+        monkeypatch.setattr(
+            Training, "of", lambda features, *rest: real([part * np.float32(np.nan) for part in features], *rest)
+        )
+        message = "features to learn from are NaN or infinite: look for values far out of the ordinary"
+        with pytest.raises(ValueError, match=message):
+            hggep.tl.fit(training, config={**helpers.TINY, "epochs": 1}, **TEN_GENES)
+        with pytest.raises(ValueError, match=message):
+            hggep.tl.fit(training, method="ridge", **TEN_GENES)
+
+
+def diverging(step, value):
+    """A training step whose loss is no number from the second epoch on."""
+
+    def diverges(self, batch, number):
+        found = step(self, batch, number)
+        return {**found, "loss": found["loss"] * value} if self.current_epoch > 0 else found
+
+    return diverges
+
+
 class TestCheckpoints:
     @encoders
     @pytest.mark.parametrize("validation", [None, 0.3])
@@ -589,7 +762,7 @@ TrainingPlan.training_step = killed
 sections = {{name: ad.read_h5ad(f"{tmp_path}/{{name}}.h5ad") for name in {list(training)}}}
 hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path / "run")!r}, **{CPU})
 """
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=WAIT)
         assert done.returncode == -signal.SIGKILL, done.stderr
         epochs, real = [], TrainingPlan.training_step
 
@@ -673,7 +846,7 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
             hggep.tl.fit(training, **how)
         monkeypatch.undo()
         there = sorted(file.name for file in how["checkpoint_dir"].iterdir())
-        assert there == ["encoded", "fit.json", "last.ckpt"]
+        assert there == ["encoded", "fit.json", "fit.lock", "last.ckpt"]
         resumed = hggep.tl.fit(training, resume=True, **how)
         assert_same_model(hggep.tl.fit(training, genes=15, config=TINY, **CPU), resumed)
 

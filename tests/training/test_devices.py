@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hggep_sc as hggep
-from helpers import CPU, LEARNING, TINY
+from helpers import CPU, LEARNING, TINY, WAIT
 from hggep_sc.training.devices import Devices
 from hggep_sc.training.network import EpochOrder
 from hggep_sc.training.plan import TrainingPlan
@@ -25,7 +25,7 @@ def run(launch, data, settings, results):
     """What each of two processes came to."""
     results.mkdir()
     command = [sys.executable, *launch, str(SCRIPT), str(data), json.dumps(settings), str(results)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(results / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 

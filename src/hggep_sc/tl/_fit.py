@@ -53,7 +53,8 @@ def fit(
     """Train HGGEP, or a simpler method, to predict gene expression from the H&E image around every spot.
 
     Nothing of a section that is not given here reaches training: genes, means, components and stopping are
-    all chosen on these sections. Inputs are not changed, nor is the caller's random state.
+    all chosen on these sections. Inputs are not changed, nor is the caller's random state, also where a fit ends early.
+    Fits in several threads of one process wait for each other, and give what they would one after another.
 
     Parameters
     ----------
@@ -117,7 +118,7 @@ def fit(
         device ("ddp"; "auto" takes it where there are several), from a script. See `docs/scaling.md`.
     checkpoint_dir, checkpoint_every
         Folder for checkpoints, written every so many epochs, and until the fit has ended for what HGGEP's own encoder,
-        frozen, makes of the sections.
+        frozen, makes of the sections. It is of one fit: while that is at work, another is refused.
     resume
         Continue the interrupted fit in `checkpoint_dir`; the result is that of an uninterrupted one.
     progress
@@ -130,9 +131,13 @@ def fit(
     Raises
     ------
     ValueError, KeyError, TypeError, FileNotFoundError
-        For input that cannot be used; the message names the slot and the remedy.
+        For input that cannot be used, and a `checkpoint_dir` that is another fit's, in use or damaged; the message
+        names the slot and the remedy.
     RuntimeError
-        If the ImageNet weights cannot be downloaded.
+        If training diverges, its loss or weights being NaN or infinite: there is no model, and the last checkpoint is
+        of an epoch before. If the ImageNet weights cannot be downloaded.
+    OSError
+        If `checkpoint_dir` or the temporary folder cannot be written to.
     """
     settings = method_config(method, preset=preset, config=config, normalize=normalize)
     seed, folder = seed_of("seed", seed), path_or_none("checkpoint_dir", checkpoint_dir)

@@ -23,6 +23,7 @@ from ..cross_validation import (
     run_tasks,
     tasks_of,
 )
+from ..device import require_device_name
 from ..section import (
     Section,
     gene_name_hint,
@@ -129,6 +130,8 @@ def cross_validate(
     executor, folder = executor_or_none("executor", executor), path_or_none("path", path)
     n_folds = whole_or_none("n_folds", n_folds, least=2)
     flag_or_none("progress", progress)
+    require_device_name(device)
+    path_or_none("weights", weights)
     if key_added is not None:
         require_key(key_added)
     sections = open_sections(

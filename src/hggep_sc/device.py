@@ -10,6 +10,27 @@ from threadpoolctl import threadpool_limits
 from ._settings import settings
 
 
+def require_device_name(device: str) -> None:
+    """Refuse what is no device, whether this machine has it or not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no name, or an unknown one.
+    """
+    known = "use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'"
+    if not isinstance(device, str | torch.device):  # of a number torch makes a GPU
+        raise TypeError(f"device={device!r} is not a device's name; {known}")
+    if device == "auto":
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not known; {known}") from error
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device={device!r} is not supported; {known}")
+
+
 def resolve_device(device: str) -> torch.device:
     """Return the device to compute on; "auto" takes `settings.device`, and a GPU if that says "auto" too.
 
@@ -18,18 +39,13 @@ def resolve_device(device: str) -> torch.device:
     ValueError
         For an unknown device, or one that this machine does not have.
     """
-    if not isinstance(device, str | torch.device):  # of a number torch makes a GPU
-        raise TypeError(f"device={device!r} must be a name: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
+    require_device_name(device)
     if device == "auto":
         device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r} is not known; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'") from error
-    if resolved.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device={device!r} is not supported; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
+    require_device_name(device)
+    resolved = torch.device(device)
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device={device!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices "

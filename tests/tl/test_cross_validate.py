@@ -559,8 +559,7 @@ def test_a_layer_is_replaced_on_request(sections):
         ("only", 5), ("methods", 5), ("methods", "ridge"), ("methods", {"a": 5}), ("groups", 5),
         ("groups", {None: "a"}), ("mpp", "0.5"), ("mpp", -1), ("mpp", {"S9": 1.0}), ("layer", 5), ("layer", "gone"),
         ("key_added", 5), ("key_added", ""), ("progress", "no"), ("device", 0), ("device", "tpu"), ("overwrite", "no"),
-        ("weights", 5), ("spatial_key", 5), ("image_key", 5), ("library_key", 5), ("validation", "S1"),
-        ("normalize", "spot"),
+        ("weights", 5), ("spatial_key", 5), ("image_key", 5), ("library_key", 5), ("normalize", "spot"),
     ],
 )  # fmt: skip
 def test_arguments_are_named(sections, monkeypatch, argument, value):

@@ -24,6 +24,7 @@ from ..cross_validation import (
     settings_of,
     tasks_of,
 )
+from ..device import require_device_name
 from ..evaluation import layer_scores, tidy
 from ..expression import ExpressionScale
 from ..fingerprint import BESIDE, HELD
@@ -161,6 +162,8 @@ def cross_validate(
     executor, folder = executor_or_none("executor", executor), path_or_none("path", path)
     n_folds = whole_or_none("n_folds", n_folds, least=2)
     flag_or_none("progress", progress)
+    require_device_name(device)
+    path_or_none("weights", weights)
     if key_added is not None:
         require_key(key_added)
     wanted, _ = requested_genes(genes, genes_by)

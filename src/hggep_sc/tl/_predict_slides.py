@@ -23,6 +23,7 @@ from .._settings import settings
 from .._validators import by_name, executor_or_none, flag, flag_or_none, path_of, values_by_name, whole_or_none
 from .._version import __version__
 from ..checkpoint import OtherCheckpointError, remove_checkpoints
+from ..device import require_device_name
 from ..fingerprint import content_hash
 from ..image import is_ome_zarr
 from ..methods import Model, require_model
@@ -125,6 +126,7 @@ def predict_slides(
     flag("overwrite", overwrite)
     for name, switch in {"average_flips": average_flips, "progress": progress}.items():
         flag_or_none(name, switch)
+    require_device_name(device)
     spots_per_batch(batch_size)
     whole_or_none("chunk_spots", chunk_spots)
     folder = folder.resolve()  # a worker may run elsewhere

@@ -1,8 +1,10 @@
 """Raw counts of a section, and of a table's rows: matched by name, and refused where they are none."""
 
+import re
 import warnings
 
 import anndata as ad
+import dask.array
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,6 +94,78 @@ def test_missing_and_repeated_genes() -> None:
         adata.var_names = ["GNAS", "GNAS", "CD74", "ACTB", "MUC1"]
         with pytest.raises(ValueError, match="var_names: gene names occur more than once: 'GNAS'"):
             open_sections(adata)[0].counts(["CD74"])
+
+
+SYMBOLS = ["GNAS", "FASN", "ERBB2", "CD74"]
+IDS = ["ENSG00000087460", "ENSG00000169710", "ENSG00000141736"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "seen"),
+    [
+        (SYMBOLS, ["GRCh38_" + name for name in SYMBOLS] + ["mm10___Gnas"], ["a genome's prefix"]),
+        (SYMBOLS, ["GRCh38______" + name for name in SYMBOLS], ["a genome's prefix"]),
+        (IDS, [name + ".12" for name in IDS], ["the version of Ensembl ids"]),
+        ([name + ".3" for name in IDS], ["GRCh38_" + name for name in IDS], ["prefix", "version"]),
+        (SYMBOLS, [name.capitalize() for name in SYMBOLS], ["upper and lower case"]),
+    ],
+)
+def test_how_names_differ_is_said_with_a_remedy_that_works(a, b, seen) -> None:
+    hint = gene_name_hint(a, b)
+    for words in ("a genome's prefix", "the version of Ensembl ids", "upper and lower case"):
+        assert (words in hint) == any(part in words for part in seen)
+    # as told: the remedies are code
+    tables = [ad.AnnData(np.zeros((1, len(names)), np.float32), var=pd.DataFrame(index=names)) for names in (a, b)]
+    for code in re.findall(r"`(adata\.var_names = .*?)`", hint):
+        for adata in tables:
+            exec(code, {"adata": adata})
+    assert set(tables[0].var_names) <= set(tables[1].var_names)
+
+
+def test_names_that_differ_otherwise_get_no_hint() -> None:
+    assert gene_name_hint(SYMBOLS, ["A", "B"]) == ""
+    assert gene_name_hint(["AC012345.2", "MT-CO1"], ["AC012345.1", "MT-CO2"]) == ""  # dots that are no version
+
+
+def test_counts_that_lie_in_raw_are_pointed_to() -> None:
+    adata = make_adata()
+    counts = adata.X.copy()
+    adata.raw = adata
+    adata.X = adata.X.log1p()
+    with pytest.raises(ValueError, match=r"raw counts seem to lie in adata\.raw: `adata = adata\.raw\.to_adata\(\)`"):
+        open_sections(adata)[0].counts(GENES)
+    (section,) = open_sections(adata.raw.to_adata())
+    np.testing.assert_array_equal(section.counts(GENES).toarray(), counts.toarray())
+    adata.raw = adata  # which are not raw either
+    with pytest.raises(ValueError, match="non-integer") as refused:
+        open_sections(adata)[0].counts(GENES)
+    assert "adata.raw" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "values", [(1, 0), (True, False), ("1", "0"), ("True", "False"), ("TRUE", "FALSE"), (1.0, np.nan)]
+)
+@pytest.mark.parametrize("kind", [object, "category"])
+def test_what_in_tissue_may_hold(values, kind) -> None:
+    adata = make_adata()
+    adata.obs["in_tissue"] = pd.Series([values[i % 3 == 0] for i in range(30)], index=adata.obs_names).astype(kind)
+    np.testing.assert_array_equal(open_sections(adata)[0].obs_rows, [i for i in range(30) if i % 3])
+    adata.obs["in_tissue"] = "yes"
+    with pytest.raises(ValueError, match="found 'yes'"):
+        open_sections(adata)
+
+
+def test_lazily_read_objects_are_refused_and_backed_and_dask_ones_read(tmp_path) -> None:
+    adata = make_adata()
+    adata.write_zarr(tmp_path / "a.zarr")
+    with pytest.raises(TypeError, match=r"read lazily.*adata\.to_memory\(\)"):
+        open_sections(ad.experimental.read_lazy(tmp_path / "a.zarr"))
+    (section,) = open_sections(ad.experimental.read_lazy(tmp_path / "a.zarr").to_memory())
+    np.testing.assert_array_equal(section.counts(GENES).toarray(), adata.X.toarray())
+    lazy = adata.copy()
+    lazy.X = dask.array.from_array(adata.X.toarray(), chunks=(7, 2))
+    np.testing.assert_array_equal(open_sections(lazy)[0].counts(GENES).toarray(), adata.X.toarray())
+    np.testing.assert_allclose(open_sections(lazy)[0].library(), adata.X.sum(axis=1).A1)
 
 
 def test_gene_name_hint() -> None:

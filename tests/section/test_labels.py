@@ -1,11 +1,13 @@
 """Labels as spots: centres, sizes and counts are those of the instances, whatever the chunks and scales."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import spatialdata as sd
+from PIL import Image
 from scipy import ndimage
 
-sd = pytest.importorskip("spatialdata")
 from spatialdata.models import Image2DModel, Labels2DModel, TableModel
 from spatialdata.transformations import Scale
 
@@ -38,8 +40,6 @@ def test_a_table_of_labels_is_a_section(sections) -> None:
     adata = sections["S1"]
     xy = np.floor(adata.obsm["spatial"] / 2)
     entry = adata.uns["spatial"]["S1"]
-    from PIL import Image
-
     with Image.open(entry["metadata"]["source_image_path"]) as file:
         image = np.asarray(file.convert("RGB"))
     pixels = np.zeros((image.shape[0] // 2, image.shape[1] // 2), dtype=np.int64)
@@ -77,8 +77,6 @@ def test_a_table_of_labels_is_a_section(sections) -> None:
 def test_bins_drawn_as_a_pixel_each_are_squares() -> None:
     pixels = np.arange(1, 61).reshape(6, 10)
     image = np.random.default_rng(0).integers(0, 255, (3, 60, 100)).astype(np.uint8)
-    import anndata as ad
-
     table = ad.AnnData(np.ones((60, 2), np.float32))
     table.obs["region"], table.obs["bin"] = pd.Categorical(["bins"] * 60), np.arange(1, 61)
     scale = {"global": Scale([10, 10], axes=("x", "y"))}
@@ -88,6 +86,6 @@ def test_bins_drawn_as_a_pixel_each_are_squares() -> None:
         tables={"table": TableModel.parse(table, region="bins", region_key="region", instance_key="bin")},
     )
     (section,) = open_sections(sdata, mpp=1.0)
-    assert (section.spot_shape, section.spot_diameter) == ("square", 10.0)
+    assert (section.spot_shape, section.spot_diameter) == ("square", pytest.approx(10.0))
     x, y = np.meshgrid(np.arange(10) * 10 + 5, np.arange(6) * 10 + 5)
     np.testing.assert_allclose(section.xy, np.column_stack([x.ravel(), y.ravel()]))

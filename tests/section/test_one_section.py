@@ -58,8 +58,7 @@ def test_names_that_are_no_barcodes_pass() -> None:
 
 def test_the_same_name_or_array_position_twice() -> None:
     names = [str(i) for i in range(10)] * 2
-    with pytest.warns(UserWarning, match="not unique"):
-        adata = named(names)
+    adata = named(names)
     with pytest.raises(ValueError, match="10 of 20 spots have the name of another spot"):
         open_sections(adata)
     places = {"array_row": np.tile(np.arange(10), 2), "array_col": 3}

@@ -14,7 +14,7 @@ pytest.importorskip("spatialdata")
 import geopandas
 import shapely
 import spatialdata
-from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation
 
 HEIGHT, WIDTH = 200, 240

@@ -29,8 +29,8 @@ def naming_what_is_broken(wanted: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        modules = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-        packages = [module.partition(".")[0] for module in modules]
+        _, _, *frames = traceback.walk_tb(error.__traceback__)  # the first are this one and the caller's
+        packages = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in frames]
         if not (others := [package for package in packages if package and package not in PASSED]):
             raise
         raise ImportError(_told(wanted, others[-1], error)) from None

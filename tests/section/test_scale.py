@@ -142,6 +142,14 @@ def test_visium_hd_by_scale_factors_and_names() -> None:
     assert only(one).mpp == pytest.approx(0.4)
 
 
+def test_squares_with_gaps_between_them_are_no_bins(caplog) -> None:
+    """`bin_size_um` of spots that are only drawn as squares."""
+    factors = {"bin_size_um": 55, "spot_diameter_fullres": 12.0, "microns_per_pixel": 1.2}
+    section = only(hd(8, 20.0, barcodes=False, scalefactors=factors))
+    assert (section.mpp, section.spacing_um, section.spot_shape) == (1.2, pytest.approx(24), "square")
+    assert not caplog.records
+
+
 def test_cells_are_no_bins(caplog) -> None:
     """Cells put together from bins keep the bins' scale factors; they are on no grid."""
     adata = hd(2, 2.5, barcodes=False, scalefactors={"bin_size_um": 2, "microns_per_pixel": 0.8})

@@ -235,7 +235,8 @@ def spot_grid(
     barcodes = list(names[:64])
     bin_um = _bin_um(entry, barcodes, called)
     words = _words(entry, reader)
-    squares = bin_um is not None or re.search("visium ?hd", words) is not None
+    hd = re.search("visium ?hd", words) is not None
+    squares = bin_um is not None or hd
     places = array_places(table, rows[some])
     if places is None and squares:
         places = _places_of(names)
@@ -254,7 +255,10 @@ def spot_grid(
         return SpotGrid(_nearest(xy), None, squares)
     um = None
     if squares:
-        um = None if found.hexagonal else bin_um
+        # a size of bins that is noted for spots which leave gaps between them is how they are drawn
+        named = hd or any(map(HD_BARCODE.search, barcodes))
+        bins = named or side is None or _times(found.pitch, side) < ALIKE
+        um = bin_um if bins and not found.hexagonal else None
     elif visium:
         um = VISIUM_UM
     elif legacy and not found.hexagonal:

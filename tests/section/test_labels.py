@@ -7,7 +7,6 @@ import pytest
 import spatialdata as sd
 from PIL import Image
 from scipy import ndimage
-
 from spatialdata.models import Image2DModel, Labels2DModel, TableModel
 from spatialdata.transformations import Scale
 

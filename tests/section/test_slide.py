@@ -60,7 +60,8 @@ def test_a_copy_keeps_the_reader_and_leaves_the_original(wsi):
     assert "new" not in wsi.attrs
 
 
-def test_tiles_are_laid_on_the_slide(wsi, trained):
+def test_tiles_are_laid_on_the_slide(wsi, sections):
+    trained = hggep.tl.fit(sections["S2"], method="gene_mean", genes=3)
     tiled = hggep.pp.tile(wsi, spacing_um=100.0, model=trained, key_added="spots", copy=True)
     assert "spots" not in wsi.shapes
     (section,) = open_sections(tiled, table_key="table_spots")

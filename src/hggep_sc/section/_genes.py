@@ -9,7 +9,7 @@ import pandas as pd
 from ._values import listed
 
 GENOME = re.compile(r"^(?:GRC[a-z]|hg|mm|rn)\d+[A-Za-z0-9.-]*_+")  # of references of several genomes
-VERSION = re.compile(r"(?<=\d{6})\.\d+$")
+VERSION = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+$")
 # how names of one gene are made alike, what is seen of the difference, and the remedy
 DIFFERENCES: tuple[tuple[Callable[[str], str], str, str], ...] = (
     (
@@ -18,9 +18,9 @@ DIFFERENCES: tuple[tuple[Callable[[str], str], str, str], ...] = (
         f"`adata.var_names = adata.var_names.str.replace(r'{GENOME.pattern}', '', regex=True)` takes it off",
     ),
     (
-        lambda name: VERSION.sub("", name),
+        lambda name: VERSION.sub(r"\1", name),
         "the version of Ensembl ids",
-        f"`adata.var_names = adata.var_names.str.replace(r'{VERSION.pattern}', '', regex=True)` takes it off",
+        f"`adata.var_names = adata.var_names.str.replace(r'{VERSION.pattern}', r'\\1', regex=True)` takes it off",
     ),
     (
         str.upper,

@@ -1,4 +1,4 @@
-"""WholeCheckpoints of a fit: whose they are, and where to go on from."""
+"""Checkpoints of a fit: whose they are, and where to go on from."""
 
 import hashlib
 import json

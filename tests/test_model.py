@@ -66,7 +66,7 @@ class TestNoNumbers:
 
     def test_does_not_predict(self, spoilt, sections, tmp_path):
         section, before = sections["S3"], sections["S3"].copy()
-        message = r"section 'S3': what the model predicts at \d+ of 40 spots is NaN or infinite, and nothing is written"
+        message = r"what the model predicts at \d+ of 40 spots is NaN or infinite, and nothing is written"
         for how in ({}, {"checkpoint_dir": tmp_path / "run"}, {"checkpoint_dir": tmp_path / "run"}):
             with pytest.raises(ValueError, match=message):
                 hggep.tl.predict(section, spoilt, device="cpu", **how)

@@ -10,7 +10,7 @@ import torch
 import hggep_sc as hggep
 from helpers import CPU, TINY
 from hggep_sc._sealed import sealed, unsealed
-from hggep_sc.training.checkpoint import Checkpoints, read_checkpoint
+from hggep_sc.training.checkpoint import WholeCheckpoints, read_checkpoint
 
 ENTRIES = {"state_dict": {}, "optimizer_states": [], "lr_schedulers": [], "callbacks": {}, "loops": {}}
 HOW = {"genes": 8, "encoder": "X_emb", "config": {**TINY, "cross_fit": False, "epochs": 2}, **CPU}
@@ -55,8 +55,8 @@ def test_what_lightning_gathers_comes_back(tmp_path):
         "flag": True,
         "pi": np.float64(np.pi) / 3,
     }
-    Checkpoints().save_checkpoint(given, tmp_path / "new" / "last.ckpt")
-    found = Checkpoints().load_checkpoint(tmp_path / "new" / "last.ckpt")
+    WholeCheckpoints().save_checkpoint(given, tmp_path / "new" / "last.ckpt")
+    found = WholeCheckpoints().load_checkpoint(tmp_path / "new" / "last.ckpt")
     state = found["state_dict"]
     assert state.keys() == given["state_dict"].keys()
     assert all(torch.equal(state[name], values) for name, values in given["state_dict"].items())
@@ -66,13 +66,13 @@ def test_what_lightning_gathers_comes_back(tmp_path):
     assert {name: found[name] for name in ("callbacks", "epoch", "flag", "pi")} == {
         name: given[name] for name in ("callbacks", "epoch", "flag", "pi")
     }
-    Checkpoints().remove_checkpoint(tmp_path / "new" / "last.ckpt")
+    WholeCheckpoints().remove_checkpoint(tmp_path / "new" / "last.ckpt")
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_what_json_does_not_hold_is_refused(tmp_path):
     with pytest.raises(TypeError, match="a checkpoint cannot hold /callbacks/x, a Planted"):
-        Checkpoints().save_checkpoint({"callbacks": {"x": Planted(tmp_path)}}, tmp_path / "last.ckpt")
+        WholeCheckpoints().save_checkpoint({"callbacks": {"x": Planted(tmp_path)}}, tmp_path / "last.ckpt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,7 +82,7 @@ def test_nothing_of_a_pickle_is_run(tmp_path, written_by, lightning_asks):
     file = tmp_path / "last.ckpt"
     written_by({**ENTRIES, "planted": Planted(tmp_path / "executed")}, file)
     with pytest.raises(ValueError, match=rf"{file} is damaged, or no checkpoint of a fit \(it .*\): remove it"):
-        Checkpoints().load_checkpoint(file, **lightning_asks)
+        WholeCheckpoints().load_checkpoint(file, **lightning_asks)
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -229,9 +229,9 @@ def test_a_full_disk_while_the_mark_is_written_leaves_none(embedded, tmp_path, m
 
 
 def test_last_epoch_is_written_as_often_as_asked(embedded, tmp_path, monkeypatch):
-    epochs, save = [], Checkpoints.save_checkpoint
+    epochs, save = [], WholeCheckpoints.save_checkpoint
     monkeypatch.setattr(
-        Checkpoints,
+        WholeCheckpoints,
         "save_checkpoint",
         lambda self, content, *given, **how: epochs.append(content["epoch"]) or save(self, content, *given, **how),
     )

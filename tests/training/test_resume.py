@@ -9,7 +9,7 @@ import pytest
 
 import hggep_sc as hggep
 from helpers import CPU, LEARNING, TINY
-from hggep_sc.training.checkpoint import Checkpoints
+from hggep_sc.training.checkpoint import WholeCheckpoints
 from hggep_sc.training.plan import TrainingPlan
 
 SMALL = {**TINY, "patch_size": 16, "fields_um": (60.0,), "fields_px": (112.0,), "epochs": 3, "flips": False}
@@ -30,7 +30,7 @@ def states(tmp_path, monkeypatch):
 
     def noted(fit):
         kept, seen = [], set()
-        write = Checkpoints.save_checkpoint
+        write = WholeCheckpoints.save_checkpoint
 
         def keep():
             files = sorted(file for file in (tmp_path / "run").rglob("*") if file.is_file())
@@ -46,7 +46,7 @@ def states(tmp_path, monkeypatch):
             keep()
 
         with monkeypatch.context() as patch:
-            patch.setattr(Checkpoints, "save_checkpoint", noting)
+            patch.setattr(WholeCheckpoints, "save_checkpoint", noting)
             whole = fit(checkpoint_dir=tmp_path / "run")
         return whole, kept
 

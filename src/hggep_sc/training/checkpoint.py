@@ -105,7 +105,7 @@ def _read_mark(mark: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Return what `Checkpoints` wrote; nothing of it is run.
+    """Return what `WholeCheckpoints` wrote; nothing of it is run.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return found
 
 
-class Checkpoints(CheckpointIO):
+class WholeCheckpoints(CheckpointIO):
     """Lightning's checkpoints as safetensors and JSON, each put in the place of the last in one step.
 
     Lightning's own way is a pickle, which runs what is in it, and a move from a temporary folder, which to another disk

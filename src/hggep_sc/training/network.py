@@ -14,7 +14,7 @@ from ..confidence import feature_statistics
 from ..config import Config
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
 from ..weights import load_weights, locate_weights
-from .checkpoint import CHECKPOINT, Checkpoints
+from .checkpoint import CHECKPOINT, WholeCheckpoints
 from .data import SectionData
 from .devices import Devices
 from .plan import (
@@ -199,7 +199,7 @@ def _run(
         max_epochs=stop_after,
         gradient_clip_val=config.gradient_clip or None,
         callbacks=callbacks,
-        plugins=[Checkpoints()],
+        plugins=[WholeCheckpoints()],
         enable_checkpointing=checkpoint_dir is not None,
         num_sanity_val_steps=0,
         log_every_n_steps=1,

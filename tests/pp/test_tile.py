@@ -187,8 +187,8 @@ class TestRefuses:
         ("keywords", "match"),
         [
             ({"spacing_um": 3.0}, "less than a px"),
-            ({"spacing_um": -100.0}, "spacing_um.*above 0"),
-            ({"spacing_um": float("nan")}, "spacing_um.*above 0"),
+            ({"spacing_um": -100.0}, "spacing_um=-100.0 must be a finite number above 0"),
+            ({"spacing_um": float("nan")}, "spacing_um=nan must be a finite number above 0"),
             ({"grid": "triangles"}, "'hexagonal'"),
             ({"min_tissue": 0}, "min_tissue"),
             ({"mpp": 0}, "`mpp`"),

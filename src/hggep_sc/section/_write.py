@@ -120,10 +120,12 @@ def _slots(key: str) -> list[Slot]:
 def _owned(table: AnnData, key: str) -> list[Slot]:
     """Slots of an earlier prediction under a key; none where there is no record of it."""
     record = table.uns.get(key)
-    if not isinstance(record, Mapping) or not {"hggep_sc", "genes", "sections"} <= set(record):
+    if not isinstance(record, Mapping):
         return []
-    written = record.get("slots")  # earlier versions did not note them
-    return [slot for slot in _slots(key) if written is None or _named([slot]) in list(written)]
+    if isinstance(written := record.get("slots"), np.ndarray | list):
+        return [slot for slot in _slots(key) if _named([slot]) in list(written)]
+    # earlier versions did not note them
+    return _slots(key) if {"hggep_sc", "genes", "sections"} <= set(record) else []
 
 
 def require_writable(

@@ -314,7 +314,7 @@ def test_settings_for_all_are_those_of_each(sections):
     """As a call may have them of one method, so may it of all."""
     one = tl.cross_validate(sections, methods={"ridge": {"config": RIDGE}, "net": NETWORK}, only=["S2"], **HOW)
     methods = {"ridge": {}, "net": {"config": {"epochs": 1}}}
-    shared = {**TINY, "fields_px": (112.0, 224.0), "alphas": (0.01, 1.0)}
+    shared = {**TINY, "fields_px": (112.0, 224.0), "alphas": (50.0,)}
     two = tl.cross_validate(sections, methods=methods, config=shared, only=["S2"], **HOW)
     assert one.folds["model"].iloc[1] == two.folds["model"].iloc[1]
     assert one.folds["model"].iloc[0] != two.folds["model"].iloc[0]

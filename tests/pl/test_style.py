@@ -21,7 +21,6 @@ HISTORY = SimpleNamespace(history=pd.DataFrame({"epoch": range(30), "loss": np.l
         lambda scores: pl.history(HISTORY)[0],
         lambda scores: pl.metrics(scores),
         lambda scores: pl.ablation(scores, reference="ridge"),
-        lambda scores: pl.top_genes(scores, method="hggep"),
     ],
 )
 def test_lines_differ_from_the_background(draw, style, scores) -> None:

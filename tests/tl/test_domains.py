@@ -48,6 +48,14 @@ def test_what_is_written(section):
     assert_same(section, original)
 
 
+def test_colours_of_earlier_domains_are_removed(section):
+    section.uns["hggep_domain_colors"] = ["#ff0000"]
+    section.uns["region_colors"] = ["#00ff00"]
+    hggep.tl.domains(section, **FEW)
+    assert "hggep_domain_colors" not in section.uns
+    assert section.uns["region_colors"] == ["#00ff00"]
+
+
 def test_a_prediction_is_clustered_by_its_spots_and_genes(predicted):
     predicted.layers["hggep"][5] = np.nan
     hggep.tl.domains(predicted)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from ..scores import per_fold, per_gene, require_methods, rows_of_metric, score_table, t_interval
 from ..section import listed
 from ._axes import one_axes
-from ._style import colour, name_of, note_of
+from ._style import colour, ink, name_of, note_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | Non
         if interval["n_folds"] > 1:
             low, high = interval["ci_low"], interval["ci_high"]
             label += f"  [{low:+.3f}, {high:+.3f}]"
-            ax.hlines(y, base.mean() + low, base.mean() + high, color="black", linewidth=2, zorder=2)
+            ax.hlines(y, base.mean() + low, base.mean() + high, color=ink(), linewidth=2, zorder=2)
         ax.text(1.02, y, label.replace("-", "−"), **beside)
     ax.set_yticks(range(len(methods)), map(str, methods))
     over = f"{len(sections)} sections" + (f" in {len(base)} folds" if len(base) != len(sections) else "")

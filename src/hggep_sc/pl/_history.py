@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ._axes import GivenAxes, given_axes
-from ._style import LINES, colour
+from ._style import LINES, colour, ink
 
 if TYPE_CHECKING:
     from ..model import HGGEP
@@ -55,7 +55,7 @@ def history(model: "HGGEP", *, ax: GivenAxes = None) -> list[Axes]:
     epoch = table["epoch"]
     marker = "." if len(table) <= 20 else None  # a line of one point is not seen
     terms = [name for name in table if name not in ("epoch", "loss", SCORE)]
-    axes[0].plot(epoch, table["loss"], color="black", marker=marker, label="loss (weighted sum)")
+    axes[0].plot(epoch, table["loss"], color=ink(), marker=marker, label="loss (weighted sum)")
     for i, name in enumerate(terms):
         style = {"color": colour(i), "linestyle": LINES[i % len(LINES)]}
         axes[0].plot(epoch, table[name], **style, marker=marker, label=name)

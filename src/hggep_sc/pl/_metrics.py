@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from ..scores import of_metric, score_table
 from ._axes import one_axes
-from ._style import MARKERS, colour, name_of, note_of
+from ._style import MARKERS, colour, ink, name_of, note_of
 
 Kind = Literal["box", "violin"]
 
@@ -77,7 +77,9 @@ def metrics(
         raise ValueError(f"metric {metric!r} is NaN for every gene: there is nothing to draw")
     n_slots = len(defined) + (reference is not None)
     width = min(WIDEST, 3 + 0.34 * len(sections) * n_slots)
-    ax = one_axes(ax, (width, 4), "one for all sections")
+    longest = max(len(str(section)) for section in sections)
+    height = 4 + 0.06 * max(0, longest - 12)  # long names are turned
+    ax = one_axes(ax, (width, height), "one for all sections")
 
     slot = GROUP / n_slots
     handles: list[Any] = []
@@ -170,7 +172,7 @@ def _draw_ceiling(ax: Axes, table: pd.DataFrame, sections: list[Any]) -> Any:
     genes = of_metric(table, "ceiling").groupby(["section", "gene"], sort=False)["value"].mean()
     heights = genes.groupby("section").median().reindex(sections)
     at = np.arange(len(sections))
-    look: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.2}
+    look: dict[str, Any] = {"color": ink(), "linestyle": (0, (4, 2)), "linewidth": 1.2}
     return ax.hlines(heights, at - GROUP / 2, at + GROUP / 2, **look, label="noise ceiling\n(median)")
 
 

@@ -1,5 +1,7 @@
 """Colours, line styles and names that the plots share."""
 
+import matplotlib as mpl
+
 # Okabe and Ito's eight, made for any colour vision; then colours each as far as can be from those before it and from
 # white and grey. In CIELAB no two are closer than 26, and than 14 seen without red or green cones (the eight: 17).
 COLOURS = (
@@ -27,6 +29,11 @@ NOTES = {"rmse": "natural log units, lower is better"}
 def colour(i: int) -> str:
     """Colour of the i-th of several things; from the 25th on they repeat."""
     return COLOURS[i % len(COLOURS)]
+
+
+def ink() -> str:
+    """Colour of lines and marks on the background: the text's, which any style has be seen."""
+    return str(mpl.rcParams["text.color"])
 
 
 def name_of(metric: str) -> str:

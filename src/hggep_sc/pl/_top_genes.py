@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from .._validators import whole
 from ..scores import RANKED, By, of_method, of_metric, rank_genes
 from ._axes import one_axes
-from ._style import colour, name_of
+from ._style import colour, ink, name_of
 
 
 def top_genes(
@@ -52,12 +52,14 @@ def top_genes(
     ax.barh(range(len(best)), best[mean], color=colour(5), height=0.7)
     for y, gene in enumerate(best.index):
         values = sections.loc[[gene]].dropna()
-        ax.plot(values, [y] * len(values), ".", color="black", alpha=0.6, markersize=5)
+        ax.plot(
+            values, [y] * len(values), ".", color="black", markersize=6, markeredgecolor="white", markeredgewidth=0.5
+        )
         label = f"{best['n_significant'][gene]}/{best['n_sections'][gene]}"
         ax.text(1.02, y, label, **beside)
     ax.text(1.02, -1, f"adj. p < {alpha:g}, r > 0", **beside)
     ax.set_yticks(range(len(best)), best.index)
     ax.set(ylim=(len(best) - 0.5, -0.5), xlabel=f"{name_of(metric)} (mean and sections)")
-    ax.axvline(0, color="black", linewidth=0.8)
+    ax.axvline(0, color=ink(), linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

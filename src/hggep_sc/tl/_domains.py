@@ -111,6 +111,7 @@ def domains(
     None, or the new object with `copy=True`. Written are
 
     - `obs[key_added]`: categorical of "0", "1", ..., by size; NaN for spots that were not clustered
+    - `uns[f"{key_added}_colors"]`: removed, as colours of earlier domains
     - `uns[key_added]`: the parameters, the resolution, the number of domains; with labels `ari`, `nmi` (adjusted
       Rand index; mutual information over the mean entropy), `n_labelled`, `ari_pval`, `nmi_pval`, and `optimistic`
       where a scan chose the resolution, with the table of the `scan`

@@ -1,5 +1,7 @@
 """What tests share: settings of a network that trains in a second or two, and a converter to SpatialData."""
 
+from contextlib import contextmanager
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -23,6 +25,13 @@ TINY = {
 LEARNING = {"gem": True, "cbam": True, "backbone_learning_rate": 1e-4}  # an encoder that learns from the pixels
 WAIT = 1800  # seconds after which a test that hangs gives up
 CPU = {"weights": None, "device": "cpu", "progress": False}
+
+
+@contextmanager
+def bfloat16(device="cpu"):
+    """Mixed precision as on a GPU; without oneDNN, whose LSTM not every CPU computes in bfloat16."""
+    with torch.backends.mkldnn.flags(enabled=False), torch.autocast(device, torch.bfloat16):
+        yield
 
 
 class Corner(nn.Module):

@@ -51,7 +51,7 @@ def called(function, arguments, data=()):
         text = str(error)
     else:
         return True
-    assert any(WORDS.get(name, name) in text for name in arguments), text
+    assert any(name in text or WORDS.get(name, name) in text for name in arguments), text
     # of errors of other libraries that say nothing of it
     assert not any(words in text for words in ("unhashable", "not supported between", "has no attribute")), text
     assert not any(words in text for words in ("not iterable", "not subscriptable", "unsupported operand")), text

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import pandas as pd
@@ -250,7 +250,8 @@ class TestRealSections:
             data = datasets.her2st(["B4", "C2", "C3", "C4"])
         finally:
             settings.dataset_dir = kept
-        genes = data["C3"].var_names.intersection(data["C4"].var_names)[:50].tolist()
+        names = [section.var_names for section in data.values()]
+        genes = reduce(lambda one, other: one.intersection(other, sort=False), names)[:50].tolist()
         sections = {section.name: section for section in open_sections(data)}
         x = sections["C3"].xy[:, 0]
         sections["left"], sections["right"] = (sections["C3"].subset(x < 3600), sections["C3"].subset(x >= 3600))

@@ -318,12 +318,12 @@ def test_a_set_has_no_order_of_its_own(tables):
 
 @pytest.mark.parametrize("genes", [True, 7.5, object()])
 def test_neither_names_nor_a_number(genes):
-    with pytest.raises(TypeError, match="must be a list of names, the name of a panel, or a whole number"):
+    with pytest.raises(TypeError, match=r"must be a list of names|must be a whole number"):
         requested_genes(genes)
 
 
 def test_rules_by_name(tables):
-    with pytest.raises(ValueError, match=r"genes_by='variance' is no rule.*'moran', 'dispersion', 'mean'"):
+    with pytest.raises(ValueError, match=r"genes_by='variance' is not known.*'moran', 'dispersion', 'mean'"):
         training_genes(sections_of(tables), 5, "variance")
     for named in (["g12"], "her2st_panel"):
         with pytest.raises(ValueError, match="genes_by='mean' is for a number of genes"):

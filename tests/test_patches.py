@@ -127,17 +127,20 @@ def test_coarse_images_are_told(caplog, fields, said):
     ],
 )
 def test_scales_from_one_and_a_half_times_the_models_on_are_told(caplog, mpp, said):
-    say_if_scale_differs(SimpleNamespace(name="S1", mpp=mpp), 0.5)
+    section = SimpleNamespace(name="S1", mpp=mpp, reduction=1.0, has_image=True)
+    say_if_scale_differs(section, 0.5)
     assert (said is None) == (not caplog.text)
     assert said is None or ("section 'S1'" in caplog.text and said in caplog.text)
     caplog.clear()
-    say_if_scale_differs(SimpleNamespace(name="S1", mpp=mpp), None)  # what is a px of a model without a scale?
+    say_if_scale_differs(
+        SimpleNamespace(name="S1", mpp=mpp, reduction=1.0, has_image=True), None
+    )  # what is a px of a model without a scale?
     assert not caplog.text
 
 
 def test_model_scale_is_the_finest():
-    sections = [SimpleNamespace(mpp=mpp, name=name) for name, mpp in (("A", 0.5), ("B", 0.25))]
+    sections = [SimpleNamespace(mpp=mpp, name=name, has_image=True) for name, mpp in (("A", 0.5), ("B", 0.25))]
     assert model_mpp(sections) == 0.25
-    assert model_mpp([SimpleNamespace(mpp=None, name="A")]) is None
+    assert model_mpp([SimpleNamespace(mpp=None, name="A", has_image=True)]) is None
     with pytest.raises(ValueError, match=r"unknown for \['C'\].*mpp="):
-        model_mpp([*sections, SimpleNamespace(mpp=None, name="C")])
+        model_mpp([*sections, SimpleNamespace(mpp=None, name="C", has_image=True)])

@@ -211,7 +211,7 @@ def test_spatialdata_is_read_by_chunks_and_left_as_it_is(stored, chunks_read: Co
     sdata = spatialdata.read_zarr(stored)
     chunks_read.clear()
     (section,) = open_sections(sdata)
-    assert not chunks_read  # opening reads no pixels
+    assert {chunk[:2] for chunk in chunks_read} <= {"s2"}  # opening looks at the coarsest level alone
     tracemalloc.start()
     with section.open_image() as image:
         patches = read_patches(image, section.xy, (112.0, 224.0), 56)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from helpers import CPU
+from helpers import CPU, bfloat16
 from hggep_sc import HGGEP, tl
 from hggep_sc.config import Config
 from hggep_sc.fingerprint import Fingerprint
@@ -406,7 +406,7 @@ def test_loss_is_reproducible(fresh, batch, monkeypatch):
 def test_under_autocast_predictions_stay_single_precision(fresh):
     encoded, positions = torch.rand(4, 3, 1024), torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     fresh.eval()
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), bfloat16():
         out = fresh.decode(encoded, positions)
     for tensor in (out.expression, *out.counts):
         assert tensor.dtype == torch.float32

@@ -234,7 +234,7 @@ def test_empty_and_single() -> None:
 def test_wrong_types_and_keywords() -> None:
     with pytest.raises(TypeError, match="found DataFrame"):
         open_sections(pd.DataFrame())
-    with pytest.raises(TypeError, match="found str"):
+    with pytest.raises(TypeError, match="found the path"):
         open_sections({"A": "file.h5ad"})
     with pytest.raises(ValueError, match="the list is empty"):
         open_sections([])

@@ -263,7 +263,7 @@ def test_scales_of_microscopes_and_reduced_copies_are_not(mpp, caplog) -> None:
     library["metadata"] = {}
     small.obsm["spatial"] = small.obsm["spatial"] / 0.02
     assert only(small).mpp == pytest.approx(25)  # of a thumbnail
-    assert not caplog.records
+    assert not [record for record in caplog.records if "a reduced copy" not in record.getMessage()]
 
 
 def test_an_absurd_scale_that_is_let_through_fits_in_memory(skipped, sections, trained) -> None:
@@ -354,7 +354,7 @@ def test_models_know_how_far_apart_their_spots_were(method, sections, trained, t
     assert "its spots lie 16 um apart, those that the model was trained on 100 um" in caplog.text
     # of a model saved before it was noted
     content = json.loads((tmp_path / "model" / "model.json").read_text())
-    del content["spacing_um"], content["reduction"]
+    del content["spacing_um"], content["reduction"], content["checksum"]
     (tmp_path / "model" / "model.json").write_text(json.dumps(content))
     older = type(model).load(tmp_path / "model")
     assert (older.spacing_um, older.reduction) == (None, 1.0)

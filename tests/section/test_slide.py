@@ -67,7 +67,7 @@ def test_tiles_are_laid_on_the_slide(wsi, sections):
     (section,) = open_sections(tiled, table_key="table_spots")
     whole = hggep.pp.tile(wsi.reader.file, spacing_um=100.0)
     np.testing.assert_allclose(section.xy, whole.obsm["spatial"])
-    assert image_of(wsi).mpp == pytest.approx(0.499)
+    assert [told.mpp for told in image_of(wsi).told] == [pytest.approx(0.499)]
     predicted = hggep.tl.predict(tiled, trained, table_key="table_spots", copy=True)
     assert np.isfinite(predicted["table_spots"].layers["hggep"]).all()
     assert "hggep" not in tiled["table_spots"].layers

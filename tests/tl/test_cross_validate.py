@@ -194,7 +194,8 @@ def test_finished_folds_are_read_and_not_run_again(sections, tmp_path, monkeypat
 def test_a_fold_is_run_again_where_something_changed(sections, tmp_path, monkeypatch, change):
     from hggep_sc.cross_validation import run as cross_validation
 
-    methods, how = {"mean": METHODS["mean"]}, {**HOW, "path": tmp_path, "genes": sections["S1"].var_names[:40]}
+    method = "ridge" if change == "image" else "mean"  # of which the second looks at none
+    methods, how = {method: METHODS[method]}, {**HOW, "path": tmp_path, "genes": sections["S1"].var_names[:40]}
     tl.cross_validate(sections, methods=methods, **how)
     run, names = cross_validation.run_task, []
     monkeypatch.setattr(cross_validation, "run_task", lambda task: names.append(task.fold) or run(task))
@@ -245,9 +246,13 @@ def test_a_failing_fold_is_named_and_the_others_survive(sections, tmp_path, capl
     assert "2 of 3 runs" in repr(result)
 
 
-def test_where_all_fail_the_error_is_raised(sections):
+def test_where_all_fail_the_error_is_raised(sections, monkeypatch):
+    def fails(*given, **settings):
+        raise ValueError("no")
+
+    monkeypatch.setattr("hggep_sc.cross_validation.run.fit_method", fails)
     with pytest.raises(RuntimeError, match=r"every fold failed; fold 'S1', method 'network', seed 0"):
-        tl.cross_validate(sections, methods={"network": {"config": {**TINY, "fields_um": (1e6, 1e6)}}}, **HOW)
+        tl.cross_validate(sections, methods={"network": NETWORK}, **HOW)
 
 
 def test_predictions_go_into_layers(sections):
@@ -280,10 +285,10 @@ def test_several_seeds(sections):
 
 
 def test_spatialdata_gives_the_same_as_anndata(sections):
-    methods = {"mean": METHODS["mean"]}
+    methods, how = {"mean": METHODS["mean"]}, {**HOW, "genes": sections["S1"].var_names[:12]}
     as_sd = {name: as_spatialdata(section) for name, section in sections.items()}
-    one = tl.cross_validate(sections, methods=methods, **HOW).table
-    other = tl.cross_validate(as_sd, methods=methods, key_added="cv", **HOW).table
+    one = tl.cross_validate(sections, methods=methods, **how).table
+    other = tl.cross_validate(as_sd, methods=methods, key_added="cv", **how).table
     one, other = (t[t["metric"] == "rmse"].reset_index(drop=True) for t in (one, other))
     pd.testing.assert_frame_equal(one, other, rtol=1e-6)
     assert "cv_mean" in as_sd["S1"]["table"].layers

@@ -441,7 +441,7 @@ class TestEnsemble:
         trained.save(tmp_path / "model")
         manifest = tmp_path / "model" / "model.json"
         content = json.loads(manifest.read_text())
-        del content["config"]["ensemble"]
+        del content["config"]["ensemble"], content["checksum"]
         manifest.write_text(json.dumps(content))
         assert_same_model(hggep.HGGEP.load(tmp_path / "model"), trained)
 
@@ -785,7 +785,7 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
         put, read, spots = Path.replace, describe.read_patches, []
 
         def stopped(self, target):
-            if len(list(run.rglob("*.safetensors"))) == 2:
+            if len(list(run.rglob("*.safetensors"))) == 3:  # the third is not in its place yet
                 raise KeyboardInterrupt
             return put(self, target)
 
@@ -879,7 +879,7 @@ class TestBadInput:
             hggep.tl.fit(training, genes=10, config=TINY, **CPU)
 
     def test_one_spot(self, training):
-        with pytest.raises(ValueError, match="two spots"):
+        with pytest.raises(ValueError, match="more than 7 spots"):
             hggep.tl.fit(training["S1"][:1].copy(), genes=10, config=TINY, **CPU)
         with pytest.raises(ValueError, match="two spots"):
             hggep.tl.fit(training["S1"][:1].copy(), genes=["TUM01", "STR01"], config=TINY, **CPU)

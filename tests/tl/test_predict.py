@@ -2,11 +2,10 @@ import anndata as ad
 import numpy as np
 import pytest
 import spatialdata as sd
-import torch
 from PIL import Image
 
 import hggep_sc as hggep
-from helpers import CPU, TINY, as_spatialdata, assert_same
+from helpers import CPU, TINY, as_spatialdata, assert_same, bfloat16
 from hggep_sc.chunks import chunks_with_halo
 
 
@@ -214,6 +213,7 @@ class TestKindsOfInput:
         half = test_section.copy()
         half.obsm["spatial"] = half.obsm["spatial"] / 2
         half.uns["spatial"]["S3"]["metadata"]["source_image_path"] = str(tmp_path / "half.png")
+        del half.uns["spatial"]["S3"]["images"]["hires"]  # the copy is of the other photograph
         half.uns["spatial"]["S3"]["scalefactors"].pop("microns_per_pixel")
         wrong = predict(half, trained, mpp=1.0, copy=True)
         predict(half, trained, mpp=2.0)
@@ -256,9 +256,7 @@ class TestKindsOfInput:
         (section,) = _open(test_section)
         single, _ = trained.predict(section, device="cpu")
         for module in ("describe", "chunks"):
-            monkeypatch.setattr(
-                f"hggep_sc.{module}.mixed_precision", lambda device: torch.autocast(device.type, torch.bfloat16)
-            )
+            monkeypatch.setattr(f"hggep_sc.{module}.mixed_precision", lambda device: bfloat16(device.type))
         (section,) = _open(test_section)  # of which no features are kept
         mixed, latent = trained.predict(section, device="cpu")
         assert mixed.dtype == latent.dtype == np.float32
@@ -273,6 +271,7 @@ class TestKindsOfInput:
         image = Image.open(entry["metadata"]["source_image_path"])
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
         entry["metadata"]["source_image_path"] = str(tmp_path / "mirrored.png")
+        del entry["images"]["hires"]  # which is not mirrored
         # whole px positions, so that rounding to the pixel grid is mirrored too
         test_section.obsm["spatial"] = np.round(test_section.obsm["spatial"])
         mirrored.obsm["spatial"] = test_section.obsm["spatial"] * [-1, 1] + [image.width, 0]

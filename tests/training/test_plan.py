@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import LEARNING
+from helpers import LEARNING, bfloat16
 from hggep_sc.config import Config
 from hggep_sc.nn import HGGEPNetwork, PublishedNetwork, shufflenet_encoder
 from hggep_sc.training.data import SectionData
@@ -125,7 +125,7 @@ def test_waits_are_found(wait):
 def test_a_training_step_in_mixed_precision(name):
     """As on a GPU: the loss is that of single precision but for rounding, and every gradient is finite."""
     losses = []
-    for precision in (nullcontext(), torch.autocast("cpu", dtype=torch.bfloat16)):
+    for precision in (nullcontext(), bfloat16()):
         plan, batch = plan_and_batch(name)
         for module in plan.modules():
             if isinstance(module, torch.nn.Dropout):

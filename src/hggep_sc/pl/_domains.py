@@ -119,7 +119,7 @@ def domains(
         table_key=table_key,
         coordinate_system=coordinate_system,
         mpp=mpp,
-        noted=list(table_of(data, table_key).layers),
+        noted=_layers(data, table_key),
         check=False,
     )
     table = sections[0].table
@@ -162,6 +162,12 @@ def domains(
     for key in columns:
         _keep_colours(table, key, palette[key], excluded if key == label_key else [])
     return list(grid.ravel())
+
+
+def _layers(data: Any, table_key: str | None) -> list[str]:
+    """Return the layers of all objects, which may be predictions that noted their scale."""
+    objects = data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else [data]
+    return list(dict.fromkeys(name for one in objects for name in table_of(one, table_key).layers))
 
 
 def _column(table: "AnnData", key: str, rows: np.ndarray) -> pd.Series:

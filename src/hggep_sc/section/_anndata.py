@@ -117,10 +117,8 @@ def anndata_section(
     grid = spot_grid(entry, centres, adata, rows, called=[library], side=diameter)
     with view.opener() as opened:
         of_file = None if opened.mpp is None else Told(opened.mpp * view.scale, "file", f"the image file {view.name}")
-        sources = [*given(mpp), *of_scalefactors(entry), of_file, grid.told]
-        found = scale_of_section(sources, name, noted=noted, aspect=opened.aspect)
-        scale = None if found is None else found.mpp / view.scale
-        belonging = Belonging(name, view, opened, views, slot, scale)
+        sources = [told for told in (*given(mpp), *of_scalefactors(entry), of_file, grid.told) if told is not None]
+        belonging = Belonging(name, view, opened, views, slot, sources[0].mpp / view.scale if sources else None)
         alike = True
         if check and (spatial_key == _keys.SPATIAL or _keys.SPATIAL not in adata.obsm):
             others = compared(view, views, named=image_key is not None)
@@ -139,11 +137,13 @@ def anndata_section(
         )
         if check and alike:
             belonging.require_on_tissue(xy, said=_keys.IN_TISSUE in adata.obs)
+        # last, as coordinates of another image tell another scale
+        found = scale_of_section(sources, name, noted=noted, aspect=opened.aspect)
     return Section(
         name=name,
         obs_rows=rows,
         xy=xy,
-        mpp=scale,
+        mpp=None if found is None else found.mpp / view.scale,
         spot_diameter=diameter * view.scale if diameter is not None else None,
         spot_shape="square" if grid.squares else "circle",
         image_name=view.name,

@@ -108,14 +108,9 @@ def spatialdata_section(
     reduction = 1 / view.scale if view.reduced else 1.0
     with view.opener() as opened:
         of_file = None if opened.mpp is None else Told(opened.mpp, "file", f"the image file {view.name}")
-        found = scale_of_section(
-            [*given(mpp), of_slide, *of_factors, microns, of_file, grid.told],
-            name,
-            noted=None if noted is None else noted * reduction,
-            reduction=reduction,
-            aspect=opened.aspect,
-        )
-        belonging = Belonging(name, view, opened, views, slot, None if found is None else found.mpp)
+        told = (*given(mpp), of_slide, *of_factors, microns, of_file, grid.told)
+        sources = [source for source in told if source is not None]
+        belonging = Belonging(name, view, opened, views, slot, sources[0].mpp if sources else None)
         if check:
             remedy = (
                 "Correct its transformation to the coordinate system, or take one by `image_key=` "
@@ -134,6 +129,14 @@ def spatialdata_section(
         )
         if check:
             belonging.require_on_tissue(xy, said=_keys.IN_TISSUE in table.obs)
+        # last, as coordinates of another image tell another scale
+        found = scale_of_section(
+            sources,
+            name,
+            noted=None if noted is None else noted * reduction,
+            reduction=reduction,
+            aspect=opened.aspect,
+        )
     return Section(
         name=name,
         obs_rows=rows,

@@ -29,8 +29,15 @@ CPU = {"weights": None, "device": "cpu", "progress": False}
 
 @contextmanager
 def bfloat16(device="cpu"):
-    """Mixed precision as on a GPU; without oneDNN, whose LSTM not every CPU computes in bfloat16."""
-    with torch.backends.mkldnn.flags(enabled=False), torch.autocast(device, torch.bfloat16):
+    """Mixed precision as on a GPU; LSTMs without oneDNN, which does not compute them in bfloat16 on every CPU."""
+    forward = nn.LSTM.forward
+
+    def without_onednn(self, *given):
+        with torch.backends.mkldnn.flags(enabled=False):
+            return forward(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast(device, torch.bfloat16):
+        patch.setattr(nn.LSTM, "forward", without_onednn)
         yield
 
 

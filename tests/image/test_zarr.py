@@ -212,6 +212,7 @@ def test_spatialdata_is_read_by_chunks_and_left_as_it_is(stored, chunks_read: Co
     chunks_read.clear()
     (section,) = open_sections(sdata)
     assert {chunk[:2] for chunk in chunks_read} <= {"s2"}  # opening looks at the coarsest level alone
+    chunks_read.clear()
     tracemalloc.start()
     with section.open_image() as image:
         patches = read_patches(image, section.xy, (112.0, 224.0), 56)

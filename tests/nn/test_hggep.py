@@ -266,10 +266,10 @@ def test_encode_in_batches(variant):
     with torch.no_grad():
         whole = network.encode(patches)
         parts = torch.cat([network.encode(part) for part in patches.split(5)])
-        torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)  # convolutions round by the size of a batch
         assert (whole.std(0) > 0).float().mean() > 0.9
         found = network.decode(parts, positions).expression
-        torch.testing.assert_close(found, network(patches, positions).expression, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, network(patches, positions).expression, atol=1e-4, rtol=1e-4)
 
 
 @variants

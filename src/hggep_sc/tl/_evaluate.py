@@ -149,7 +149,13 @@ def evaluate(
     """
     flag("copy", copy)
     seed = seed_of("seed", seed)
-    text_or_none("observed_layer", observed_layer)
+    for name, given in {
+        "key": key,
+        "layer": layer,
+        "observed_layer": observed_layer,
+        "library_key": library_key,
+    }.items():
+        text_or_none(name, given)
     target = copy_of(data) if copy else data
     table = table_of(target, table_key)
     require_no_backed_view(table)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from scipy import sparse
 from torch import nn

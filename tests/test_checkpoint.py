@@ -163,8 +163,9 @@ def test_a_kill_while_the_folder_is_marked_does_not_close_it(tmp_path):
     assert not (tmp_path / "identity.json.part").exists()
 
 
-def test_a_damaged_mark_is_named(tmp_path):
-    (tmp_path / "identity.json").write_text("")
+@pytest.mark.parametrize("content", [b"", b"[]", b"3", b"null", b"\xff", b'{"model": '])
+def test_a_damaged_mark_is_named(tmp_path, content):
+    (tmp_path / "identity.json").write_bytes(content)
     message = r"identity\.json is damaged .*: remove .*, and begin anew"
     with pytest.raises(ValueError, match=message), open_checkpoints(tmp_path, {"model": "a"}, 1):
         pass

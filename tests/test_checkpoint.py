@@ -175,8 +175,9 @@ with replacing(folder / "identity.json") as part:
     assert {file.name for file in tmp_path.iterdir()} == {"identity.json", "lock", "section_0"}
 
 
-def test_a_damaged_mark_is_named(tmp_path):
-    (tmp_path / "identity.json").write_text("")
+@pytest.mark.parametrize("content", [b"", b"[]", b"3", b"null", b"\xff", b'{"model": '])
+def test_a_damaged_mark_is_named(tmp_path, content):
+    (tmp_path / "identity.json").write_bytes(content)
     message = r"identity\.json is damaged .*: remove .*, and begin anew"
     with pytest.raises(ValueError, match=message), open_checkpoints(tmp_path, {"model": "a"}, 1):
         pass

@@ -211,7 +211,9 @@ def _is_mark(name: str) -> bool:
 
 def _require_same(mark: Path, wanted: Mapping[str, Any], given: str, of: str) -> None:
     try:
-        earlier = json.loads(mark.read_text())
+        earlier = json.loads(mark.read_bytes()) if mark.is_file() else None
+        if not isinstance(earlier, dict):
+            raise ValueError("it holds no settings")
     except ValueError as error:
         raise ValueError(f"{mark} is damaged ({error}): remove {mark.parent}, and begin anew") from error
     if changed := sorted(name for name in wanted if earlier.get(name) != wanted[name]):

@@ -93,7 +93,7 @@ def _require_to_go_on(checkpoint_dir: Path, resume: bool) -> None:
 
 def _read_mark(mark: Path) -> dict[str, Any]:
     try:
-        found = json.loads(mark.read_bytes())
+        found = json.loads(mark.read_bytes()) if mark.is_file() else None
         if not isinstance(found, dict) or not {"data", "genes", "config", "seed"} <= set(found):
             raise ValueError("it holds no settings of a fit")
     except ValueError as error:

@@ -163,7 +163,7 @@ def test_limits_are_values_percentiles_or_the_ends_for_all_genes_or_each() -> No
         ({"vmin": 100}, r"gene 'GNAS', observed: vmin=100 is 100 and not below vmax='p99', which is .* give both as"),
         ({"cmap": "virids"}, "cmap='virids' is no colour map .*; similar names: viridis"),
         ({"alpha": 2}, "alpha=2 must be a finite number above 0 and of at most 1"),
-        ({"size": 0}, "size=0 must be a finite number above 0"),
+        ({"spot_size": 0}, "spot_size=0 must be a finite number above 0"),
         ({"ncols": 0}, "ncols=0 must be at least 1"),
         ({"ncols": 1.5}, "ncols=1.5 must be a whole number"),
     ],
@@ -275,7 +275,7 @@ def painted(ax: Axes, column: int) -> np.ndarray:
 def test_a_spot_covers_its_own_place_in_the_image(shape, size) -> None:
     adata = make_adata(bin_size_um=55.0 if shape == "square" else None)
     predict(adata)
-    ax = pl.gene_map(adata, "GNAS", image=False, size=size)[1]
+    ax = pl.gene_map(adata, "GNAS", image=False, spot_size=size)[1]
     left, top, right, bottom = painted(ax, column=20)
     x, y = grid()[20]
     # rendered at about 3 px per data unit

@@ -55,7 +55,7 @@ def domains(
     image: bool = True,
     crop: bool = True,
     alpha: float | None = None,
-    size: float = 1.0,
+    spot_size: float = 1.0,
     ax: GivenAxes = None,
 ) -> list[Axes]:
     """Draw domains on the H&E image, a panel per column of `obs`, and the labels to compare them with.
@@ -82,7 +82,7 @@ def domains(
         Draw the H&E image under the spots.
     crop
         Show the spots with a margin; False for the whole image.
-    alpha, size
+    alpha, spot_size
         As in `hggep_sc.pl.gene_map`.
     ax
         Axes to draw on, one per panel, of a figure best made with `layout="constrained"`; None for a new figure.
@@ -107,7 +107,7 @@ def domains(
         and as text, an argument is out of its range, or for another number of Axes than needed.
     """
     keys = names(keys, "keys", "a column of obs")
-    size = number("size", size, above=0)
+    size = number("spot_size", spot_size, above=0)
     alpha = None if alpha is None else number("alpha", alpha, above=0, most=1)
     sections = open_sections(
         data,

@@ -55,7 +55,7 @@ def gene_map(
     vmax: Limit | Sequence[Limit] = "p99",
     shared_scale: bool = False,
     alpha: float | None = None,
-    size: float = 1.0,
+    spot_size: float = 1.0,
     ncols: int | None = None,
     ax: GivenAxes = None,
 ) -> list[Axes]:
@@ -94,7 +94,7 @@ def gene_map(
         One colour scale, and one colour bar, for all panels of a gene in a section.
     alpha
         Opacity of the spots. None: 1, and 0.6 for squares, which leave no tissue to be seen between them.
-    size
+    spot_size
         Factor on the spots' true diameter, as in `scanpy.pl.spatial`. Where that is unknown, circles are drawn 0.55
         (as in Visium) and squares 1 times as wide as spots are apart.
     ncols
@@ -120,7 +120,7 @@ def gene_map(
     """
     genes, keys = names(genes, "genes", "a predicted gene"), names(key, "key", "a prediction")
     scales = _Scales(genes, limits(vmin, "vmin", len(genes)), limits(vmax, "vmax", len(genes)), shared_scale)
-    colours, size = colour_map(cmap), number("size", size, above=0)
+    colours, size = colour_map(cmap), number("spot_size", spot_size, above=0)
     alpha = None if alpha is None else number("alpha", alpha, above=0, most=1)
     n_columns = whole_or_none("ncols", ncols)
     sections = open_sections(

@@ -586,3 +586,36 @@ def test_spatialdata_gives_the_same_map() -> None:
         np.testing.assert_allclose(mine.get_xlim(), theirs.get_xlim(), atol=1e-6)
     labels = [scale_bar_of(axes[0])[0].txt_label.get_text() for axes in (found, expected)]
     assert labels[0] == labels[1]
+
+
+def test_several_regions_of_one_spatialdata_are_rows() -> None:
+    spatialdata = pytest.importorskip("spatialdata")
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    table = ad.concat([make_table(), make_table()], index_unique="-", keys=["A", "B"])
+    table.obs["region"] = pd.Categorical(["A"] * 48 + ["B"] * 48)
+    table.obs["instance_id"] = np.tile(np.arange(48), 2)
+    sdata = spatialdata.SpatialData(
+        images={
+            f"image_{name}": Image2DModel.parse(
+                image_of_coordinates().transpose(2, 0, 1), dims=("c", "y", "x"), transformations={name: Identity()}
+            )
+            for name in "AB"
+        },
+        shapes={
+            name: ShapesModel.parse(grid() - shift, geometry=0, radius=5.5, transformations={name: Identity()})
+            for name, shift in (("A", 0), ("B", 20))
+        },
+        tables={"table": TableModel.parse(table, region=["A", "B"], region_key="region", instance_key="instance_id")},
+    )
+    predict(sdata)
+    axes = pl.gene_map(sdata, "GNAS")
+    titles = ["A: GNAS\nobserved", "A: GNAS\npredicted", "B: GNAS\nobserved", "B: GNAS\npredicted"]
+    assert [ax.get_title().split(",")[0] for ax in axes] == titles
+    assert axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 2)
+    np.testing.assert_allclose(spots_of(axes[3]).get_offsets(), grid() - 20)
+    np.testing.assert_array_equal(
+        spots_of(axes[3]).get_array(), sdata.tables["table"].layers["hggep"][48:, GENES.index("GNAS")]
+    )
+    assert len(pl.gene_map(sdata, "GNAS", shapes_key="B")) == 2

@@ -169,7 +169,7 @@ def draw_colour_bar(ax: Axes, spots: Collection, inches: tuple[float, float], *,
     """Colour bar beside a panel of that width and height, as high as the panel wherever the caller's Axes are."""
     width, height = inches
     beside = ax.inset_axes((1 + 0.07 / width, 0, 0.13 / width, 1))
-    ticks = MaxNLocator(int(np.clip(height / 0.45, 1, 6)))
+    ticks = MaxNLocator(int(np.clip(height / 0.35, 1, 6)))
     bar = ax.figure.colorbar(spots, cax=beside, extend=extend, ticks=ticks)
     bar.ax.tick_params(labelsize="small", pad=2, length=2.5)
     # in lines no longer than the panel is high, as the next row follows

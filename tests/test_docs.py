@@ -136,7 +136,8 @@ def test_confidence(own):
 def test_cross_validation(own):
     sections, last = own
     sections["S3"] = last
-    names = run("docs/cross_validation.md", hggep=hggep, sections=sections, panel=last.var_names[:20])
+    given = {"sections": sections, "panel": last.var_names[:20], "section": hggep.datasets.synthetic(1, 400)["S1"]}
+    names = run("docs/cross_validation.md", hggep=hggep, **given)
     assert set(names["cv"].folds["error"]) == {""}
 
 

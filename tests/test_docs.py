@@ -135,7 +135,8 @@ def test_confidence(own):
 @pytest.mark.usefixtures("pools")
 def test_cross_validation(own):
     sections, last = own
-    sections["S3"] = last
+    for section in sections.values():
+        section.layers["other"] = np.random.default_rng(0).random(section.shape)
     given = {"sections": sections, "panel": last.var_names[:20], "section": hggep.datasets.synthetic(1, 400)["S1"]}
     names = run("docs/cross_validation.md", hggep=hggep, **given)
     assert set(names["cv"].folds["error"]) == {""}

@@ -134,10 +134,10 @@ def test_confidence(own):
 
 @pytest.mark.usefixtures("pools")
 def test_cross_validation(own):
-    sections, last = own
+    sections, last = own  # two folds
     for section in sections.values():
         section.layers["other"] = np.random.default_rng(0).random(section.shape)
-    given = {"sections": sections, "panel": last.var_names[:20], "section": hggep.datasets.synthetic(1, 400)["S1"]}
+    given = {"sections": sections, "panel": last.var_names[:20], "section": hggep.datasets.synthetic(1, 160)["S1"]}
     names = run("docs/cross_validation.md", hggep=hggep, **given)
     assert set(names["cv"].folds["error"]) == {""}
 

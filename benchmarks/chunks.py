@@ -26,13 +26,13 @@ from anndata import AnnData
 from scipy.spatial import KDTree
 
 import hggep_sc as hggep
-from hggep_sc.checkpoint import Checkpoint
-from hggep_sc.chunks import chunks_with_halo, predict_in_chunks, spatial_chunks
-from hggep_sc.features import features_of, stored_features
+from hggep_sc.features.frozen import features_of, stored_features
+from hggep_sc.features.patches import fields_of_view
 from hggep_sc.metrics import pearson
 from hggep_sc.nn import HGGEPNetwork
-from hggep_sc.patches import fields_of_view
+from hggep_sc.prediction.chunks import chunks_with_halo, predict_in_chunks, spatial_chunks
 from hggep_sc.section import open_sections
+from hggep_sc.storage.checkpoint import Checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(os.environ["HGGEP_SHARED"])

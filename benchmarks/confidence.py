@@ -22,10 +22,10 @@ from accuracy import DATA, METHODS, RESULTS, load, parse, table
 from scipy.stats import spearmanr
 
 import hggep_sc as hggep
-from hggep_sc.confidence import excess_variance
-from hggep_sc.expression import ExpressionScale
 from hggep_sc.metrics import pearson
+from hggep_sc.prediction.confidence import excess_variance
 from hggep_sc.section import observed_counts
+from hggep_sc.section.expression import ExpressionScale
 
 if TYPE_CHECKING:
     from anndata import AnnData

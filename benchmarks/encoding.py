@@ -21,13 +21,13 @@ import pandas as pd
 import torch
 
 import hggep_sc as hggep
-from hggep_sc.colours import colour_and_texture
 from hggep_sc.config import Config
-from hggep_sc.describe import DIHEDRAL, describe_parts, of_patches, of_views
+from hggep_sc.features.colours import colour_and_texture
+from hggep_sc.features.describe import DIHEDRAL, describe_parts, of_patches, of_views
+from hggep_sc.features.patches import fields_of_view, read_patches
+from hggep_sc.features.weights import load_pretrained
 from hggep_sc.nn import shufflenet_encoder
-from hggep_sc.patches import fields_of_view, read_patches
 from hggep_sc.section import open_sections
-from hggep_sc.weights import load_pretrained
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from plain_colours import plain_colour_and_texture

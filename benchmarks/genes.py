@@ -19,9 +19,9 @@ import pandas as pd
 from accuracy import DATA, RESULTS, load, made, made_by, parse, table
 
 import hggep_sc as hggep
-from hggep_sc.baselines import BaselineConfig, LowRankRidge
-from hggep_sc.evaluation import section_scores
-from hggep_sc.genes import COUNTED, _morans_i, _shared, training_genes
+from hggep_sc.evaluation.section_scores import section_scores
+from hggep_sc.methods.baselines import BaselineConfig, LowRankRidge
+from hggep_sc.methods.genes import COUNTED, _morans_i, _shared, training_genes
 from hggep_sc.metrics import noise_ceiling
 from hggep_sc.section import Section, open_sections
 

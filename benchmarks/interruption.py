@@ -26,7 +26,7 @@ from scale import MPP, model, on
 from slides import write_slide
 
 import hggep_sc as hggep
-from hggep_sc.checkpoint import Checkpoint
+from hggep_sc.storage.checkpoint import Checkpoint
 
 SPACING = 200  # px between spots
 UNDER_WAY = 5  # seconds from when half of the spots are known to the kill

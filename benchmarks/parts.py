@@ -27,7 +27,7 @@ from accuracy import DATA, RESULTS, load, made, made_by, parse, table
 from torch import nn
 
 import hggep_sc as hggep
-from hggep_sc.evaluation import section_scores
+from hggep_sc.evaluation.section_scores import section_scores
 from hggep_sc.nn import Ensemble
 from hggep_sc.section import Section, open_sections
 

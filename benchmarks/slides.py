@@ -26,8 +26,8 @@ from PIL import Image
 from tifffile.zarr import ZarrTiffStore
 
 import hggep_sc as hggep
+from hggep_sc.features.patches import read_patches
 from hggep_sc.image import SectionImage
-from hggep_sc.patches import read_patches
 
 RESULTS = Path(__file__).parent / "results"
 SIDE, TILE, FACTORS = 20_000, 256, (1, 4, 16)

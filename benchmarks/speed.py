@@ -23,10 +23,10 @@ from accuracy import RESULTS, made, made_by, table
 from torch.utils.flop_counter import FlopCounterMode
 
 import hggep_sc as hggep
-from hggep_sc.describe import DIHEDRAL, of_patches, of_views
-from hggep_sc.device import mixed_precision
-from hggep_sc.features import make_encoder
+from hggep_sc.features.describe import DIHEDRAL, of_patches, of_views
+from hggep_sc.features.frozen import make_encoder
 from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, average_views, averaged
+from hggep_sc.runtime.device import mixed_precision
 
 SPOTS, GENES, PATCH = 180, 785, 112
 GIB = 2**30

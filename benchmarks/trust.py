@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from hggep_sc import __version__
+from hggep_sc.evaluation.spatial_null import agreement_pvalues, moved_maps
 from hggep_sc.metrics import noise_ceiling
-from hggep_sc.spatial_null import agreement_pvalues, moved_maps
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_metrics import simulate, split_half

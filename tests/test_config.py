@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from hggep_sc.baselines import BaselineConfig
 from hggep_sc.config import PRESETS, Config
+from hggep_sc.methods.baselines import BaselineConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)

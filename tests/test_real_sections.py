@@ -5,7 +5,7 @@ import pytest
 
 import hggep_sc as hggep
 from helpers import as_spatialdata
-from hggep_sc.genes import training_genes
+from hggep_sc.methods.genes import training_genes
 from hggep_sc.section import open_sections
 
 SHORT = {

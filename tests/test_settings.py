@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hggep_sc import _checks
 from hggep_sc._settings import CHECKS, Settings, settings
+from hggep_sc.runtime import checks as _checks
 
 
 @pytest.fixture

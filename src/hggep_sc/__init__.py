@@ -3,15 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._messages import set_up
 from ._settings import settings
 from ._version import __version__
+from .runtime.messages import set_up
 
 if TYPE_CHECKING:
-    from . import baselines, datasets, get, metrics, pl, pp, tl
+    from . import datasets, get, metrics, pl, pp, tl
     from .config import Config
     from .cross_validation import CrossValidation
-    from .model import HGGEP
+    from .methods import baselines
+    from .methods.hggep import HGGEP
 
 __all__ = [
     "HGGEP",
@@ -28,7 +29,8 @@ __all__ = [
     "tl",
 ]
 
-_HOMES = {"HGGEP": ".model", "Config": ".config", "CrossValidation": ".cross_validation"}
+_HOMES = {"HGGEP": ".methods.hggep", "Config": ".config", "CrossValidation": ".cross_validation"}
+_ROOMS = {"baselines": ".methods.baselines"}  # which are not right below
 
 
 set_up()
@@ -39,7 +41,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name], __name__), name)
     if name in __all__:
-        return import_module(f".{name}", __name__)
+        return import_module(_ROOMS.get(name, f".{name}"), __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

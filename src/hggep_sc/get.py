@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _keys
-from .expression import ExpressionScale
 from .section import read_prediction, table_of
+from .section.expression import ExpressionScale
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -12,7 +12,7 @@ from scipy import special
 from scipy.spatial import cKDTree
 from scipy.stats import poisson, rankdata
 
-from ._validators import array, matrix, number, seed_of, whole
+from .runtime.validators import array, matrix, number, seed_of, whole
 
 Matrix: TypeAlias = Any  # numpy array or scipy sparse matrix or array
 

@@ -1,9 +1,9 @@
 import pytest
 
-from hggep_sc.baselines import BaselineConfig
 from hggep_sc.config import Config
 from hggep_sc.cross_validation import settings_of
-from hggep_sc.methods import METHODS
+from hggep_sc.methods.baselines import BaselineConfig
+from hggep_sc.methods.registry import METHODS
 
 FOR_ALL = {"genes": 12, "weights": None, "normalize": None, "device": "cpu"}
 

@@ -11,7 +11,7 @@ import pytest
 
 from hggep_sc import settings
 from hggep_sc.datasets import _fetch, _her2st, _mob
-from hggep_sc.datasets._fetch import check, fetch
+from hggep_sc.storage.fetch import check, fetch
 
 CONTENT = b"spot\tgene\n1x1\t3\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

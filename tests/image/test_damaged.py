@@ -12,9 +12,9 @@ from PIL import Image
 
 import hggep_sc as hggep
 from helpers import make_adata
+from hggep_sc.features.weights import locate_weights
 from hggep_sc.image import SectionImage
 from hggep_sc.section import open_sections
-from hggep_sc.weights import locate_weights
 
 PIXELS = np.broadcast_to(np.linspace(60, 250, 96)[None, :, None], (64, 96, 3)).astype(np.uint8)
 

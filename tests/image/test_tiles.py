@@ -13,8 +13,8 @@ from tifffile.zarr import ZarrTiffStore
 
 import hggep_sc as hggep
 from hggep_sc import settings
+from hggep_sc.features.patches import read_patches
 from hggep_sc.image import SectionImage
-from hggep_sc.patches import read_patches
 
 FIELDS = (80.0, 160.0, 240.0, 480.0)
 SIZE = 56

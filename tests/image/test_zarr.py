@@ -16,8 +16,8 @@ from ome_zarr.format import FormatV04, FormatV05
 from ome_zarr.writer import write_multiscale
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 
+from hggep_sc.features.patches import read_patches
 from hggep_sc.image import SectionImage
-from hggep_sc.patches import read_patches
 from hggep_sc.section import open_sections
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from helpers import CPU, bfloat16
 from hggep_sc import HGGEP, tl
 from hggep_sc.config import Config
-from hggep_sc.fingerprint import Fingerprint
 from hggep_sc.nn.losses import zinb_nll
 from hggep_sc.nn.published import (
     CrossDifference,
@@ -21,6 +20,7 @@ from hggep_sc.nn.published import (
     augment,
     hyperedges,
 )
+from hggep_sc.section.fingerprint import Fingerprint
 
 
 @pytest.fixture(scope="module")

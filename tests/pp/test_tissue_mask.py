@@ -7,7 +7,7 @@ from scipy import ndimage
 
 import hggep_sc as hggep
 from helpers import make_adata
-from hggep_sc.tissue import TissueMask
+from hggep_sc.image.tissue import TissueMask
 
 MPP = 4.0
 Y, X = np.mgrid[:600, :800]

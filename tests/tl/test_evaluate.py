@@ -6,7 +6,7 @@ from scipy.sparse import csr_matrix
 
 import hggep_sc as hggep
 from helpers import as_spatialdata, assert_same
-from hggep_sc.evaluation import FIGURES
+from hggep_sc.evaluation.section_scores import FIGURES
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from PIL import Image
 
 import hggep_sc as hggep
 from helpers import CPU, TINY, as_spatialdata, assert_same, bfloat16
-from hggep_sc.chunks import chunks_with_halo
+from hggep_sc.prediction.chunks import chunks_with_halo
 
 
 @pytest.fixture

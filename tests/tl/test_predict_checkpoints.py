@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import hggep_sc as hggep
-import hggep_sc.describe as describe_module
+import hggep_sc.features.describe as describe_module
 from helpers import assert_same
 from hggep_sc.section import open_sections
 
@@ -102,7 +102,7 @@ def test_several_sections_in_one_object(sections, trained, tmp_path, interrupted
 
 @pytest.mark.parametrize("method", ["low_rank_ridge", "nearest_patches", "gene_mean"])
 def test_baselines(sections, tmp_path, monkeypatch, interrupted, looked_at, method):
-    monkeypatch.setattr("hggep_sc.chunks.DESCRIBED", 16)
+    monkeypatch.setattr("hggep_sc.prediction.chunks.DESCRIBED", 16)
     model = hggep.tl.fit(sections["S1"], method=method, genes=20, weights=None, progress=False)
     expected = hggep.tl.predict(sections["S3"], model, copy=True, **HOW)
     keywords = {"checkpoint_dir": tmp_path / "run", **HOW}
@@ -162,7 +162,7 @@ def test_counts_have_no_part_in_it(sections, trained, tmp_path):
 def test_memory_that_is_free_later_does_not_begin_it_anew(sections, trained, tmp_path, monkeypatch, interrupted):
     expected = hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
     free = [2 * 4 * trained.config.vit_heads * n**2 for n in (15, 16)]
-    monkeypatch.setattr("hggep_sc.chunks._free_memory", lambda _: free[-1])
+    monkeypatch.setattr("hggep_sc.prediction.chunks._free_memory", lambda _: free[-1])
     interrupted(7, hggep.tl.predict, sections["S3"], trained, checkpoint_dir=tmp_path / "run", **HOW)
     free.pop()
     hggep.tl.predict(sections["S3"], trained, checkpoint_dir=tmp_path / "run", **HOW)

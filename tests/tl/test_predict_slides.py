@@ -13,7 +13,7 @@ import spatialdata as sd
 
 import hggep_sc as hggep
 from helpers import WAIT, as_spatialdata, assert_same
-from hggep_sc.checkpoint import Parts
+from hggep_sc.storage.checkpoint import Parts
 from hggep_sc.tl import _predict_slides as module
 
 HOW = {"device": "cpu", "progress": False}

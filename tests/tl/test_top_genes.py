@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from hggep_sc import tl
-from hggep_sc.evaluation import FIGURES
+from hggep_sc.evaluation.section_scores import FIGURES
 
 NAN = np.nan
 # gene: (PCC, -log10 p, adjusted p) in three sections

@@ -9,7 +9,7 @@ import torch
 
 import hggep_sc as hggep
 from helpers import CPU, TINY
-from hggep_sc._sealed import sealed, unsealed
+from hggep_sc.storage.sealed import sealed, unsealed
 from hggep_sc.training.checkpoint import WholeCheckpoints, read_checkpoint
 
 ENTRIES = {"state_dict": {}, "optimizer_states": [], "lr_schedulers": [], "callbacks": {}, "loops": {}}

@@ -4,8 +4,8 @@ import torch
 from scipy.optimize import lsq_linear
 
 from hggep_sc import Config
-from hggep_sc.chunks import chunks_with_halo
 from hggep_sc.nn import HGGEPNetwork, average_views
+from hggep_sc.prediction.chunks import chunks_with_halo
 from hggep_sc.training.cross_fit import HeldOut, Weights, predict_data
 from hggep_sc.training.data import SectionData
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from hggep_sc import settings
-from hggep_sc.expression import ExpressionScale
+from hggep_sc.section.expression import ExpressionScale
 from hggep_sc.training.data import _reserve, array_store, section_data
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..patches import reach, within
+from ..features.patches import reach, within
 from ..section import Section
 
 BLOCKS = 5  # folds where there is no second section or group

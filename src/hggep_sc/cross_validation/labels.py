@@ -6,10 +6,10 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from ..baselines import BaselineConfig
 from ..config import Config
-from ..features import SHUFFLENET
-from ..methods import METHODS, method_config
+from ..features.frozen import SHUFFLENET
+from ..methods.baselines import BaselineConfig
+from ..methods.registry import METHODS, method_config
 
 NETWORK = ("preset", "config", "encoder", "validation")  # that make it plain that a label is HGGEP
 KNOWN = ("method", *NETWORK, "weights")

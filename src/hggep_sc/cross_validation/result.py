@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..scores import per_fold, per_gene, rows_of_metric, t_interval
+from ..evaluation.scores import per_fold, per_gene, rows_of_metric, t_interval
 
 # columns of `CrossValidation.folds`
 FACTS = ["fold", "method", "algorithm", "seed", "test", "training", "role", "n_genes", "n_spots", "model", "epochs"]

@@ -14,18 +14,18 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from .._executor import outcomes
 from .._settings import settings as package_settings
 from .._version import __version__
-from ..device import resolve_device
-from ..evaluation import section_scores, tidy
-from ..features import SHUFFLENET
-from ..fingerprint import content_hash
-from ..methods import fit_method, reads_image
-from ..model import HGGEP
+from ..evaluation.section_scores import section_scores, tidy
+from ..features.frozen import SHUFFLENET
+from ..features.weights import locate_weights
+from ..methods.hggep import HGGEP
+from ..methods.registry import fit_method, reads_image
 from ..nn import state_hash
-from ..record import confidence_of, prediction_record
-from ..weights import locate_weights
+from ..prediction.record import confidence_of, prediction_record
+from ..runtime.device import resolve_device
+from ..runtime.executor import outcomes
+from ..section.fingerprint import content_hash
 from .folds import Fold, FoldResult, Task
 from .store import FoldStore
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .._files import require_plain_h5ad, write_h5ad
-from .._replace import replacing
+from ..storage.files import require_plain_h5ad, write_h5ad
+from ..storage.replace import replacing
 from .folds import FoldResult, Task
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .._settings import settings
-from ._fetch import fetch, registry
+from ..storage.fetch import fetch, registry
 from ._legacy import assemble, choose, read_counts, read_spots
 
 if TYPE_CHECKING:

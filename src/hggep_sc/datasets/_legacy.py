@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
-from .._validators import names
+from ..runtime.validators import names
 
 if TYPE_CHECKING:
     from anndata import AnnData

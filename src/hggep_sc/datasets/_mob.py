@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._settings import settings
-from ._fetch import check, fetch, registry
+from ..storage.fetch import check, fetch, registry
 from ._legacy import assemble, choose, read_counts, read_spots
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .. import _keys
 from .._settings import settings
-from .._validators import seed_of, whole
+from ..runtime.validators import seed_of, whole
 from ._legacy import library
 
 if TYPE_CHECKING:

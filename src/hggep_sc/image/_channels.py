@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .. import _checks
+from ..runtime import checks
 
 COLOURS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2, "a": 3, "alpha": 3}
 # dyes and antibodies that are imaged by fluorescence
@@ -44,7 +44,7 @@ def in_colour_order(arrays: Sequence[Any], names: Sequence[str], axis: int, wher
     n_colours = sum(place < len(COLOURS) for place in places)
     if n_colours >= 3 and sorted(places)[:n_colours] == list(range(n_colours)):
         if len(order) > n_colours:
-            _checks.warn(
+            checks.warn(
                 "channels",
                 f"image {where}: of its channels {_quoted(names)}, red, green and blue are used"
                 + (" with the transparency" if n_colours == 4 else ""),
@@ -52,7 +52,7 @@ def in_colour_order(arrays: Sequence[Any], names: Sequence[str], axis: int, wher
         order = order[:n_colours]
         return list(arrays) if order == list(range(len(names))) else [_take(array, order, axis) for array in arrays]
     if not _colourless(names):
-        _checks.refuse(
+        checks.refuse(
             "channels",
             f"image {where}: its channels are called {_quoted(names)}, as those of a fluorescence image, where red, "
             "green and blue are expected: give the H&E image",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from .._paths import require_file
+from ..storage.paths import require_file
 from ._channels import in_colour_order
 from ._errors import ImageFileError, damaged, require_memory
 from ._levels import Whole

@@ -14,9 +14,9 @@ from cachetools import LRUCache, cachedmethod
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from .. import _checks
-from .._paths import require_there
 from .._settings import settings
+from ..runtime import checks
+from ..storage.paths import require_there
 from ._colour import glass, to_rgb
 from ._files import open_file
 from ._levels import Level, pyramid
@@ -185,7 +185,7 @@ class SectionImage:
         """Warn once, however often the image is opened."""
         if message not in self._warned:
             self._warned.add(message)
-            _checks.warn(check, message)
+            checks.warn(check, message)
 
     @cached_property
     def _meaning(self) -> Meaning:
@@ -201,7 +201,7 @@ class SectionImage:
     @cached_property
     def _looked_at(self) -> bool:
         """Whether it was seen that it looks like H&E, or warned that it does not."""
-        if _checks.is_on("pixel_range"):
+        if checks.is_on("pixel_range"):
             if self._levels[-1].lazy:
                 rgb = self._sample(self._read)  # which keeps the tiles for what is read next
             else:

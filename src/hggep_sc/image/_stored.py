@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from .. import _checks
+from ..runtime import checks
 
 WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 FAINTEST = 15  # brightest value of a byte below which shades are lost: it held 4 bits, or a mask
@@ -96,7 +96,7 @@ def meaning(sample: np.ndarray, said: Said, name: str) -> tuple[Meaning, list[tu
     opaque = _smallest((1, *WHITES), top, sample.dtype)
     clear, solid = (fourth <= 0).mean(), (fourth >= 0.99 * opaque).mean()
     if said.fourth is None and not (solid >= 0.05 and clear + solid >= 0.5):
-        _checks.refuse(
+        checks.refuse(
             "channels",
             f"image {name}: its fourth channel has values between 0 and {top:g} where transparency is mostly none or "
             "all: it seems to be another stain or infrared. Give the first three channels, such as image[..., :3]",
@@ -131,7 +131,7 @@ def _white(colours: np.ndarray, said: Said, name: str) -> tuple[float, list[tupl
         claim = (
             f"the file says that {said.white:g} is white" if stated else "no usual white (255, 1023, 4095, ...) is near"
         )
-        _checks.refuse(
+        checks.refuse(
             "pixel_range",
             f"image {name}: the range of its {dtype.name} values is {low:.4g} to {top:.4g}, which would be dark, and "
             f"{claim}: scale it to 8 bits, for instance with (image / white * 255).astype('uint8')",
@@ -167,7 +167,7 @@ def oddities(rgb: np.ndarray, name: str) -> Iterator[tuple[str, str]]:
     low, high = np.percentile(bright, [0.1, 99.9])
     top = int(rgb.max())
     if rgb.min() < top <= FAINTEST:
-        _checks.refuse(
+        checks.refuse(
             "pixel_range",
             f"image {name}: its pixels are all but black, in a range of 0 to {top} of 255, as a mask or an image that "
             "was scaled twice: give the image itself",

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..scores import per_fold, per_gene, require_methods, rows_of_metric, score_table, t_interval
+from ..evaluation.scores import per_fold, per_gene, require_methods, rows_of_metric, score_table, t_interval
 from ..section import listed
 from ._axes import one_axes
 from ._style import colour, ink, name_of, note_of

@@ -11,7 +11,7 @@ from matplotlib.colors import is_color_like, to_hex, to_rgba_array
 from matplotlib.lines import Line2D
 
 from .. import _keys
-from .._validators import number
+from ..runtime.validators import number
 from ..section import listed, open_sections, table_of
 from ._arguments import names
 from ._axes import GivenAxes, given_axes

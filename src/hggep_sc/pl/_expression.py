@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._keys import predicted as predicted_column
-from ..expression import ExpressionScale, observed_expression
 from ..metrics import pearson
 from ..section import gene_name_hint, listed, read_prediction
+from ..section.expression import ExpressionScale, observed_expression
 
 if TYPE_CHECKING:
     from anndata import AnnData

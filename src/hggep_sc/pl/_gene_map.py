@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 
 from .. import _keys
-from .._validators import number, whole_or_none
+from ..runtime.validators import number, whole_or_none
 from ..section import open_sections
 from ._arguments import Limit, colour_map, limits, names
 from ._axes import GivenAxes, given_axes

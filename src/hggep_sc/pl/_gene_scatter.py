@@ -6,7 +6,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from .. import _keys
-from ..scores import of_metric, require_methods
+from ..evaluation.scores import of_metric, require_methods
 from ..section import read_prediction, section_column, table_of
 from ._axes import one_axes
 from ._expression import OBSERVED, PREDICTED, correlation, read_expression

@@ -10,7 +10,7 @@ from ._axes import GivenAxes, given_axes
 from ._style import LINES, colour, ink
 
 if TYPE_CHECKING:
-    from ..model import HGGEP
+    from ..methods.hggep import HGGEP
 
 SCORE = "validation_pcc"
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from ..scores import of_metric, score_table
+from ..evaluation.scores import of_metric, score_table
 from ._axes import one_axes
 from ._style import MARKERS, colour, ink, name_of, note_of
 

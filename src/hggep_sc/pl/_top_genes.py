@@ -2,8 +2,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from .._validators import whole
-from ..scores import RANKED, By, of_method, of_metric, rank_genes
+from ..evaluation.scores import RANKED, By, of_method, of_metric, rank_genes
+from ..runtime.validators import whole
 from ._axes import one_axes
 from ._style import colour, ink, name_of
 

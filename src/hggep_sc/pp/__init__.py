@@ -1,6 +1,6 @@
 """Preprocessing: find the tissue on a slide, and lay spots over it."""
 
-from ..tissue import TissueMask
+from ..image.tissue import TissueMask
 from ._tile import tile
 from ._tissue_mask import tissue_mask
 

@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
-from .._paths import expanded
-from .._validators import choice, flag, number, text_or_none
+from ..image.tissue import LOOK_PX, TissueMask, find_tissue, is_gray
+from ..runtime.validators import choice, flag, number, text_or_none
 from ..section import copy_of, image_of, is_spatialdata, require_key
-from ..tissue import LOOK_PX, TissueMask, find_tissue, is_gray
+from ..storage.paths import expanded
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ..methods import Model
+    from ..methods.registry import Model
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _table_key(key: str) -> str:
 
 
 def _check_model(model: Any) -> None:
-    from ..methods import require_model
+    from ..methods.registry import require_model
 
     require_model(model)
     if model.mpp is None:

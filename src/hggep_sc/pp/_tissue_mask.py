@@ -2,8 +2,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..image.tissue import LOOK_PX, TissueMask, find_tissue, is_gray
 from ..section import image_of
-from ..tissue import LOOK_PX, TissueMask, find_tissue, is_gray
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._paths import expanded, why_absent
 from ..image import SectionImage
+from ..storage.paths import expanded, why_absent
 from ._belonging import Belonging, View, compared, say_reduced, scaled
 from ._one_section import require_one_section
 from ._scale import Told, given, of_scalefactors, scale_of_section, settled, spot_grid

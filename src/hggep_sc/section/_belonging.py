@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .._checks import is_on, refuse, warn
 from ..image import SectionImage, glass
-from ..tissue import TissueMask, find_tissue
+from ..image.tissue import TissueMask, find_tissue
+from ..runtime.checks import is_on, refuse, warn
 
 logger = logging.getLogger(__name__)
 

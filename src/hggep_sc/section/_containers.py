@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 from anndata import AnnData
 
-from .._validators import text_or_none
+from ..runtime.validators import text_or_none
 from ._values import listed
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from .._validators import by_name
+from ..runtime.validators import by_name
 from ._section import Section
 
 

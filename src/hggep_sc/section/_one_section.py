@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._checks import is_on, refuse
+from ..runtime.checks import is_on, refuse
 from ._spots import array_places
 from ._values import listed
 

@@ -6,7 +6,7 @@ from typing import Any
 from anndata import AnnData
 
 from .. import _keys
-from .._validators import by_name, text, text_or_none, values_by_name
+from ..runtime.validators import by_name, text, text_or_none, values_by_name
 from ._anndata import anndata_section, libraries_of
 from ._containers import is_spatialdata, not_a_container, table_of
 from ._scale import checked_mpp, noted_scale

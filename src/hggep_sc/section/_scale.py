@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from .. import _checks
 from ..image import SANE_MPP
+from ..runtime import checks
 from ._lattice import ENOUGH, FEW, SAMPLE, Array, Lattice, array_lattice, point_lattice, sampled
 from ._spots import array_places
 from ._values import entries, number, text
@@ -111,7 +111,7 @@ def settled(sources: Sequence[Told | None], name: str, *, reduction: float = 1.0
         return None
     first, *others = told
     if not _plausible(first.mpp / reduction):
-        _checks.refuse("scale_plausible", f"{name}: {implausible(first, others)}")
+        checks.refuse("scale_plausible", f"{name}: {implausible(first, others)}")
     users = first.by == GIVEN
     for other in others:
         times = _times(first.mpp, other.mpp)
@@ -122,15 +122,15 @@ def settled(sources: Sequence[Told | None], name: str, *, reduction: float = 1.0
             f"{other.mpp:.4g}"
         )
         if times > APART and not users and _plausible(other.mpp / reduction):
-            _checks.refuse("scales_agree", f"{message}. Find out which is right, and give it by `mpp=`")
+            checks.refuse("scales_agree", f"{message}. Find out which is right, and give it by `mpp=`")
         else:
-            _checks.warn("scales_agree", f"{message}; {first.mpp:.4g} is taken")
+            checks.warn("scales_agree", f"{message}; {first.mpp:.4g} is taken")
     if _times(aspect, 1.0) > ALIKE:
         message = (
             f"{name}: the image file says that its px are {aspect:.3g} times as high as wide, and patches are squares "
             "of px: resample the image to square px"
         )
-        (_checks.warn if users else _checks.refuse)("scales_agree", f"{message}, or give um per px by `mpp=`")
+        (checks.warn if users else checks.refuse)("scales_agree", f"{message}, or give um per px by `mpp=`")
     return first
 
 
@@ -170,7 +170,7 @@ def require_plausible(mpp: Any) -> float | None:
     """Return um per px that a caller gave, refusing what is none of an image of tissue."""
     checked = checked_mpp(mpp)
     if checked is not None and not _plausible(checked):
-        _checks.refuse("scale_plausible", implausible(given(checked)[0]))
+        checks.refuse("scale_plausible", implausible(given(checked)[0]))
     return checked
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from anndata import AnnData
 
 from .. import _keys
-from .._paths import expanded
 from ..image import SectionImage
+from ..storage.paths import expanded
 from ._anndata import anndata_section, find_image, libraries_of
 from ._containers import is_spatialdata
 from ._scale import Told, checked_mpp, given, settled

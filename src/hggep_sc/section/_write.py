@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._validators import flag
+from ..runtime.validators import flag
 from ._containers import table_of
 from ._genes import gene_name_hint, predicted_columns
 from ._section import Section

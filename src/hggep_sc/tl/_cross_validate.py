@@ -9,9 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
-from .._progress import bar
 from .._settings import settings
-from .._validators import executor_or_none, flag_or_none, names, path_or_none, seed_of, whole_or_none
 from ..cross_validation import (
     FACTS,
     CrossValidation,
@@ -24,14 +22,14 @@ from ..cross_validation import (
     settings_of,
     tasks_of,
 )
-from ..device import require_device_name
-from ..evaluation import layer_scores, tidy
-from ..expression import ExpressionScale
-from ..fingerprint import BESIDE, HELD
-from ..genes import requested_genes
-from ..methods import METHODS, reads_image
-from ..patches import fields_of_view, model_mpp, model_reduction
-from ..record import warn_of_neighbours
+from ..evaluation.section_scores import layer_scores, tidy
+from ..features.patches import fields_of_view, model_mpp, model_reduction
+from ..methods.genes import requested_genes
+from ..methods.registry import METHODS, reads_image
+from ..prediction.record import warn_of_neighbours
+from ..runtime.device import require_device_name
+from ..runtime.progress import bar
+from ..runtime.validators import executor_or_none, flag_or_none, names, path_or_none, seed_of, whole_or_none
 from ..section import (
     Section,
     gene_name_hint,
@@ -44,14 +42,16 @@ from ..section import (
     table_of,
     write_prediction,
 )
+from ..section.expression import ExpressionScale
+from ..section.fingerprint import BESIDE, HELD
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
     from torch import nn
 
-    from ..baselines import BaselineConfig
     from ..config import Config
+    from ..methods.baselines import BaselineConfig
 
     Data: TypeAlias = AnnData | SpatialData
 

@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
-from .._validators import flag, names, number, seed_of, text, text_or_none, whole, whole_or_none
 from .._version import __version__
-from ..domains import expression_graph, leiden, most_variable, resolution_for, spatial_graph
-from ..expression import ExpressionScale
+from ..evaluation.spatial_null import agreement, agreement_pvalues, contingency, moved_maps
+from ..runtime.validators import flag, names, number, seed_of, text, text_or_none, whole, whole_or_none
 from ..section import (
     CountMatrix,
     coordinates_of,
@@ -25,7 +24,8 @@ from ..section import (
     table_of,
     under_tissue,
 )
-from ..spatial_null import agreement, agreement_pvalues, contingency, moved_maps
+from ..section.expression import ExpressionScale
+from ._leiden import expression_graph, leiden, most_variable, resolution_for, spatial_graph
 
 if TYPE_CHECKING:
     from anndata import AnnData

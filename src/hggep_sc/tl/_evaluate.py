@@ -6,13 +6,11 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
-from .._validators import flag, seed_of, text_or_none
 from .._version import __version__
 from ..config import Normalize
-from ..evaluation import FIGURES, Null, layer_scores, over_sections, section_scores
-from ..expression import ExpressionScale
-from ..fingerprint import BESIDE
-from ..record import warn_of_neighbours
+from ..evaluation.section_scores import FIGURES, Null, layer_scores, over_sections, section_scores
+from ..prediction.record import warn_of_neighbours
+from ..runtime.validators import flag, seed_of, text_or_none
 from ..section import (
     copy_of,
     layer_values,
@@ -23,6 +21,8 @@ from ..section import (
     table_of,
     under_tissue,
 )
+from ..section.expression import ExpressionScale
+from ..section.fingerprint import BESIDE
 
 if TYPE_CHECKING:
     from anndata import AnnData

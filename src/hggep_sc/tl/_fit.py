@@ -2,18 +2,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from .._validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..config import Config
-from ..methods import Method, Model, fit_method, method_config, reads_image
+from ..features.weights import locate_weights
+from ..methods.registry import Method, Model, fit_method, method_config, reads_image
+from ..runtime.validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..section import grouped, open_sections
-from ..weights import locate_weights
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
     from torch import nn
 
-    from ..baselines import BaselineConfig
+    from ..methods.baselines import BaselineConfig
 
     Data: TypeAlias = AnnData | SpatialData
 

@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _keys
-from .._progress import of_spots
-from .._validators import flag, flag_or_none, path_or_none, whole_or_none
 from .._version import __version__
-from ..checkpoint import Checkpoint, open_checkpoints
-from ..features import use_once
-from ..fingerprint import BESIDE, sight_hash
-from ..methods import Model, require_model
-from ..model import HGGEP
-from ..patches import spots_per_batch
-from ..record import confidence_of, prediction_record, warn_of_neighbours
+from ..features.frozen import use_once
+from ..features.patches import spots_per_batch
+from ..methods.hggep import HGGEP
+from ..methods.registry import Model, require_model
+from ..prediction.record import confidence_of, prediction_record, warn_of_neighbours
+from ..runtime.progress import of_spots
+from ..runtime.validators import flag, flag_or_none, path_or_none, whole_or_none
 from ..section import Section, copy_of, open_sections, require_writable, write_prediction
+from ..section.fingerprint import BESIDE, sight_hash
+from ..storage.checkpoint import Checkpoint, open_checkpoints
 
 if TYPE_CHECKING:
     from anndata import AnnData

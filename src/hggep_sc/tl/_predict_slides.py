@@ -14,23 +14,23 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from .._executor import outcomes
-from .._files import require_plain_h5ad, write_h5ad
-from .._paths import expanded, require_file, require_there, why_absent
-from .._progress import bar
-from .._replace import replacing
 from .._settings import settings
-from .._validators import by_name, executor_or_none, flag, flag_or_none, path_of, values_by_name, whole_or_none
 from .._version import __version__
-from ..checkpoint import OtherCheckpointError, remove_checkpoints
-from ..device import require_device_name
-from ..fingerprint import content_hash
+from ..features.patches import spots_per_batch
 from ..image import is_ome_zarr
-from ..methods import Model, require_model
-from ..model import HGGEP
-from ..patches import spots_per_batch
+from ..methods.hggep import HGGEP
+from ..methods.registry import Model, require_model
 from ..pp import tile
+from ..runtime.device import require_device_name
+from ..runtime.executor import outcomes
+from ..runtime.progress import bar
+from ..runtime.validators import by_name, executor_or_none, flag, flag_or_none, path_of, values_by_name, whole_or_none
 from ..section import copy_of, is_spatialdata, listed, open_sections, require_key, table_of
+from ..section.fingerprint import content_hash
+from ..storage.checkpoint import OtherCheckpointError, remove_checkpoints
+from ..storage.files import require_plain_h5ad, write_h5ad
+from ..storage.paths import expanded, require_file, require_there, why_absent
+from ..storage.replace import replacing
 from ._predict import predict
 
 if TYPE_CHECKING:

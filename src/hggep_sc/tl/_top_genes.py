@@ -2,7 +2,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..scores import By, rank_genes
+from ..evaluation.scores import By, rank_genes
 
 
 def top_genes(

@@ -12,15 +12,15 @@ import numpy as np
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from .._lock import alone_in
-from .._replace import replacing
-from .._sealed import sealed, unsealed
 from .._version import __version__
-from ..checkpoint import OtherCheckpointError, Parts, open_checkpoints, remove_checkpoints
 from ..config import Config
-from ..fingerprint import sight_hash
 from ..nn import Encoder, ShuffleNetEncoder
 from ..section import Section
+from ..section.fingerprint import sight_hash
+from ..storage.checkpoint import OtherCheckpointError, Parts, open_checkpoints, remove_checkpoints
+from ..storage.lock import alone_in
+from ..storage.replace import replacing
+from ..storage.sealed import sealed, unsealed
 from .data import SectionData
 
 logger = logging.getLogger(__name__)

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._progress import bar
-from ..chunks import predict_in_chunks, spots_at_once
-from ..describe import DIHEDRAL, PLAIN, of_views
-from ..expression import ExpressionScale
-from ..linear import LinearPath
+from ..features.describe import DIHEDRAL, PLAIN, of_views
+from ..features.patches import BATCH_SPOTS
 from ..nn import Ensemble, HGGEPNetwork
-from ..patches import BATCH_SPOTS
+from ..prediction.chunks import predict_in_chunks, spots_at_once
+from ..prediction.linear import LinearPath
+from ..runtime.progress import bar
+from ..section.expression import ExpressionScale
 from .data import SectionData
 from .split import leave_out
 

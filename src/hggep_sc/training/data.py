@@ -14,8 +14,8 @@ import torch
 from scipy import sparse
 
 from .._settings import settings
-from ..expression import ExpressionScale
 from ..nn import Batch
+from ..section.expression import ExpressionScale
 
 if TYPE_CHECKING:
     from ..section import Section

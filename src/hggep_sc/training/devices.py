@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ..device import has_bfloat16, resolve_device
+from ..runtime.device import has_bfloat16, resolve_device
 
 Strategy = Literal["auto", "ddp"]
 Value = TypeVar("Value")

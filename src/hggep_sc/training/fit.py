@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint import remove_checkpoints
-from ..confidence import Confidence, optical_density
 from ..config import Config
-from ..expression import ExpressionScale
-from ..features import is_frozen
-from ..linear import LinearPath
+from ..features.frozen import is_frozen
+from ..features.patches import fields_of_view
 from ..nn import Encoder, Ensemble, HGGEPNetwork, PublishedNetwork, averaged
-from ..patches import fields_of_view
+from ..prediction.confidence import Confidence, optical_density
+from ..prediction.linear import LinearPath
+from ..section.expression import ExpressionScale
+from ..storage.checkpoint import remove_checkpoints
 from .checkpoint import (
     FEATURES,
     FURTHER,

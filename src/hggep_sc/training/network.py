@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..chunks import spatial_chunks
-from ..confidence import feature_statistics
 from ..config import Config
+from ..features.weights import load_weights, locate_weights
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
-from ..weights import load_weights, locate_weights
+from ..prediction.chunks import spatial_chunks
+from ..prediction.confidence import feature_statistics
 from .checkpoint import CHECKPOINT, WholeCheckpoints
 from .data import SectionData
 from .devices import Devices

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from torch import Tensor
 
-from .._progress import bar
 from ..config import Config
 from ..metrics import pearson
 from ..nn import Batch, HGGEPNetwork, PublishedNetwork, average_views
 from ..nn.interface import upload
+from ..runtime.progress import bar
 from .augmentation import random_dihedral, random_shift, random_view, stain_jitter
 
 

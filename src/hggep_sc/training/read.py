@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .._progress import of_spots, over_sections
-from ..chunks import described_together
 from ..config import Config
-from ..expression import ExpressionScale
-from ..features import feature_shape, features_of, is_frozen, kept_colours, stored_features
-from ..linear import linear_features
+from ..features.frozen import feature_shape, features_of, is_frozen, kept_colours, stored_features
+from ..features.patches import read_patches, say_if_coarse
 from ..nn import Encoder, HGGEPNetwork, PublishedNetwork
-from ..patches import read_patches, say_if_coarse
+from ..prediction.chunks import described_together
+from ..prediction.linear import linear_features
+from ..runtime.progress import of_spots, over_sections
+from ..section.expression import ExpressionScale
 from .checkpoint import stores_of_features
 from .data import SectionData, array_store, section_data
 

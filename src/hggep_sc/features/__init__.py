@@ -1,0 +1,1 @@
+"""What is seen of spots: patches, encoders' features, colour and texture."""

@@ -1,0 +1,130 @@
+"""Pretrained weights of the ShuffleNetV2 x0.5 backbone."""
+
+import hashlib
+import logging
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._settings import settings
+from ..runtime.validators import path_of
+from ..storage.paths import require_file
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..nn import ShuffleNetEncoder
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_FILE = "shufflenetv2_x0.5-f707e7126e.pth"
+IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
+IMAGENET_SHA256 = "f707e7126e8601ea5fa0e272e0f35c52807773d603bcb11e611fa04a0b0880fd"
+
+
+IMAGENET_PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation, as trained
+UNIT_PIXELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+def locate_weights(weights: str | Path | None) -> Path | None:
+    """Return the file of the weights asked for, downloaded if need be; None for random weights."""
+    if weights is None:
+        return None
+    if weights == "imagenet":
+        return _imagenet()
+    path = path_of("weights", weights)
+    try:
+        require_file(path, "weights file")
+    except (FileNotFoundError, ValueError) as error:
+        expected = 'weights= is "imagenet", None or the path of a .pth or .safetensors file'
+        raise type(error)(f"{error}; {expected}") from None
+    return path
+
+
+def pixel_statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of pixels (0..1) that weights want: ImageNet's own, else none."""
+    imagenet = hashlib.sha256(path.read_bytes()).hexdigest() == IMAGENET_SHA256
+    return IMAGENET_PIXELS if imagenet else UNIT_PIXELS
+
+
+def load_weights(network: "nn.Module", path: Path) -> None:
+    """Load pretrained weights into a backbone, in place.
+
+    Entries that the file lacks keep their values, and those that the backbone lacks (`fc`) are passed over;
+    both are logged.
+
+    Parameters
+    ----------
+    network
+        Module whose state dict has torchvision's names: a `ShuffleNetV2`, or the `backbone` of a network.
+    path
+        A file of `locate_weights`: `.pth` (a state dict of tensors) or `.safetensors`.
+
+    Raises
+    ------
+    ValueError
+        The file is no state dict, holds an entry of another shape, or none that the backbone has.
+    """
+    found, wanted = read_state_dict(path), network.state_dict()
+    known = {name: value for name, value in found.items() if name in wanted}
+    if not known:
+        raise ValueError(
+            f"{path}: none of its {len(found)} entries ({_some(found)}) is one of the backbone's "
+            f"({_some(wanted)}); expected a ShuffleNetV2 x0.5 state dict with torchvision's names"
+        )
+    misfits = [
+        f"{name} {tuple(value.shape)} instead of {tuple(wanted[name].shape)}"
+        for name, value in known.items()
+        if value.shape != wanted[name].shape
+    ]
+    if misfits:
+        raise ValueError(f"{path}: not the weights of ShuffleNetV2 x0.5: {'; '.join(misfits[:3])}")
+    missing, unknown = wanted.keys() - known.keys(), found.keys() - known.keys()
+    network.load_state_dict(known, strict=False)
+    if missing:
+        logger.info("%s lacks entries, which keep their random values: %s", path, ", ".join(sorted(missing)))
+    if unknown:
+        logger.info("%s holds entries that are not used: %s", path, ", ".join(sorted(unknown)))
+
+
+def load_pretrained(encoder: "ShuffleNetEncoder", path: Path) -> None:
+    """Load pretrained weights into an encoder, in place, and what its pixels are centred and scaled by."""
+    load_weights(encoder.backbone, path)
+    encoder.normalise_pixels(*pixel_statistics(path))
+
+
+def _imagenet() -> Path:
+    from ..storage.fetch import fetch
+
+    beside = settings.dataset_dir / "weights" / IMAGENET_FILE
+    path = beside if beside.is_file() else settings.cache_dir / "weights" / IMAGENET_FILE
+    try:
+        return Path(fetch(IMAGENET_URL, sha256=IMAGENET_SHA256, path=path))
+    except OSError as error:  # requests' and urllib's errors are OSErrors too
+        raise RuntimeError(
+            f"the ImageNet weights: {error} Or pass weights= a file of your own, or weights=None for random weights"
+        ) from None
+
+
+def read_state_dict(path: Path) -> "dict[str, Tensor]":
+    """Read a state dict of tensors from a `.safetensors` or torch file, without unpickling anything else."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a readable file of weights ({error})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path}: expected a state dict, which is a flat dict of names and tensors")
+    return state
+
+
+def _some(entries: "dict[str, Tensor]") -> str:
+    names = list(entries)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

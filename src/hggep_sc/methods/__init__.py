@@ -1,0 +1,1 @@
+"""What predicts: HGGEP and what it has to beat, by name."""

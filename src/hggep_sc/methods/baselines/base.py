@@ -1,0 +1,355 @@
+"""Baseline: what all of them share; a method learns from features and centred targets, and responds to features."""
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...features.patches import (
+    model_mpp,
+    model_reduction,
+    say_if_scale_differs,
+    say_if_spacing_differs,
+    spacing_words,
+    spots_per_batch,
+    training_spacing,
+)
+from ...prediction.finite import require_finite_model, require_finite_prediction
+from ...runtime.device import resolve_device, threads_of_torch
+from ...runtime.progress import over_sections
+from ...section import Section, require_counts
+from ...section.expression import ExpressionScale
+from ...section.fingerprint import Fingerprint
+from ...storage.checkpoint import Checkpoint, Parts
+from ...storage.models import load_model, save_model, stored_scale
+from ...training.data import counts_to_learn
+from ..genes import GenesBy, training_genes
+from .config import BaselineConfig
+from .features import Trunk, patch_features
+from .selection import Training
+
+logger = logging.getLogger(__name__)
+
+
+class Baseline(ABC):
+    """A predictor without training by gradient; made by `hggep_sc.tl.fit(method=...)` or `load`.
+
+    The prediction is `gene_mean`, the mean over the training sections of their mean expression, plus what the
+    method makes of the patches' features.
+
+    Attributes
+    ----------
+    method
+        Its name in `hggep_sc.tl.fit`.
+    genes
+        Names of the predicted genes, in the order of the outputs.
+    genes_by
+        Rule by which they were chosen, or "names"; None for a model saved before it was noted.
+    config
+        Every setting.
+    arrays
+        What was learnt, by name: `gene_mean` (n_genes,) and what the method adds.
+    trunk
+        The pretrained trunk that features were computed with; None without.
+    scale
+        The expression scale of the predictions.
+    mpp
+        Scale that patches are brought to, um per px; None where it was not known.
+    reduction
+        Full-resolution px per px of the image at that scale: above 1 where that was a reduced copy.
+    spacing_um
+        Least and most um from spot to spot in the training sections; None where they are not known.
+    seed
+        Seed of the fit: of the blocks that are left out where one section trains alone, and of what a file of
+        weights lacks.
+    """
+
+    method: ClassVar[str]
+    confidence: ClassVar[None] = None  # that is the network's
+    reads_image: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: BaselineConfig,
+        genes: Sequence[str],
+        arrays: Mapping[str, np.ndarray],
+        *,
+        trunk: Trunk | None,
+        mpp: float | None,
+        fingerprint: Fingerprint,
+        seed: int,
+        reduction: float = 1.0,
+        spacing_um: tuple[float, float] | None = None,
+        genes_by: str | None = None,
+    ) -> None:
+        self.config = config
+        self.genes = list(genes)
+        self.arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        self.trunk = trunk
+        require_finite_model({**self._array_tensors(), **self._trunk_state()})
+        self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
+        self.mpp = mpp
+        self.reduction = reduction
+        self.spacing_um = spacing_um
+        self.fingerprint = fingerprint
+        self.seed = seed
+        self.genes_by = genes_by
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
+        """Return what is learnt, by name."""
+
+    @abstractmethod
+    def _respond(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return expression around `gene_mean` (n_spots, n_genes) and, where there is one, a latent (n_spots, d)."""
+
+    @cached_property
+    def id(self) -> str:
+        """Name of this fitted model: a hash of its genes and of what was learnt."""
+        digest = hashlib.sha256("\n".join([self.method, *self.genes]).encode())
+        for tensors in (self._array_tensors(), self._trunk_state()):
+            for name, tensor in sorted(tensors.items()):
+                digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{name} {'x'.join(map(str, a.shape)) or a.item()}" for name, a in sorted(self.arrays.items())
+        )
+        sections = ", ".join(self.fingerprint.sections)
+        sections += f", spots {spacing_words(self.spacing_um)} apart" if self.spacing_um is not None else ""
+        return (
+            f"{type(self).__name__}({len(self.genes)} genes, id={self.id})\n"
+            f"    learnt: {shapes}; scale: {self.scale}\n"
+            f"    trained on: {sections}"
+        )
+
+    @classmethod
+    @threads_of_torch()
+    def fit(
+        cls,
+        sections: Sequence[Section],
+        config: BaselineConfig,
+        *,
+        genes: Iterable[str] | str | int | None = None,
+        genes_by: GenesBy = "moran",
+        weights: str | Path | None = "imagenet",
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool | None = None,
+    ) -> Self:
+        """Fit to sections; see `hggep_sc.tl.fit` for the parameters.
+
+        Targets are the log expression less the section's mean; spots without counts are left out.
+        """
+        target, seed = resolve_device(device), int(seed)
+        require_counts(sections)
+        chosen, by = training_genes(sections, genes, genes_by)
+        scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
+        mpp, reduction, spacing_um = model_mpp(sections), model_reduction(sections), training_spacing(sections)
+        trunk = Trunk.pretrained(weights, seed) if cls.reads_image else None
+        features, targets, means, xy = [], [], [], []
+        for section in over_sections(sections, cls.method, progress):
+            counts, totals = counts_to_learn(section, chosen, scale)
+            seen = totals > 0
+            expression = scale.transform(counts, totals)[seen].astype(np.float64)
+            found = cls._features(section, config, mpp, trunk, target, spots_per_batch(None), reduction=reduction)
+            features.append(found[seen])
+            means.append(expression.mean(axis=0))
+            targets.append(expression - means[-1])
+            xy.append(section.xy[seen])
+        training = Training.of(features, targets, xy, [section.group for section in sections], seed)
+        arrays = {"gene_mean": np.mean(means, axis=0), **cls.learn(training, config)}
+        fingerprint = Fingerprint.of(sections, chosen)
+        return cls(
+            config,
+            chosen,
+            arrays,
+            trunk=trunk,
+            mpp=mpp,
+            fingerprint=fingerprint,
+            seed=seed,
+            reduction=reduction,
+            spacing_um=spacing_um,
+            genes_by=by,
+        )
+
+    @threads_of_torch()
+    def predict(
+        self,
+        section: Section,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        average_flips: bool | None = None,
+        chunk_spots: int | None = None,
+        advance: Callable[[int], object] | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predict one section.
+
+        Parameters
+        ----------
+        section
+            Where the spots and the image are. All of its spots belong to the call: features are standardised over
+            them.
+        device
+            "auto", "cpu", "cuda", "cuda:1", "mps".
+        batch_size
+            Spots whose patches are held at once; None for 64.
+        average_flips, chunk_spots
+            For networks alone.
+        advance
+            Told how many more spots are done.
+        checkpoint
+            What is known of the section, and is not computed again.
+
+        Returns
+        -------
+        Log expression (n_spots, n_genes), float32, and the latent representation (n_spots, d), float32, or None
+        where the method has none.
+
+        Raises
+        ------
+        ValueError
+            If `average_flips` or `chunk_spots` is set, or `batch_size` is below 1; if what is predicted is NaN or
+            infinite.
+        """
+        if average_flips:
+            raise ValueError(f"average_flips=True is for HGGEP: method={self.method!r} has no use for it")
+        if chunk_spots is not None:
+            raise ValueError(f"chunk_spots={chunk_spots} is for HGGEP: method={self.method!r} has no use for it")
+        batch_size = spots_per_batch(batch_size)
+        say_if_scale_differs(section, self.mpp, self.reduction)
+        say_if_spacing_differs(section, self.spacing_um)
+        features = self._features(
+            section,
+            self.config,
+            self.mpp,
+            self.trunk,
+            resolve_device(device),
+            batch_size,
+            reduction=self.reduction,
+            kept=None if checkpoint is None else checkpoint.features,
+            advance=advance,
+        )
+        centred, latent = self._respond(features)
+        expression = (self.arrays["gene_mean"] + centred).astype(np.float32)
+        latent = None if latent is None else latent.astype(np.float32)
+        require_finite_prediction(section.name, expression, *([] if latent is None else [latent]))
+        return expression, latent
+
+    @classmethod
+    def _features(
+        cls,
+        section: Section,
+        config: BaselineConfig,
+        mpp: float | None,
+        trunk: Trunk | None,
+        device: torch.device,
+        batch_size: int,
+        *,
+        reduction: float = 1.0,
+        kept: Parts | None = None,
+        advance: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        if cls.reads_image:
+            return patch_features(
+                section,
+                config,
+                mpp=mpp,
+                reduction=reduction,
+                trunk=trunk,
+                device=device,
+                batch_size=batch_size,
+                kept=kept,
+                advance=advance,
+            )
+        if advance is not None:
+            advance(len(section.xy))
+        return np.empty((len(section.xy), 0), dtype=np.float32)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a folder; see `HGGEP.save`.
+
+        The trunk's weights are saved too, so that prediction needs no download.
+
+        Parameters
+        ----------
+        path
+            Folder to write; made if it does not exist.
+        overwrite
+            Replace the model in the folder.
+
+        Raises
+        ------
+        FileExistsError
+            If something is there already, unless `overwrite`; always, if it is not a model.
+        """
+        save_model(
+            path,
+            method=self.method,
+            model_id=self.id,
+            content={
+                "config": self.config.to_dict(),
+                "mpp": self.mpp,
+                "reduction": self.reduction,
+                "spacing_um": self.spacing_um,
+                "seed": self.seed,
+                "genes": self.genes,
+                "genes_by": self.genes_by,
+                "training_sections": self.fingerprint.sections,
+                "library_genes": self.fingerprint.library_genes,
+            },
+            tensors={
+                "arrays": self._array_tensors(),
+                "training": self.fingerprint.tensors(),
+                **({"network": self._trunk_state()} if self.trunk is not None else {}),
+            },
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a model that `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder.
+        ValueError
+            If the folder is not a model of this class, is damaged, or was written by a newer version.
+        """
+        return load_model(path, method=cls.method, rebuild=cls._rebuild)
+
+    @classmethod
+    def _rebuild(cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> Self:
+        return cls(
+            BaselineConfig.from_dict(content["config"]),
+            content["genes"],
+            {name: tensor.numpy() for name, tensor in tensors["arrays"].items()},
+            trunk=Trunk.of_state(tensors["network"]) if "network" in tensors else None,
+            mpp=content["mpp"],
+            fingerprint=Fingerprint.from_tensors(
+                content["training_sections"], tensors["training"], library_genes=content["library_genes"]
+            ),
+            seed=content["seed"],
+            **stored_scale(content),
+            genes_by=content.get("genes_by"),
+        )
+
+    def _array_tensors(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+
+    def _trunk_state(self) -> dict[str, Tensor]:
+        if self.trunk is None:
+            return {}
+        return {name: tensor.cpu().contiguous() for name, tensor in self.trunk.state_dict().items()}

@@ -1,0 +1,170 @@
+"""What a ridge sees of a patch: statistics of colour and texture, and the maps of a pretrained trunk, pooled."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...features.colours import N_STATISTICS, colour_and_texture
+from ...features.describe import describe_parts, of_patches
+from ...features.frozen import stored_features
+from ...features.patches import fields_of_view, say_if_coarse
+from ...features.weights import load_pretrained, locate_weights
+from ...nn import ShuffleNetEncoder
+from ...prediction.chunks import described_together
+from ...runtime.random_state import own_random_state
+from ...section import Section
+from ...storage.checkpoint import Parts
+from .config import BaselineConfig
+
+CONSTANT = 1e-6  # relative spread below which a feature says nothing
+ROWS = 4096  # of features that are in double precision at once
+
+
+class Trunk(ShuffleNetEncoder):
+    """Stem (without max-pool, as in HGGEP) and stages 2 to 4 of ShuffleNetV2 x0.5, each stage averaged over its map."""
+
+    @classmethod
+    def pretrained(cls, weights: str | Path | None, seed: int) -> Self | None:
+        """Return a trunk with pretrained weights, see `hggep_sc.tl.fit`; none for None: random ones teach nothing."""
+        path = locate_weights(weights)
+        if path is None:
+            return None
+        with own_random_state(seed):  # for entries that the file lacks
+            trunk = cls()
+        load_pretrained(trunk, path)
+        return trunk.eval()
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor]) -> Self:
+        """Rebuild a trunk from its state dict, without drawing weights."""
+        with torch.device("meta"):
+            trunk = cls()
+        trunk.load_state_dict(state, assign=True)
+        return trunk.eval()
+
+
+def patch_features(
+    section: Section,
+    config: BaselineConfig,
+    *,
+    mpp: float | None,
+    reduction: float = 1.0,
+    trunk: Trunk | None,
+    device: torch.device,
+    batch_size: int,
+    kept: Parts | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> np.ndarray:
+    """Compute the features of every spot of a section, at all fields of view, standardised within the section.
+
+    Parameters
+    ----------
+    section
+        Where the spots and the image are; the counts are not looked at.
+    config
+        Size and fields of view of the patches.
+    mpp
+        Scale that patches are brought to, um per px; None where it is not known.
+    trunk
+        Pretrained trunk; None for colour and texture alone.
+    device
+        Where they are computed.
+    batch_size
+        Spots whose patches are in memory at once.
+    kept
+        Holds features of spots whose patches are not to be looked at again, and is given those of the others.
+    advance
+        Told how many more spots are done.
+
+    Returns
+    -------
+    float32 (n_spots, n_features): 90 statistics of colour and texture and 336 of the trunk for each field of view.
+    Every column has mean 0; the columns of either kind have together variance 1, so that both count alike.
+    """
+    fields = fields_of_view(config.shared, mpp, section.mpp, section.reduction / reduction)
+    say_if_coarse(section, fields, config.patch_size)
+    describe = [of_patches(colour_and_texture)]
+    if trunk is not None:
+        describe.append(of_patches(trunk.to(device).for_inference()))
+
+    def described(parts: Sequence[np.ndarray]) -> Generator[Tensor, None, None]:
+        centres = [section.xy[spots] for spots in parts]
+        with section.open_image() as image:
+            stream = describe_parts(
+                image, centres, fields, config.patch_size, describe, batch_size=batch_size, device=device
+            )
+            with closing(stream):
+                for blocks in stream:
+                    yield torch.cat([block.flatten(1) for block in blocks], dim=1)
+
+    n_colours, n_trunk = N_STATISTICS, 0 if trunk is None else sum(trunk.groups)
+    features = np.empty((len(section.xy), len(fields) * (n_colours + n_trunk)), dtype=np.float32)
+    parts, through = described_together(section.xy, None), stored_features(described, kept or Parts(None), device, None)
+    with torch.inference_mode(), closing(through(parts)) as arriving:
+        for spots, found in zip(parts, arriving, strict=True):
+            features[spots] = found.cpu()
+            if advance is not None:
+                advance(len(spots))
+    blocks = np.split(features, [len(fields) * n_colours], axis=1)
+    return np.hstack([standardise(block) for block in blocks if block.shape[1]])
+
+
+class Moments:
+    """Mean and spread of a section's features, (n_spots, n_features), gathered a part of the spots at a time.
+
+    Attributes
+    ----------
+    mean
+        (n_features,) float64, over the spots so far.
+    """
+
+    def __init__(self) -> None:
+        self.mean = np.zeros(())
+        self._n = 0
+        self._squares = np.zeros(())  # summed, around the mean
+        self._largest = np.zeros(())
+
+    @classmethod
+    def of(cls, block: np.ndarray) -> Self:
+        """Return the moments of all of a section's spots."""
+        return cls.of_parts(_parts(block))
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[np.ndarray]) -> Self:
+        """Return the moments of all of a section's spots, which come a part at a time."""
+        moments = cls()
+        for part in parts:
+            moments.add(part)
+        return moments
+
+    def add(self, part: np.ndarray) -> None:
+        """Take in more spots, by the formula of Chan, Golub and LeVeque."""
+        n, mean = self._n + len(part), part.mean(axis=0, dtype=np.float64)
+        shift = mean - self.mean
+        self._squares = self._squares + ((part - mean) ** 2).sum(axis=0) + shift**2 * (self._n * len(part) / n)
+        self.mean = self.mean + shift * (len(part) / n)
+        self._largest = np.maximum(self._largest, np.maximum(part.max(axis=0), -part.min(axis=0)))
+        self._n = n
+
+    def standardised(self, part: np.ndarray) -> np.ndarray:
+        """Bring each column to mean 0 and variance 1 / n_features over the section, float32; constant ones to 0."""
+        spread = np.sqrt(self._squares / self._n)
+        spread[spread <= CONSTANT * self._largest] = np.inf
+        return ((part - self.mean) / spread / np.sqrt(part.shape[1])).astype(np.float32)
+
+
+def standardise(block: np.ndarray) -> np.ndarray:
+    """Bring each column of a section's features to mean 0 and variance 1 / n_columns; constant ones to 0."""
+    moments, scaled = Moments.of(block), np.empty(block.shape, dtype=np.float32)
+    for part, into in zip(_parts(block), _parts(scaled), strict=True):
+        into[:] = moments.standardised(part)
+    return scaled
+
+
+def _parts(block: np.ndarray) -> Iterator[np.ndarray]:
+    return (block[start : start + ROWS] for start in range(0, len(block), ROWS))

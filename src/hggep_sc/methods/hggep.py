@@ -1,0 +1,653 @@
+"""HGGEP, the model that users hold: configuration, network, genes and expression scale in one object."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from .._settings import settings
+from ..config import Config
+from ..features.describe import DIHEDRAL, PLAIN, encode_parts
+from ..features.frozen import (
+    SHUFFLENET,
+    Features,
+    Spool,
+    features_of,
+    is_frozen,
+    is_used_once,
+    kept_colours,
+    make_encoder,
+    stored_features,
+)
+from ..features.patches import (
+    fields_of_view,
+    model_mpp,
+    model_reduction,
+    say_if_coarse,
+    say_if_scale_differs,
+    say_if_spacing_differs,
+    spacing_words,
+    spots_per_batch,
+    training_spacing,
+)
+from ..features.weights import read_state_dict
+from ..nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
+from ..prediction.chunks import predict_in_chunks, spots_at_once
+from ..prediction.confidence import Confidence, optical_density
+from ..prediction.finite import require_finite_model, require_finite_prediction
+from ..prediction.linear import LinearPath, add_linear, fill_in_colours
+from ..runtime.device import resolve_device, threads_of_torch
+from ..runtime.random_state import own_random_state
+from ..section import Section, require_counts, require_plausible
+from ..section.expression import ExpressionScale
+from ..section.fingerprint import Fingerprint
+from ..storage.checkpoint import Checkpoint
+from ..storage.models import IncompleteError, load_model, save_model, stored_scale
+from ..training.checkpoint import folder_of_fit
+from ..training.devices import Devices, Strategy
+from ..training.fit import train
+from ..training.split import held_out_spots
+from .baselines.features import Moments
+from .genes import NAMED, GenesBy, training_genes
+
+logger = logging.getLogger(__name__)
+
+
+class HGGEP:
+    """A trained predictor of gene expression from H&E patches; made by `hggep_sc.tl.fit` or `HGGEP.load`.
+
+    Attributes
+    ----------
+    method
+        Its name in `hggep_sc.tl.fit`: "hggep".
+    genes
+        Names of the predicted genes, in the order of the network's outputs.
+    genes_by
+        Rule by which they were chosen, or "names"; None for a model saved before it was noted.
+    config
+        Every setting, as used.
+    scale
+        The expression scale of the predictions.
+    mpp
+        Scale that the network was trained at, um per px; None where it was not known.
+    reduction
+        Full-resolution px per px of the image that it was trained at: above 1 where that was a reduced copy.
+    spacing_um
+        Least and most um from spot to spot in the training sections; None where they are not known.
+    history
+        One row per epoch, of the first network: the loss and its terms, and `validation_pcc` where a validation set
+        was given.
+    seed
+        Seed of the training; None for a published checkpoint.
+    embeddings
+        `obsm` slot that the network reads instead of patches; None where it looks at the image.
+    linear
+        The linear path, whose prediction is added to the network's; None without one.
+    confidence
+        What training sections that were left out in turn tell of it; None without `config.cross_fit`.
+    """
+
+    method: ClassVar[str] = "hggep"
+
+    def __init__(
+        self,
+        network: HGGEPNetwork | Ensemble | PublishedNetwork,
+        config: Config,
+        genes: Sequence[str],
+        *,
+        mpp: float | None,
+        fingerprint: Fingerprint,
+        history: Sequence[dict[str, float]] = (),
+        seed: int | None = None,
+        genes_by: str | None = None,
+        embeddings: str | None = None,
+        linear: LinearPath | None = None,
+        confidence: Confidence | None = None,
+        reduction: float = 1.0,
+        spacing_um: tuple[float, float] | None = None,
+    ) -> None:
+        own = not isinstance(network, PublishedNetwork) and isinstance(network.encoder, ModuleEncoder)
+        state = {name: values for name, values in network.state_dict().items() if not own or "encoder." not in name}
+        require_finite_model({**state, **({} if linear is None else linear.tensors())})
+        self.network = network.eval()
+        self.config = config
+        self.genes = list(genes)
+        self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
+        self.mpp = mpp
+        self.fingerprint = fingerprint
+        self.history = pd.DataFrame(list(history))
+        self.seed = seed
+        self.genes_by = genes_by
+        self.embeddings = embeddings
+        self.linear = linear
+        self.confidence = confidence
+        self.reduction = reduction
+        self.spacing_um = spacing_um
+
+    @property
+    def encoder(self) -> Encoder | str | None:
+        """What sees the spots: an encoder, the `obsm` slot of embeddings, or None for the released network's own."""
+        return self.embeddings or (None if isinstance(self.network, PublishedNetwork) else self.network.encoder)
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether it looks at patches; not where it is given embeddings."""
+        return not self.embeddings
+
+    @cached_property
+    def id(self) -> str:
+        """Name of this trained model: a hash of its genes and weights."""
+        digest = hashlib.sha256("\n".join(self.genes).encode())
+        linear = {} if self.linear is None else self.linear.tensors()
+        for name, tensor in sorted(self.network.state_dict().items()) + sorted(linear.items()):
+            raw = tensor.cpu().flatten().view(torch.uint8)  # also of types that NumPy lacks
+            digest.update(name.encode() + raw.numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def __repr__(self) -> str:
+        config = self.config
+        foreign = isinstance(self.encoder, str | ModuleEncoder)  # which has no GEM and no CBAM
+        switches = ("vit", "ham", "lstm") if foreign else ("gem", "cbam", "vit", "ham", "lstm")
+        modules = [name.upper() for name in switches if getattr(config, name)]
+        modules += ["linear path"] if self.linear is not None else []
+        fields = fields_of_view(config, self.mpp, self.mpp)
+        views = ", ".join(f"{px:.0f} px" if self.mpp is None else f"{px * self.mpp:.0f} um" for px in fields)
+        if isinstance(self.encoder, ModuleEncoder):
+            views += f", through {type(self.encoder.module).__name__}"
+        sight = f"embeddings: obsm[{self.embeddings!r}]" if self.embeddings else f"fields of view: {views}"
+        networks = "network" if config.ensemble == 1 else f"{config.ensemble} networks"
+        n_parameters = sum(p.numel() for p in self.network.parameters())
+        sections = ", ".join(self.fingerprint.sections) or "none known"
+        sections += f", spots {spacing_words(self.spacing_um)} apart" if self.spacing_um is not None else ""
+        return (
+            f"HGGEP(preset={config.preset!r}, {len(self.genes)} genes, id={self.id})\n"
+            f"    {networks}: {n_parameters / 1e6:.1f} M parameters; {' + '.join(modules)}\n"
+            f"    {sight}; scale: {self.scale}\n"
+            f"    trained on: {sections}; {len(self.history)} epochs, seed {self.seed}"
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        sections: Sequence[Section],
+        config: Config,
+        *,
+        genes: Iterable[str] | str | int | None = None,
+        genes_by: GenesBy = "moran",
+        encoder: str | nn.Module = SHUFFLENET,
+        weights: str | Path | None = "imagenet",
+        validation: str | float | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        devices: int = 1,
+        strategy: Strategy = "auto",
+        num_nodes: int = 1,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
+        progress: bool | None = None,
+    ) -> Self:
+        """Train on sections; see `hggep_sc.tl.fit` for the parameters."""
+        targets, seed = Devices.of(device, devices, strategy, num_nodes), int(seed)
+        require_counts(sections)
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every={checkpoint_every} must be at least 1")
+        held_out = held_out_spots(sections, validation, seed)
+        # what training is made of, without the spots to validate on: genes and scale are chosen on it alone
+        learnt = sections
+        if held_out is not None:
+            parts = zip(sections, held_out, strict=True)
+            learnt = [section.subset(~mask) for section, mask in parts if not mask.all()]
+        chosen, by = training_genes(learnt, genes, genes_by)
+        scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
+        mpp, reduction, spacing_um = model_mpp(learnt), model_reduction(learnt), training_spacing(learnt)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        with (
+            folder_of_fit(folder, resume, writes=targets.rank == 0),
+            own_random_state(seed),
+            threads_of_torch(),
+            torch.inference_mode(False),
+            torch.enable_grad(),  # also where the caller goes without; Lightning would leave it on
+        ):
+            eye = make_encoder(encoder, config, weights)
+            trained = train(
+                sections,
+                chosen,
+                scale,
+                config,
+                encoder=eye,
+                mpp=mpp,
+                reduction=reduction,
+                weights=weights,
+                held_out=held_out,
+                seed=seed,
+                devices=targets,
+                checkpoint_dir=folder,
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                progress=settings.progress if progress is None else progress,
+            )
+        fingerprint = Fingerprint.of(sections, chosen)
+        return cls(
+            trained.network,
+            trained.config,
+            chosen,
+            mpp=mpp,
+            fingerprint=fingerprint,
+            history=trained.history,
+            seed=seed,
+            genes_by=by,
+            embeddings=eye if isinstance(eye, str) else None,
+            linear=trained.linear,
+            confidence=trained.confidence,
+            reduction=reduction,
+            spacing_um=spacing_um,
+        )
+
+    @torch.inference_mode()
+    @threads_of_torch()
+    def predict(
+        self,
+        section: Section,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        average_flips: bool | None = None,
+        chunk_spots: int | None = None,
+        advance: Callable[[int], object] | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predict one section.
+
+        Parameters
+        ----------
+        section
+            Where the spots and the image are.
+        device
+            "auto", "cpu", "cuda", "cuda:1", "mps".
+        batch_size
+            Spots whose patches are held and encoded at once; None for 64.
+        average_flips
+            Average over the eight flips and rotations of every patch; None does so where the network learnt on all
+            of them (`config.flips`).
+        chunk_spots
+            Spots that attention and hypergraph see at once; None for as many as `config.chunk_spots` and free memory
+            allow.
+        advance
+            Told how many more spots were read and encoded, which is nearly all of the work.
+        checkpoint
+            What is known of the section, and is not computed again; what comes to be known goes into it.
+
+        Returns
+        -------
+        Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
+
+        Raises
+        ------
+        ValueError
+            If `batch_size` or `chunk_spots` is below 1, or what is predicted is NaN or infinite.
+        OSError
+            If there is no room on disk for what waits there.
+        """
+        if chunk_spots is not None and chunk_spots < 1:
+            raise ValueError(f"chunk_spots={chunk_spots} must be at least 1")
+        if not self.embeddings:
+            say_if_scale_differs(section, self.mpp, self.reduction)
+        say_if_spacing_differs(section, self.spacing_um)
+        target, network = resolve_device(device), self.network
+        network.to(target)
+        positions = torch.as_tensor(network.positions(section))
+        positions = positions.float() if positions.is_floating_point() else positions
+        fields, size = self._fields(section), self.config.patch_size
+        looks, learnt = not self.embeddings, self.confidence is not None or self.linear is not None
+        colours = kept_colours(section, fields, size) if looks and self.linear is not None else None
+        known, max_spots = (checkpoint or Checkpoint()).in_chunks(
+            lambda: spots_at_once(len(section.xy), self.config, target, name=section.name, chunk_spots=chunk_spots)
+        )
+        waits = looks and target.type == "cpu" and max_spots < len(section.xy) and is_used_once(section)
+        with Spool() as encoded, known.with_features_on_disk() if waits else nullcontext(known) as known:
+            features = self._features(section, target, spots_per_batch(batch_size), average_flips, colours)
+            features = stored_features(features, known.features, target, colours)
+            expression, latent = predict_in_chunks(
+                network,
+                _noted(features, known, encoded if learnt else None, colours, advance),
+                section.xy,
+                positions.to(target),
+                self.config,
+                name=section.name,
+                max_spots=max_spots,
+                checkpoint=known,
+            )
+            moments = Moments.of_parts(mean for _, mean in encoded)
+            if self.confidence is not None:
+                stain = optical_density(section, min(fields), size) if looks else None
+                self.confidence.say_if_unlike(
+                    section.name, moments.mean.reshape(self.confidence.feature_mean.shape), stain
+                )
+            if self.linear is not None:
+                if colours is not None:
+                    fill_in_colours(colours, section, fields, size)
+                add_linear(expression, self.linear, encoded, moments, colours)
+        require_finite_prediction(section.name, expression, latent)
+        return expression, latent
+
+    def _fields(self, section: Section) -> tuple[float, ...]:
+        """Sides of the fields of view in px of a section's image."""
+        return fields_of_view(self.config, self.mpp, section.mpp, section.reduction / self.reduction)
+
+    def _require_length(self, section: Section) -> None:
+        """Refuse a section whose embeddings are of another length than those learnt from."""
+        assert not isinstance(self.network, PublishedNetwork)  # the released one has its own encoder
+        found, wanted = section.embeddings(str(self.encoder)).shape[1], sum(self.network.groups)
+        if found != wanted:
+            raise ValueError(
+                f"section {section.name!r}: obsm[{self.encoder!r}] has {found} columns; the model learnt from {wanted}"
+            )
+
+    def _features(
+        self,
+        section: Section,
+        device: torch.device,
+        batch_size: int,
+        average_flips: bool | None,
+        colours: np.ndarray | None = None,
+    ) -> Features:
+        """Return what gives the features of spots, (n, views, ...); for `colours` see `features_of`."""
+        fields, config, network = self._fields(section), self.config, self.network
+        averaged = config.flips if average_flips is None else average_flips
+        views = DIHEDRAL if averaged else PLAIN
+        if is_frozen(self.encoder, config):
+            assert self.encoder is not None
+            if isinstance(self.encoder, str):
+                self._require_length(section)
+            return features_of(
+                section,
+                self.encoder,
+                fields,
+                config,
+                device=device,
+                views=views,
+                batch_size=batch_size,
+                colours=colours,
+            )
+        assert not isinstance(network, Ensemble)  # whose encoder is frozen
+        say_if_coarse(section, fields, config.patch_size)
+
+        def features(parts: Sequence[np.ndarray]) -> Generator[torch.Tensor, None, None]:
+            with section.open_image() as image:
+                centres = [network.centres(section.xy[spots]) for spots in parts]
+                found = encode_parts(
+                    image,
+                    centres,
+                    fields,
+                    config.patch_size,
+                    network.encode,
+                    views=views,
+                    batch_size=batch_size,
+                    device=device,
+                )
+                with closing(found):
+                    yield from found
+
+        return features
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a folder: the network as safetensors, everything else as JSON.
+
+        An encoder of your own (`tl.fit(encoder=module)`) is not written: `load` wants it again.
+        The manifest is replaced last and in one step, so that an interruption leaves the earlier model whole.
+
+        Parameters
+        ----------
+        path
+            Folder to write; made if it does not exist.
+        overwrite
+            Replace the model in the folder.
+
+        Raises
+        ------
+        FileExistsError
+            If something is there already, unless `overwrite`; always, if it is not a model.
+        """
+        own = not isinstance(self.encoder, ModuleEncoder)
+        state = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.network.state_dict().items()
+            if own or not name.startswith("encoder.")
+        }
+        save_model(
+            path,
+            method=self.method,
+            model_id=self.id,
+            content={
+                "config": self.config.to_dict(),
+                "encoder": self._encoder_entry(),
+                "scale": asdict(self.scale),
+                "mpp": self.mpp,
+                "reduction": self.reduction,
+                "spacing_um": self.spacing_um,
+                "seed": self.seed,
+                "genes": self.genes,
+                "genes_by": self.genes_by,
+                "training_sections": self.fingerprint.sections,
+                "library_genes": self.fingerprint.library_genes,
+                "history": self.history.to_dict("records"),
+            },
+            tensors={
+                "network": state,
+                "training": self.fingerprint.tensors(),
+                **({} if self.linear is None else {"linear": self.linear.tensors()}),
+                **({} if self.confidence is None else {"confidence": self.confidence.tensors()}),
+            },
+            overwrite=overwrite,
+        )
+
+    def _encoder_entry(self) -> dict[str, Any] | None:
+        """Describe the encoder for the manifest."""
+        if isinstance(self.encoder, Encoder):
+            kind = "module" if isinstance(self.encoder, ModuleEncoder) else SHUFFLENET
+            return {"kind": kind, "groups": self.encoder.groups, "id": self.encoder.id}
+        if isinstance(self.encoder, str):
+            return {"kind": "obsm", "key": self.encoder, "groups": self.network.groups}
+        return None
+
+    @classmethod
+    def load(cls, path: str | Path, *, encoder: nn.Module | None = None, device: str = "auto") -> Self:
+        """Read a model that `save` wrote, on any device whatever it was trained on.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        encoder
+            The module that the model was fitted with (`tl.fit(encoder=module)`), with the same weights.
+        device
+            "auto", "cpu", "cuda", "cuda:1", "mps".
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder.
+        ValueError
+            If the folder is not a model of this class, is damaged, or was written by a newer version; if the model
+            wants an encoder that was not given, or is another.
+        """
+        target = resolve_device(device)
+        model = load_model(path, method=cls.method, rebuild=partial(cls._rebuild, module=encoder))
+        model.network.to(target)
+        return model
+
+    @classmethod
+    def _rebuild(
+        cls, content: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], *, module: nn.Module | None
+    ) -> Self:
+        config = Config.from_dict({"ensemble": 1, **content["config"]})  # before there were ensembles, none was named
+        genes, entry = content["genes"], content["encoder"]
+        return cls(
+            _filled(config, len(genes), tensors["network"], entry, module),
+            config,
+            genes,
+            mpp=content["mpp"],
+            fingerprint=Fingerprint.from_tensors(
+                content["training_sections"], tensors["training"], library_genes=content["library_genes"]
+            ),
+            history=content["history"],
+            seed=content["seed"],
+            genes_by=content.get("genes_by"),
+            embeddings=entry["key"] if entry is not None and entry["kind"] == "obsm" else None,
+            linear=LinearPath.from_tensors(tensors["linear"]) if "linear" in tensors else None,
+            confidence=Confidence.from_tensors(tensors["confidence"]) if "confidence" in tensors else None,
+            **stored_scale(content),
+        )
+
+    @classmethod
+    def from_published(cls, path: str | Path, *, genes: Sequence[str], mpp: float | None = None) -> Self:
+        """Load a checkpoint of the authors' released code.
+
+        Predictions follow the released network, but for the dropout that it leaves on at inference: here it is off.
+        Sections need `obs["array_col"]` and `obs["array_row"]` below 64, which its position embedding looks up.
+
+        Parameters
+        ----------
+        path
+            A plain state dict (`.pth`, `.ckpt` or `.safetensors`) with the released code's entry names.
+        genes
+            Names of its outputs, in order.
+        mpp
+            Scale it was trained at, um per px; None takes every section's scale as equal.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is no such checkpoint, or has another number of genes, or `mpp` is not that of an image of tissue.
+        """
+        state = read_state_dict(Path(path))
+        if "gene_head.1.bias" not in state:
+            raise ValueError(
+                f"{path} is not a checkpoint of the released HGGEP code: entry 'gene_head.1.bias' is missing"
+            )
+        n_genes = len(state["gene_head.1.bias"])
+        if len(genes) != n_genes or len(set(genes)) != n_genes:
+            raise ValueError(
+                f"{path} predicts {n_genes} genes, but genes= has {len(genes)} names ({len(set(genes))} different)"
+            )
+        config = Config.from_preset("published")
+        try:
+            network = _filled(config, n_genes, state, None, None)
+            return cls(
+                network,
+                config,
+                genes,
+                mpp=require_plausible(mpp),
+                fingerprint=Fingerprint.empty(),
+                genes_by=NAMED,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
+
+
+def _filled(
+    config: Config,
+    n_genes: int,
+    state: dict[str, torch.Tensor],
+    entry: dict[str, Any] | None,
+    module: nn.Module | None,
+) -> HGGEPNetwork | Ensemble | PublishedNetwork:
+    """Build a network from a state dict and the manifest's entry of its encoder, without drawing weights."""
+    if entry is None:
+        with torch.device("meta"):
+            published = PublishedNetwork(n_genes)
+        published.load_state_dict(state, assign=True)
+        return published
+    given = _required_module(entry, module, config)
+    layers = config.ensemble * max(1, config.vit_depth * config.vit + config.lstm_layers * config.lstm)
+    if layers > len(state):  # none of them is without a tensor
+        raise ValueError(f"its configuration asks for {layers} layers, and there are {len(state)} tensors")
+    with torch.device("meta"):
+        encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
+        n_fields = len(next(value for name, value in state.items() if name.endswith("feature_mean")))
+        networks = [
+            HGGEPNetwork(config, n_genes, encoder=encoder, groups=entry["groups"], n_fields=n_fields)
+            for _ in range(config.ensemble)
+        ]
+        network = averaged(networks)
+    network.load_state_dict(state, assign=True)
+    if given is not None:
+        network.encoder = given
+    return network
+
+
+def _required_module(entry: dict[str, Any], module: nn.Module | None, config: Config) -> ModuleEncoder | None:
+    """Return the user's module that the model was fitted with, checked; None for a model that has no such thing."""
+    if entry["kind"] != "module":
+        if module is not None:
+            fitted = entry.get("key", SHUFFLENET)
+            raise IncompleteError(f"encoder= is not wanted: it was fitted with encoder={fitted!r}")
+        return None
+    if module is None:
+        raise IncompleteError("it was fitted with a module of yours: give it with load(..., encoder=module)")
+    try:
+        given = ModuleEncoder(module, config.patch_size)
+    except Exception as error:  # whatever a module of the user's raises
+        raise IncompleteError(f"encoder= does not fit the model: {error}") from error
+    if given.id != entry["id"]:
+        raise IncompleteError("encoder= is another module, or has other weights, than the one it was fitted with")
+    return given
+
+
+def _noted(
+    features: Features,
+    checkpoint: Checkpoint,
+    encoded: Spool | None,
+    colours: np.ndarray | None,
+    advance: Callable[[int], object] | None,
+) -> Features:
+    """Return features of which is noted, on their way to the network, what is needed after all are known.
+
+    Parameters
+    ----------
+    features
+        Of parts of the spots, (n, views, ...) each.
+    checkpoint
+        Holds what was noted of spots that were described before; is given what is of others.
+    encoded
+        Is given the mean over views, (n, D); None where nobody asks for it.
+    colours
+        (n_spots, fields, 90), which `features` fills in, and which are noted too; None where nobody asks for it.
+    advance
+        Told how many more spots are done.
+    """
+    advance = advance or (lambda _: None)
+    for spots, part in checkpoint.described:
+        if encoded is not None:
+            encoded.add(spots, part["mean"].numpy())
+        if colours is not None:
+            colours[spots] = part["colours"]
+        advance(len(spots))
+
+    def noted(parts: Sequence[np.ndarray]) -> Generator[torch.Tensor, None, None]:
+        with closing(features(parts)) as arriving:
+            for spots, seen in zip(parts, arriving, strict=True):
+                if spots not in checkpoint.described:
+                    part = {}
+                    if encoded is not None:
+                        part["mean"] = seen.float().mean(1).flatten(1).cpu()
+                        encoded.add(spots, part["mean"].numpy())
+                    if colours is not None:
+                        part["colours"] = torch.from_numpy(colours[spots])
+                    checkpoint.described.write(spots, **part)
+                    advance(len(spots))
+                yield seen
+
+    return noted

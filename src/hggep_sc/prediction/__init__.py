@@ -1,0 +1,1 @@
+"""Features and positions in, expression out."""

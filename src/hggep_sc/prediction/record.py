@@ -1,0 +1,78 @@
+"""What is noted beside a prediction, in `uns[key]`."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._version import __version__
+from ..config import Config
+from ..features.patches import fields_of_view
+from ..runtime.checks import warn
+
+if TYPE_CHECKING:
+    from ..methods.registry import Model
+    from ..section import Section
+
+
+def prediction_record(
+    model: "Model", sections: "Sequence[Section]", *, layer: str | None = None, library_key: str | None = None
+) -> dict[str, Any]:
+    """Describe the prediction of sections by a model: the table in `docs/outputs.md`."""
+    record = {
+        "hggep_sc": __version__,
+        "model": model.id,
+        "method": model.method,
+        "genes": np.array(model.genes, dtype=object),
+        "normalize": model.scale.normalize,
+        "target_sum": model.scale.target_sum,
+        "log_base": model.scale.log_base,
+        "library_genes": model.fingerprint.library_genes,
+        "sections": {
+            "name": np.array([s.name for s in sections], dtype=object),
+            "image": np.array([s.image_name for s in sections], dtype=object),
+            "mpp": _numbers(s.mpp for s in sections),
+            "mpp_fullres": _numbers(s.mpp_fullres for s in sections),
+            "mpp_source": np.array([s.mpp_source for s in sections], dtype=object),
+            "spacing_um": _numbers(s.spacing_um for s in sections),
+            "role": np.array([_role(model, s) for s in sections], dtype=object),
+        },
+    }
+    optional = {
+        "genes_by": model.genes_by,
+        "preset": model.config.preset if isinstance(model.config, Config) else None,
+        "seed": model.seed,
+        "training_spacing_um": None if model.spacing_um is None else np.array(model.spacing_um),
+        "counts_layer": layer,
+        "library_key": library_key,
+    }
+    return record | {name: value for name, value in optional.items() if value is not None}
+
+
+def _numbers(values: Iterable[float | None]) -> np.ndarray:
+    """Return float64 with NaN where a value is not known."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _role(model: "Model", section: "Section") -> str:
+    field = max(fields_of_view(model.config, model.mpp, section.mpp, section.reduction / model.reduction))
+    return model.fingerprint.role(section, model.genes, field)
+
+
+def warn_of_neighbours(names: Sequence[str]) -> None:
+    """Say so where sections, or parts of them, lie beside what was trained on of the same image."""
+    if names:
+        warn(
+            "training_neighbours",
+            f"{', '.join(names)}: some of the predicted spots lie beside spots that were trained on, in the same "
+            "image: their patches share tissue with patches that were learnt from, so that figures are higher than for "
+            "a section that was never seen. Leave the spots between out, or hold out whole sections",
+        )
+
+
+def confidence_of(model: "Model", predictions: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return what `write_prediction` writes of a model's confidence: nothing where it has none."""
+    if model.confidence is None:
+        return {}
+    uncertainties = [model.confidence.uncertainty(expression, model.scale) for expression in predictions]
+    return {"reliability": model.confidence.reliability, "uncertainties": uncertainties}

@@ -1,0 +1,1 @@
+"""What every call needs: device, progress, random state, checked arguments."""

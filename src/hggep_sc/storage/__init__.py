@@ -1,0 +1,1 @@
+"""What lies on disk: models, checkpoints, files written whole."""

@@ -1,0 +1,145 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import hggep_sc as hggep
+import hggep_sc.features.frozen as features_module
+from helpers import CPU, TINY
+from hggep_sc import settings
+from hggep_sc.features.frozen import Spool, use_once
+from hggep_sc.features.patches import fields_of_view
+from hggep_sc.methods.baselines.features import Moments
+from hggep_sc.prediction.linear import LinearPath, add_linear, linear_features
+from hggep_sc.section import open_sections
+from hggep_sc.training.data import SectionData
+
+
+def data(seed, n=40, n_features=5, n_genes=12):
+    """A section whose expression is linear in two of its features, and noise; every fourth spot is not observed."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, n_features))
+    features -= features.mean(axis=0)
+    expression = 5 + features[:, :2] @ rng.normal(size=(2, n_genes)) + 0.1 * rng.normal(size=(n, n_genes))
+    nothing = np.empty(0)
+    observed = np.arange(n) % 4 > 0
+    return SectionData(
+        str(seed), rng.random((n, 2)), nothing, nothing, expression, nothing, nothing, nothing, observed, features
+    )
+
+
+def test_closed_form():
+    """Ridge regression of the principal components' scores, by the normal equations."""
+    training, alpha = [data(0), data(1)], 2.5
+    path = LinearPath.fit(training, seed=0, alpha=alpha)
+    X = np.concatenate([part.linear[part.observed] for part in training])
+    Y = np.concatenate([(y := part.expression[part.observed]) - y.mean(axis=0) for part in training])
+    _, _, components = np.linalg.svd(Y - Y.mean(axis=0), full_matrices=False)
+    C = components[:8]
+    expected = np.linalg.solve(X.T @ X + alpha * np.eye(X.shape[1]), X.T @ Y @ C.T) @ C
+    new = data(2).linear
+    np.testing.assert_allclose(path.predict(new), new @ expected, atol=1e-4)
+
+
+def test_penalty_is_chosen_on_what_is_left_out():
+    """With clean sections the ridge needs little of it; with features that say nothing, much."""
+    clean = LinearPath.fit([data(0), data(0), data(0)], seed=0)
+    noise = [data(seed) for seed in range(3)]
+    for part in noise:
+        part.linear = np.random.default_rng(int(part.name) + 10).normal(size=part.linear.shape)
+    assert clean.alpha < LinearPath.fit(noise, seed=0).alpha
+
+
+def test_scaled():
+    path, new = LinearPath.fit([data(0), data(1)], seed=0, alpha=1.0), data(2).linear
+    np.testing.assert_allclose(path.scaled(0.3).predict(new), 0.3 * path.predict(new), atol=1e-6)
+
+
+def random_path(n_features, n_genes):
+    rng = np.random.default_rng(1)
+    values = (rng.normal(size=shape).astype(np.float32) for shape in [(n_features, 8), (8, n_genes)])
+    return LinearPath(*values, 1.0)
+
+
+@pytest.mark.parametrize("with_colours", [False, True])
+def test_added_in_parts_is_the_plain_formula(with_colours):
+    """Standardised over all spots at once, in double precision."""
+    rng = np.random.default_rng(0)
+    encoded = rng.normal(3, rng.uniform(0, 5, 6), size=(50, 6)).astype(np.float32)
+    colours = rng.normal(-1, 0.1, size=(50, 2, 4)).astype(np.float32) if with_colours else None
+    blocks = [colours.reshape(50, 8), encoded] if with_colours else [encoded]
+    path = random_path(sum(block.shape[1] for block in blocks), 5)
+    scaled = [
+        (block - block.mean(0, dtype=float)) / block.std(0, dtype=float) / block[0].size ** 0.5 for block in blocks
+    ]
+    expected = 7 + np.hstack(scaled) @ path.coefficients @ path.components
+
+    expression, moments = np.full((50, 5), 7, dtype=np.float32), Moments()
+    with Spool() as spool:
+        for spots in np.split(rng.permutation(50), [20, 21, 43]):
+            moments.add(encoded[spots])
+            spool.add(spots, encoded[spots])
+        add_linear(expression, path, spool, moments, colours)
+    np.testing.assert_allclose(expression, expected, rtol=1e-5)
+
+
+def test_features_of_all_spots_are_never_in_memory(monkeypatch):
+    monkeypatch.setattr(features_module, "SPOOLED", 2**20)
+    n_parts, part, n_features, n_genes = 40, 500, 400, 10
+    rng = np.random.default_rng(0)
+    expression, moments = np.zeros((n_parts * part, n_genes), dtype=np.float32), Moments()
+    tracemalloc.start()
+    try:
+        with Spool() as spool:
+            for spots in np.split(np.arange(n_parts * part), n_parts):
+                encoded = rng.random((part, n_features), dtype=np.float32)
+                moments.add(encoded)
+                spool.add(spots, encoded)
+            add_linear(expression, random_path(n_features, n_genes), spool, moments, None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert expression.std() > 0
+    assert peak < n_parts * part * n_features * 4 / 3
+
+
+class TestInAModel:
+    @pytest.mark.parametrize("chunk_spots", [None, 16])
+    def test_prediction_is_the_sum(self, sections, trained, chunk_spots):
+        """The network's prediction, and what the path makes of features that are read anew."""
+        (section,) = open_sections(sections["S3"])
+        alone = hggep.HGGEP(
+            trained.network, trained.config, trained.genes, mpp=trained.mpp, fingerprint=trained.fingerprint
+        )
+        both, network = (model.predict(section, device="cpu", chunk_spots=chunk_spots)[0] for model in (trained, alone))
+        fields = fields_of_view(trained.config, trained.mpp, section.mpp)
+        features = alone._features(section, trained.network.gene_mean.device, 64, None)
+        (seen_by_network,) = features([np.arange(len(section.xy))])
+        encoded = seen_by_network.mean(1).numpy()
+        seen = linear_features(section, encoded, fields, trained.config, looks=True)
+        np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-6)
+        np.testing.assert_allclose(both - network, trained.linear.predict(seen), atol=1e-5)
+        assert np.abs(both - network).max() > 0
+
+    @pytest.mark.parametrize("kept", ["nothing of the section", "nothing at all"])
+    def test_prediction_needs_nothing_to_be_kept(self, sections, trained, kept, monkeypatch):
+        """The image is read for the features and the colours beside them at once, and for the stain."""
+        plain, section = (open_sections(sections["S3"])[0] for _ in range(2))
+        expected, _ = trained.predict(plain, device="cpu", chunk_spots=16)
+        if kept == "nothing at all":
+            monkeypatch.setattr(settings, "feature_memory", 0)
+        else:
+            use_once([section])
+        opener, opened = section.opener, []
+        section.opener = lambda: opened.append(1) or opener()
+        found, _ = trained.predict(section, device="cpu", chunk_spots=16)
+        assert np.array_equal(found, expected)
+        assert len(opened) == 2
+
+    @pytest.mark.parametrize(
+        "config", [{"linear": False}, {"cross_fit": False}, {"backbone_learning_rate": 1e-4}, {"gem": True}]
+    )
+    def test_absent(self, sections, config):
+        model = hggep.tl.fit({"S1": sections["S1"]}, genes=5, config={**TINY, "epochs": 1, **config}, **CPU)
+        assert model.linear is None
+        assert "linear path" not in repr(model)

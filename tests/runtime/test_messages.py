@@ -1,0 +1,57 @@
+"""What a user sees who has set up no logging: run as they do, in a Python of their own."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from hggep_sc.runtime import messages as _messages
+
+
+def stderr_of(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == ""
+    return done.stderr.replace("\r", "\n").splitlines()
+
+
+SAY = "import hggep_sc, logging; log = logging.getLogger('hggep_sc.tl._fit'); "
+
+
+def test_a_warning_says_whose_it_is():
+    assert stderr_of(SAY + "log.warning('%d spots', 3); log.info('quiet')") == ["hggep_sc: WARNING 3 spots"]
+
+
+@pytest.mark.parametrize("of", ["''", "'hggep_sc'", "'hggep_sc.tl._fit'"])
+def test_a_handler_of_the_user_s_is_the_only_one(of):
+    code = "h = logging.StreamHandler(); h.setFormatter(logging.Formatter('mine: %(message)s')); "
+    assert stderr_of(SAY + code + f"logging.getLogger({of}).addHandler(h); log.warning('once')") == ["mine: once"]
+
+
+def test_basic_config_after_the_import():
+    assert stderr_of(SAY + "logging.basicConfig(); log.warning('once')") == ["WARNING:hggep_sc.tl._fit:once"]
+
+
+def test_between_the_states_of_a_bar_it_has_a_line_of_its_own():
+    code = (
+        "from tqdm.auto import tqdm\n"
+        "with tqdm(total=4, desc='fit', ncols=40, mininterval=0, miniters=1) as bar:\n"
+        "    bar.update(); log.warning('look here'); bar.update()\n"
+    )
+    lines = stderr_of(SAY + "\n" + code)
+    assert lines.count("hggep_sc: WARNING look here") == 1
+    after = lines[lines.index("hggep_sc: WARNING look here") + 1 :]
+    assert any(line.startswith("fit:") for line in after)  # the bar goes on below
+
+
+def test_it_is_added_once():
+    handlers = list(logging.getLogger("hggep_sc").handlers)
+    _messages.set_up()
+    assert logging.getLogger("hggep_sc").handlers == handlers
+    assert sum(isinstance(handler, _messages.LastResort) for handler in handlers) == 1
+
+
+def test_caplog_takes_it(caplog, capsys):
+    logging.getLogger("hggep_sc.tl").warning("for the test")
+    assert caplog.messages == ["for the test"]
+    assert capsys.readouterr().err == ""

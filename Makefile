@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 help:
 	@echo "make demo [DATA=synthetic|her2st] [OUT=demo_output]   train, predict a held-out section, evaluate, draw"
 	@echo "make test                                             run the tests"
-	@echo "make lint                                             ruff and mypy"
+	@echo "make lint                                             ruff, mypy and which room may import which"
 	@echo "make clean                                            remove the environment, caches and demo output"
 
 # --group, by which pip reads dependency groups, is new in pip 25.1; Python 3.11 comes with an older one
@@ -34,6 +34,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache demo_output dist

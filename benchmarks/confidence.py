@@ -23,9 +23,9 @@ from scipy.stats import spearmanr
 
 import hggep_sc as hggep
 from hggep_sc.metrics import pearson
-from hggep_sc.prediction.confidence import excess_variance
 from hggep_sc.section import observed_counts
 from hggep_sc.section.expression import ExpressionScale
+from hggep_sc.training.confidence import excess_variance
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -20,8 +20,9 @@ from hggep_sc.evaluation.spatial_null import agreement_pvalues, moved_maps
 from hggep_sc.metrics import noise_ceiling
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from test_metrics import simulate, split_half
 from test_spatial_null import disc, section_outline, smooth_domains
+
+from test_metrics import simulate, split_half
 
 RESULTS = Path(__file__).parent / "results"
 

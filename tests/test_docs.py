@@ -19,7 +19,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 import hggep_sc as hggep
 from helpers import MeanColour
 from hggep_sc import config
-from hggep_sc.features.frozen import weights
+from hggep_sc.features import weights
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = Sybil([PythonCodeBlockParser(), SkipParser()])

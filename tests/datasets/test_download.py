@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 
 from hggep_sc import settings
-from hggep_sc.datasets import _fetch, _her2st, _mob
+from hggep_sc.datasets import _her2st, _mob
+from hggep_sc.storage import fetch as _fetch
 from hggep_sc.storage.fetch import check, fetch
 
 CONTENT = b"spot\tgene\n1x1\t3\n"

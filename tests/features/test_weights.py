@@ -177,7 +177,7 @@ def test_imagenet_offline_is_one_message(monkeypatch, tmp_path):
     import socket
     import traceback
 
-    from hggep_sc.features.frozen import weights
+    from hggep_sc.features import weights
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -13,8 +13,8 @@ from anndata import AnnData
 
 import hggep_sc as hggep
 from helpers import section_of
+from hggep_sc.methods import genes as module
 from hggep_sc.methods.genes import COUNTED, DEFAULT_GENES, requested_genes
-from hggep_sc.methods.registry import genes as module
 from hggep_sc.section import open_sections
 
 ENSEMBL = [f"ENSG{j:011d}" for j in range(40)]

@@ -9,7 +9,7 @@ import torch
 import hggep_sc as hggep
 from helpers import CPU, TINY, MeanColour, as_spatialdata, assert_same
 from hggep_sc.section import open_sections
-from hggep_sc.storage.models import models as storage
+from hggep_sc.storage import models as storage
 
 FILES = {"model.json", "network", "training", "linear", "confidence"}
 

@@ -8,11 +8,12 @@ import hggep_sc.features.frozen as features_module
 from helpers import CPU, TINY
 from hggep_sc import settings
 from hggep_sc.features.frozen import Spool, use_once
+from hggep_sc.features.moments import Moments
 from hggep_sc.features.patches import fields_of_view
-from hggep_sc.methods.baselines.features import Moments
 from hggep_sc.prediction.linear import LinearPath, add_linear, linear_features
 from hggep_sc.section import open_sections
 from hggep_sc.training.data import SectionData
+from hggep_sc.training.linear import fit_linear
 
 
 def data(seed, n=40, n_features=5, n_genes=12):
@@ -31,7 +32,7 @@ def data(seed, n=40, n_features=5, n_genes=12):
 def test_closed_form():
     """Ridge regression of the principal components' scores, by the normal equations."""
     training, alpha = [data(0), data(1)], 2.5
-    path = LinearPath.fit(training, seed=0, alpha=alpha)
+    path = fit_linear(training, seed=0, alpha=alpha)
     X = np.concatenate([part.linear[part.observed] for part in training])
     Y = np.concatenate([(y := part.expression[part.observed]) - y.mean(axis=0) for part in training])
     _, _, components = np.linalg.svd(Y - Y.mean(axis=0), full_matrices=False)
@@ -43,15 +44,15 @@ def test_closed_form():
 
 def test_penalty_is_chosen_on_what_is_left_out():
     """With clean sections the ridge needs little of it; with features that say nothing, much."""
-    clean = LinearPath.fit([data(0), data(0), data(0)], seed=0)
+    clean = fit_linear([data(0), data(0), data(0)], seed=0)
     noise = [data(seed) for seed in range(3)]
     for part in noise:
         part.linear = np.random.default_rng(int(part.name) + 10).normal(size=part.linear.shape)
-    assert clean.alpha < LinearPath.fit(noise, seed=0).alpha
+    assert clean.alpha < fit_linear(noise, seed=0).alpha
 
 
 def test_scaled():
-    path, new = LinearPath.fit([data(0), data(1)], seed=0, alpha=1.0), data(2).linear
+    path, new = fit_linear([data(0), data(1)], seed=0, alpha=1.0), data(2).linear
     np.testing.assert_allclose(path.scaled(0.3).predict(new), 0.3 * path.predict(new), atol=1e-6)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
+from hggep_sc.storage import models as storage
 from hggep_sc.storage.models import CLASSES, IncompleteError, load_model, save_model
-from hggep_sc.storage.models import models as storage
 
 NAME = "network-0123456789ab.safetensors"
 

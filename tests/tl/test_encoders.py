@@ -130,7 +130,7 @@ class TestEmbeddings:
         assert_same(before, predict(sections["S3"], again, copy=True))
 
     def test_the_image_is_not_read(self, training, monkeypatch):
-        from hggep_sc.features.frozen import describe, patches
+        from hggep_sc.features import describe, patches
         from hggep_sc.training import read
 
         for module in (describe, patches, read):

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 import helpers
 import hggep_sc as hggep
 from helpers import CPU, LEARNING, WAIT
-from hggep_sc.features.frozen import describe
+from hggep_sc.features import describe
 from hggep_sc.image import SectionImage
 from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.nn.shufflenet import ShuffleNetV2
@@ -572,7 +572,7 @@ class TestDiverged:
             hggep.tl.fit(training, config={**TINY, "learning_rate": 1e6, "epochs": 5}, **TEN_GENES)
 
     def test_a_linear_path_and_a_ridge_that_cannot_be_learnt(self, training, monkeypatch):
-        from hggep_sc.methods.baselines.selection import Training
+        from hggep_sc.training.selection import Training
 
         real = Training.of
         monkeypatch.setattr(

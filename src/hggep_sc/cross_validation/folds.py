@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..features.patches import reach, within
-from ..section import Section
+from ..section import Section, reach, within
 
 BLOCKS = 5  # folds where there is no second section or group
 

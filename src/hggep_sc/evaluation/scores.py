@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..section import listed
+from ..runtime.messages import listed
 from .section_scores import FIGURES, tidy
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ import numpy as np
 
 from ..runtime import checks
 from ..runtime.validators import whole
-from ..section import spot_spacing
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -24,7 +23,6 @@ SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
 OTHER_SCALE = 1.5  # times the model's, or a part of it: said
 OTHER_SPACING = 2.1  # likewise; Visium's 100 um and the 200 um of legacy arrays go together
 READ_SPOTS = 1024  # whose patches are held beside `out`
-NEIGHBOURS = 1.5  # spacings of spots: nearer ones are neighbours, however small their patches
 COARSE = 0.5  # px of the image per px of the patch, below which detail is missed
 
 
@@ -169,20 +167,3 @@ def read_patches(
         for i, field in enumerate(fields):
             out[spots, i] = image.read_patches(xy[spots], field=field, size=size)
     return out
-
-
-def reach(xy: np.ndarray, field: float) -> float:
-    """Return within what distance spots share tissue in their patches or are neighbours, in the unit of both."""
-    return max(field, NEIGHBOURS * (spot_spacing(xy) or 0.0))
-
-
-def within(xy: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
-    """Tell which spots lie nearer to one of the others than a distance along both axes, as square patches overlap.
-
-    Returns
-    -------
-    (n_spots,) bool.
-    """
-    from scipy.spatial import KDTree
-
-    return np.isfinite(KDTree(others).query(xy, p=np.inf, distance_upper_bound=distance)[0])

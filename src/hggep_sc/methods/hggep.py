@@ -28,6 +28,7 @@ from ..features.frozen import (
     make_encoder,
     stored_features,
 )
+from ..features.moments import Moments
 from ..features.patches import (
     fields_of_view,
     model_mpp,
@@ -56,7 +57,6 @@ from ..training.checkpoint import folder_of_fit
 from ..training.devices import Devices, Strategy
 from ..training.fit import train
 from ..training.split import held_out_spots
-from .baselines.features import Moments
 from .genes import NAMED, GenesBy, training_genes
 
 logger = logging.getLogger(__name__)

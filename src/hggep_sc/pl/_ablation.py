@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..evaluation.scores import per_fold, per_gene, require_methods, rows_of_metric, score_table, t_interval
-from ..section import listed
+from ..runtime.messages import listed
 from ._axes import one_axes
 from ._style import colour, ink, name_of, note_of
 

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import Colormap
 
-from ..section import listed
+from ..runtime.messages import listed
 
 Limit: TypeAlias = float | str | None  # of a colour scale: a value, a percentile as "p99", or that of the data
 

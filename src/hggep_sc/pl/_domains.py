@@ -11,8 +11,9 @@ from matplotlib.colors import is_color_like, to_hex, to_rgba_array
 from matplotlib.lines import Line2D
 
 from .. import _keys
+from ..runtime.messages import listed
 from ..runtime.validators import number
-from ..section import listed, open_sections, table_of
+from ..section import open_sections, table_of
 from ._arguments import names
 from ._axes import GivenAxes, given_axes
 from ._style import COLOURS, GREY

@@ -10,7 +10,8 @@ import numpy as np
 
 from .._keys import predicted as predicted_column
 from ..metrics import pearson
-from ..section import gene_name_hint, listed, read_prediction
+from ..runtime.messages import listed
+from ..section import gene_name_hint, read_prediction
 from ..section.expression import ExpressionScale, observed_expression
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The linear path beside the network: a low-rank ridge on features that are standardised within each section."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -11,15 +11,12 @@ from torch import Tensor
 from ..features.colours import colour_and_texture
 from ..features.describe import describe_parts, of_patches
 from ..features.frozen import Spool, kept_colours
+from ..features.moments import Moments, standardise
 from ..features.patches import BATCH_SPOTS
-from ..methods.baselines import BaselineConfig, LowRankRidge
-from ..methods.baselines.features import Moments, standardise
-from ..methods.baselines.selection import Training
 
 if TYPE_CHECKING:
     from ..config import Config
     from ..section import Section
-    from ..training.data import SectionData
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,23 +36,6 @@ class LinearPath:
     coefficients: np.ndarray
     components: np.ndarray
     alpha: float
-
-    @classmethod
-    def fit(cls, training: "Sequence[SectionData]", seed: int, alpha: float | None = None) -> Self:
-        """Fit to the observed spots of sections; the penalty is given, or chosen by leaving each out in turn."""
-        features, targets, xy = [], [], []
-        for data in training:
-            seen = data.observed
-            assert data.linear is not None  # read where there is a linear path
-            features.append(data.linear[seen])
-            expression = data.expression[seen].astype(np.float64)
-            targets.append(expression - expression.mean(axis=0))
-            xy.append(data.xy[seen])
-        groups = [data.group for data in training]
-        config = BaselineConfig() if alpha is None else BaselineConfig(alphas=(alpha,))
-        learnt = LowRankRidge.learn(Training.of(features, targets, xy, groups, seed), config)
-        components = np.ascontiguousarray(learnt["components"], dtype=np.float32)
-        return cls(np.ascontiguousarray(learnt["coefficients"]), components, float(learnt["alpha"]))
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(n_spots, n_features) of all spots of a section to (n_spots, n_genes), around the mean."""

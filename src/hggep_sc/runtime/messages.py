@@ -1,9 +1,18 @@
-"""Warnings where nobody has set up logging: on a line of their own, under the package's name."""
+"""Messages: names listed in them, and warnings where nobody has set up logging."""
 
 import logging
 import sys
+from typing import Any
 
 PACKAGE = "hggep_sc"
+
+
+def listed(names: Any, most: int = 10) -> str:
+    """Names for a message, the first few where they are many."""
+    names = [repr(str(name)) for name in names]
+    if not names:
+        return "none"
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class LastResort(logging.Handler):

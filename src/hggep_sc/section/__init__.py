@@ -9,10 +9,10 @@ from ._counts import CountMatrix, layer_values, observed_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
 from ._open import open_sections
+from ._overlap import reach, within
 from ._scale import require_plausible, spot_spacing
 from ._section import Section, require_counts
 from ._spots import array_places, under_tissue
-from ._values import listed
 from ._whole_image import image_of
 from ._write import (
     read_prediction,
@@ -35,9 +35,9 @@ __all__ = [
     "image_of",
     "is_spatialdata",
     "layer_values",
-    "listed",
     "observed_counts",
     "open_sections",
+    "reach",
     "read_prediction",
     "require_counts",
     "require_free",
@@ -49,5 +49,6 @@ __all__ = [
     "spot_spacing",
     "table_of",
     "under_tissue",
+    "within",
     "write_prediction",
 ]

@@ -11,13 +11,14 @@ from anndata import AnnData
 
 from .. import _keys
 from ..image import SectionImage
+from ..runtime.messages import listed
 from ..storage.paths import expanded, why_absent
 from ._belonging import Belonging, View, compared, say_reduced, scaled
 from ._one_section import require_one_section
 from ._scale import Told, given, of_scalefactors, scale_of_section, settled, spot_grid
 from ._section import Section
 from ._spots import named_coordinates, require_good_coordinates, require_inside, say_left_out, under_tissue
-from ._values import entries, listed, number, text
+from ._values import entries, number, text
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 from anndata import AnnData
 
+from ..runtime.messages import listed
 from ..runtime.validators import text_or_none
-from ._values import listed
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

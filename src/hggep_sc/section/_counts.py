@@ -9,8 +9,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from .. import _keys
+from ..runtime.messages import listed
 from ._genes import columns_of
-from ._values import listed
 
 MOST = 2**31  # that a count has to stay below: sums and logarithms of larger ones overflow
 CHUNK = 2**25  # values of a dense or backed matrix that are read at a time

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from ._values import listed
+from ..runtime.messages import listed
 
 GENOME = re.compile(r"^(?:GRC[a-z]|hg|mm|rn)\d+[A-Za-z0-9.-]*_+")  # of references of several genomes
 VERSION = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+$")

@@ -9,8 +9,8 @@ from anndata import AnnData
 
 from .. import _keys
 from ..runtime.checks import is_on, refuse
+from ..runtime.messages import listed
 from ._spots import array_places
-from ._values import listed
 
 ONE = "one_section"
 # what tells the spots of one array apart, whatever was appended to keep the names of several sections apart:

@@ -6,13 +6,13 @@ from typing import Any
 from anndata import AnnData
 
 from .. import _keys
+from ..runtime.messages import listed
 from ..runtime.validators import by_name, text, text_or_none, values_by_name
 from ._anndata import anndata_section, libraries_of
 from ._containers import is_spatialdata, not_a_container, table_of
 from ._scale import checked_mpp, noted_scale
 from ._section import Section
 from ._spatialdata import regions_of, spatialdata_section
-from ._values import listed
 
 
 def open_sections(

@@ -11,9 +11,9 @@ from scipy import sparse
 
 from .. import _keys
 from ..image import SectionImage
+from ..runtime.messages import listed
 from ._counts import CountMatrix
 from ._spots import array_places
-from ._values import listed
 
 
 @dataclass(eq=False)  # arrays have no single truth value

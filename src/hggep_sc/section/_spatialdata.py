@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from .. import _keys
 from ..image import SectionImage, in_colour_order
+from ..runtime.messages import listed
 from ._belonging import Belonging, View, compared, moved, say_reduced, spread
 from ._labels import instances_of
 from ._one_section import require_one_section
@@ -20,7 +21,7 @@ from ._scale import Told, given, of_scalefactors, scale_of_section, settled, spo
 from ._section import Section
 from ._slide import slide_of
 from ._spots import require_good_coordinates, require_inside, say_left_out, under_tissue
-from ._values import entries, listed, text
+from ._values import entries, text
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

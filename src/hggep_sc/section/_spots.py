@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from ._values import listed
+from ..runtime.messages import listed
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,6 @@ from typing import Any
 import numpy as np
 
 
-def listed(names: Any, most: int = 10) -> str:
-    """Names for a message, the first few where they are many."""
-    names = [repr(str(name)) for name in names]
-    if not names:
-        return "none"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def text(value: Any) -> str | None:
     """Read a string, which may have come back from a file as bytes or as an array of one."""
     if isinstance(value, np.ndarray):

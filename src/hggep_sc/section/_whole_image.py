@@ -10,13 +10,13 @@ from anndata import AnnData
 
 from .. import _keys
 from ..image import SectionImage
+from ..runtime.messages import listed
 from ..storage.paths import expanded
 from ._anndata import anndata_section, find_image, libraries_of
 from ._containers import is_spatialdata
 from ._scale import Told, checked_mpp, given, settled
 from ._slide import slide_of
 from ._spatialdata import SLIDE_SYSTEM, image_levels, micron_scale
-from ._values import listed
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -10,11 +10,11 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from ..runtime.messages import listed
 from ..runtime.validators import flag
 from ._containers import table_of
 from ._genes import gene_name_hint, predicted_columns
 from ._section import Section
-from ._values import listed
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from .. import _keys
-from ..features.patches import reach, within
 from ..runtime.checks import is_on
-from . import Section, spot_spacing
+from ._overlap import reach, within
+from ._scale import spot_spacing
+from ._section import Section
 
 logger = logging.getLogger(__name__)
 

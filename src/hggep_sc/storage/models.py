@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .._version import __version__
 from ..runtime.device import is_first_process
+from ..runtime.messages import listed
 from ..runtime.validators import flag, path_of
-from ..section import listed
 from .files import read_regular
 from .replace import is_under_way, replacing
 
@@ -28,10 +28,10 @@ CHECKSUM = "checksum"  # of the manifest, in itself
 LOCK = "lock"  # file in the folder while it is written
 CLASSES = {  # that load a folder, by the manifest's method
     "hggep": "hggep_sc.HGGEP",
-    "gene_mean": "hggep_sc.methods.baselines.GeneMean",
-    "nearest_patches": "hggep_sc.methods.baselines.NearestPatches",
-    "ridge": "hggep_sc.methods.baselines.Ridge",
-    "low_rank_ridge": "hggep_sc.methods.baselines.LowRankRidge",
+    "gene_mean": "hggep_sc.baselines.GeneMean",
+    "nearest_patches": "hggep_sc.baselines.NearestPatches",
+    "ridge": "hggep_sc.baselines.Ridge",
+    "low_rank_ridge": "hggep_sc.baselines.LowRankRidge",
 }
 
 

@@ -28,6 +28,7 @@ from ..methods.genes import requested_genes
 from ..methods.registry import METHODS, reads_image
 from ..prediction.record import warn_of_neighbours
 from ..runtime.device import require_device_name
+from ..runtime.messages import listed
 from ..runtime.progress import bar
 from ..runtime.validators import executor_or_none, flag_or_none, names, path_or_none, seed_of, whole_or_none
 from ..section import (
@@ -35,7 +36,6 @@ from ..section import (
     gene_name_hint,
     grouped,
     groups_in,
-    listed,
     open_sections,
     require_key,
     require_writable,

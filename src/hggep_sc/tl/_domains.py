@@ -9,12 +9,12 @@ import pandas as pd
 from .. import _keys
 from .._version import __version__
 from ..evaluation.spatial_null import agreement, agreement_pvalues, contingency, moved_maps
+from ..runtime.messages import listed
 from ..runtime.validators import flag, names, number, seed_of, text, text_or_none, whole, whole_or_none
 from ..section import (
     CountMatrix,
     coordinates_of,
     copy_of,
-    listed,
     open_sections,
     read_prediction,
     require_free,

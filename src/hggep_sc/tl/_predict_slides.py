@@ -23,9 +23,10 @@ from ..methods.registry import Model, require_model
 from ..pp import tile
 from ..runtime.device import require_device_name
 from ..runtime.executor import outcomes
+from ..runtime.messages import listed
 from ..runtime.progress import bar
 from ..runtime.validators import by_name, executor_or_none, flag, flag_or_none, path_of, values_by_name, whole_or_none
-from ..section import copy_of, is_spatialdata, listed, open_sections, require_key, table_of
+from ..section import copy_of, is_spatialdata, open_sections, require_key, table_of
 from ..section.fingerprint import content_hash
 from ..storage.checkpoint import OtherCheckpointError, remove_checkpoints
 from ..storage.files import require_plain_h5ad, write_h5ad

@@ -25,10 +25,12 @@ from .checkpoint import (
     identity_of,
     last_checkpoint,
 )
+from .confidence import confidence_of
 from .cross_fit import Weights, cross_fit
 from .data import SectionData
 from .devices import Devices
 from .lightning_manners import interruptible, quiet
+from .linear import fit_linear
 from .network import fit_network
 from .read import read_sections
 
@@ -226,10 +228,10 @@ def _learn_from_left_out(
     """Leave training sections out in turn, to weigh network and linear path and to tell how far to trust them."""
     network = trained.network
     assert not isinstance(network, PublishedNetwork)  # which is taken as it is
-    linear = LinearPath.fit(training, seed) if training[0].linear is not None else None
+    linear = fit_linear(training, seed) if training[0].linear is not None else None
 
     def refit(kept: list[SectionData]) -> tuple[HGGEPNetwork | Ensemble, LinearPath | None]:
-        path = None if linear is None else LinearPath.fit(kept, seed, linear.alpha)
+        path = None if linear is None else fit_linear(kept, seed, linear.alpha)
         return fits.to_some(kept).to(devices.own), path
 
     held = cross_fit(training, refit, scale, seed=seed, progress=progress)
@@ -242,7 +244,7 @@ def _learn_from_left_out(
         weights = Weights(network=1.0, linear=0.0)
     network.scale_output(weights.network)
     trained.linear = None if linear is None else linear.scaled(weights.linear)
-    told = Confidence.of(network.to(devices.own), training, held, weights, scale=scale, stain=stain)
+    told = confidence_of(network.to(devices.own), training, held, weights, scale=scale, stain=stain)
     trained.confidence = devices.agreed(told)
 
 

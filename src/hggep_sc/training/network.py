@@ -13,8 +13,8 @@ from ..config import Config
 from ..features.weights import load_weights, locate_weights
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
 from ..prediction.chunks import spatial_chunks
-from ..prediction.confidence import feature_statistics
 from .checkpoint import CHECKPOINT, WholeCheckpoints
+from .confidence import feature_statistics
 from .data import SectionData
 from .devices import Devices
 from .plan import (

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from hggep_sc.methods.baselines.features import Moments, Trunk, patch_features, standardise
+from hggep_sc.features.moments import Moments, standardise
+from hggep_sc.methods.baselines.features import Trunk, patch_features
 from hggep_sc.nn.shufflenet import ShuffleNetV2
 from hggep_sc.section import open_sections
 
@@ -63,7 +64,7 @@ def test_trunk_pools_the_backbones_stages(patches, weights):
 def test_a_trunk_centres_pixels_as_its_weights_want(patches, weights, monkeypatch):
     import hashlib
 
-    from hggep_sc.features.frozen import weights as weights_module
+    from hggep_sc.features import weights as weights_module
 
     monkeypatch.setattr(weights_module, "IMAGENET_SHA256", hashlib.sha256(weights.read_bytes()).hexdigest())
     trunk = Trunk.pretrained(weights, 0)

@@ -8,10 +8,10 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from hggep_sc.methods.baselines import LowRankRidge, Ridge
 from hggep_sc.methods.baselines.features import Trunk, patch_features
-from hggep_sc.methods.baselines.ridge import RidgePath, principal_components
 from hggep_sc.metrics import pearson
 from hggep_sc.section import grouped
 from hggep_sc.section.expression import ExpressionScale
+from hggep_sc.training.ridge import RidgePath, principal_components
 from hggep_sc.training.split import hold_out_blocks
 
 GENES = 20

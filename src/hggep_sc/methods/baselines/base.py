@@ -30,10 +30,10 @@ from ...section.fingerprint import Fingerprint
 from ...storage.checkpoint import Checkpoint, Parts
 from ...storage.models import load_model, save_model, stored_scale
 from ...training.data import counts_to_learn
+from ...training.selection import Training
 from ..genes import GenesBy, training_genes
 from .config import BaselineConfig
 from .features import Trunk, patch_features
-from .selection import Training
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ...config import MOST, BaseConfig, Config, Normalize, plain, positive_numbers
+from ...training.ridge import ALPHAS, RANK
 
 SHARED = ("patch_size", "fields_um", "fields_px", "normalize", "target_sum", "log_base")  # with the network's
 
@@ -42,8 +43,8 @@ class BaselineConfig(BaseConfig):
     patch_size: int = 112
     fields_um: tuple[float, ...] | None = (80.0, 160.0, 240.0, 480.0)
     fields_px: tuple[float, ...] = (112.0, 224.0, 336.0, 672.0)
-    alphas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-    rank: int = 8
+    alphas: tuple[float, ...] = ALPHAS
+    rank: int = RANK
     n_neighbors: int | None = None
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """What a ridge sees of a patch: statistics of colour and texture, and the maps of a pretrained trunk, pooled."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Self
@@ -12,6 +12,7 @@ from torch import Tensor
 from ...features.colours import N_STATISTICS, colour_and_texture
 from ...features.describe import describe_parts, of_patches
 from ...features.frozen import stored_features
+from ...features.moments import standardise
 from ...features.patches import fields_of_view, say_if_coarse
 from ...features.weights import load_pretrained, locate_weights
 from ...nn import ShuffleNetEncoder
@@ -20,9 +21,6 @@ from ...runtime.random_state import own_random_state
 from ...section import Section
 from ...storage.checkpoint import Parts
 from .config import BaselineConfig
-
-CONSTANT = 1e-6  # relative spread below which a feature says nothing
-ROWS = 4096  # of features that are in double precision at once
 
 
 class Trunk(ShuffleNetEncoder):
@@ -112,59 +110,3 @@ def patch_features(
                 advance(len(spots))
     blocks = np.split(features, [len(fields) * n_colours], axis=1)
     return np.hstack([standardise(block) for block in blocks if block.shape[1]])
-
-
-class Moments:
-    """Mean and spread of a section's features, (n_spots, n_features), gathered a part of the spots at a time.
-
-    Attributes
-    ----------
-    mean
-        (n_features,) float64, over the spots so far.
-    """
-
-    def __init__(self) -> None:
-        self.mean = np.zeros(())
-        self._n = 0
-        self._squares = np.zeros(())  # summed, around the mean
-        self._largest = np.zeros(())
-
-    @classmethod
-    def of(cls, block: np.ndarray) -> Self:
-        """Return the moments of all of a section's spots."""
-        return cls.of_parts(_parts(block))
-
-    @classmethod
-    def of_parts(cls, parts: Iterable[np.ndarray]) -> Self:
-        """Return the moments of all of a section's spots, which come a part at a time."""
-        moments = cls()
-        for part in parts:
-            moments.add(part)
-        return moments
-
-    def add(self, part: np.ndarray) -> None:
-        """Take in more spots, by the formula of Chan, Golub and LeVeque."""
-        n, mean = self._n + len(part), part.mean(axis=0, dtype=np.float64)
-        shift = mean - self.mean
-        self._squares = self._squares + ((part - mean) ** 2).sum(axis=0) + shift**2 * (self._n * len(part) / n)
-        self.mean = self.mean + shift * (len(part) / n)
-        self._largest = np.maximum(self._largest, np.maximum(part.max(axis=0), -part.min(axis=0)))
-        self._n = n
-
-    def standardised(self, part: np.ndarray) -> np.ndarray:
-        """Bring each column to mean 0 and variance 1 / n_features over the section, float32; constant ones to 0."""
-        spread = np.sqrt(self._squares / self._n)
-        spread[spread <= CONSTANT * self._largest] = np.inf
-        return ((part - self.mean) / spread / np.sqrt(part.shape[1])).astype(np.float32)
-
-
-def standardise(block: np.ndarray) -> np.ndarray:
-    """Bring each column of a section's features to mean 0 and variance 1 / n_columns; constant ones to 0."""
-    moments, scaled = Moments.of(block), np.empty(block.shape, dtype=np.float32)
-    for part, into in zip(_parts(block), _parts(scaled), strict=True):
-        into[:] = moments.standardised(part)
-    return scaled
-
-
-def _parts(block: np.ndarray) -> Iterator[np.ndarray]:
-    return (block[start : start + ROWS] for start in range(0, len(block), ROWS))

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from ...training.selection import Training
 from .base import Baseline
 from .config import BaselineConfig
-from .selection import Training
 
 
 class GeneMean(Baseline):

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ...training.selection import Training, choose
 from .base import Baseline
 from .config import BaselineConfig
-from .selection import Training, choose
 
 N_NEIGHBORS = (1, 3, 10, 30, 50, 75, 100, 150, 200)  # chosen from, as far as there are spots
 

@@ -7,8 +7,8 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from ...metrics import pearson
-from ...training.split import leave_out
+from ..metrics import pearson
+from .split import leave_out
 
 logger = logging.getLogger(__name__)
 

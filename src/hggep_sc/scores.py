@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from ._validators import text_or_none
 from .evaluation import FIGURES, tidy
 from .section import listed
 
@@ -140,6 +141,7 @@ def of_method(scores: Any, method: str | None) -> pd.DataFrame:
     ValueError
         If there is no such method, or several and none is chosen.
     """
+    text_or_none("method", method)
     table = score_table(scores)
     methods = table["method"].unique()
     if method is None and len(methods) > 1:

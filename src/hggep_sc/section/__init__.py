@@ -8,6 +8,7 @@ from ._containers import copy_of, is_spatialdata, section_column, table_of
 from ._counts import CountMatrix, layer_values, observed_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
+from ._one_section import require_one_section
 from ._open import open_sections
 from ._scale import require_plausible, spot_spacing
 from ._section import Section, require_counts
@@ -15,6 +16,7 @@ from ._spots import array_places, under_tissue
 from ._values import listed
 from ._whole_image import image_of
 from ._write import (
+    predicted_sections,
     read_prediction,
     require_free,
     require_key,
@@ -38,11 +40,13 @@ __all__ = [
     "listed",
     "observed_counts",
     "open_sections",
+    "predicted_sections",
     "read_prediction",
     "require_counts",
     "require_free",
     "require_key",
     "require_no_backed_view",
+    "require_one_section",
     "require_plausible",
     "require_writable",
     "section_column",

@@ -2,6 +2,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hggep_sc._settings import CHECKS, Settings, settings
@@ -21,6 +22,12 @@ def test_folders_are_taken_as_str():
     assert mine.cache_dir == Path.home() / "cache"
 
 
+def test_bytes_are_any_number():
+    mine = Settings()
+    mine.tile_cache = np.int64(5)
+    assert mine.tile_cache == 5
+
+
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
@@ -33,6 +40,8 @@ def test_folders_are_taken_as_str():
         ("device", 0, TypeError),
         ("skip_checks", "images_agree", TypeError),
         ("skip_checks", {"no such check"}, ValueError),
+        ("skip_checks", [["images_agree"]], ValueError),
+        ("cache_dir", "", ValueError),
         ("tile_cash", 5, AttributeError),
     ],
 )

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,13 @@ def _checked(name: str, value: Any) -> Any:
     if name in ("dataset_dir", "cache_dir"):
         if not isinstance(value, str | Path):
             raise TypeError(f"{here} must be the path of a folder")
+        if not str(value):
+            raise ValueError(f"{here} must be the path of a folder, and is empty")
         return Path(value).expanduser()
     if name in ("patch_memory", "feature_memory", "tile_cache"):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
             raise ValueError(f"{here} must be a number of bytes, 0 or more")
-        return int(value)
+        return int(float(value))
     if name == "progress" and not isinstance(value, bool):
         raise TypeError(f"{here} must be True or False")
     if name == "device" and not isinstance(value, str):
@@ -95,7 +98,7 @@ def _checked(name: str, value: Any) -> Any:
     if name == "skip_checks":
         if isinstance(value, str) or not isinstance(value, Collection):
             raise TypeError(f"{here} must be a set of names, such as {{'images_agree'}}")
-        if unknown := sorted(str(check) for check in value if check not in CHECKS):
+        if unknown := sorted(str(check) for check in value if not isinstance(check, str) or check not in CHECKS):
             raise ValueError(f"{here}: there is no check {', '.join(unknown)}; there are {', '.join(CHECKS)}")
         return frozenset(value)
     if name not in Settings.__dataclass_fields__:

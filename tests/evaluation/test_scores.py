@@ -146,3 +146,5 @@ def test_unknown_names_are_listed() -> None:
         of_metric({"S1": evaluated(0)}, "auc")
     with pytest.raises(ValueError, match="method 'ridge' is not in the table; there are 'prediction'"):
         of_method({"S1": evaluated(0)}, "ridge")
+    with pytest.raises(TypeError, match=r"method=.* must be a name"):
+        of_method({"S1": evaluated(0)}, ["ridge"])

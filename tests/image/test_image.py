@@ -3,6 +3,7 @@
 import dask.array as da
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 import zarr
 from scipy import ndimage
@@ -225,6 +226,11 @@ def test_arrays_that_are_no_picture_are_refused(array: np.ndarray, message: str)
 def test_lists_are_refused() -> None:
     with pytest.raises(TypeError, match=r"slot.*list"):
         SectionImage.from_array([[1, 2], [3, 4]], name="slot")
+
+
+def test_tensors_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"slot: expected a NumPy.*Tensor"):
+        SectionImage.from_array(torch.zeros(8, 8, 3, dtype=torch.uint8), name="slot")
 
 
 @pytest.mark.parametrize("values", [np.linspace(-2, 2, 300), np.linspace(0, 90000, 300), np.full(300, np.nan)])

@@ -287,6 +287,13 @@ def test_more_genes_than_there_are(tables):
         training_genes(sections_of(tables), 111)
 
 
+def test_numbers_are_no_names(tables):
+    """As an index set on `var` itself leaves them: a model of them could not be saved."""
+    tables["B"].var.index = pd.RangeIndex(tables["B"].n_vars)
+    with pytest.raises(TypeError, match=r"section 'B': var_names hold what is no name, such as 0.*astype\(str\)"):
+        training_genes(sections_of(tables), 5)
+
+
 @pytest.mark.parametrize("n", [0, -3])
 def test_a_number_below_1(tables, n):
     with pytest.raises(ValueError, match=f"genes={n} must be at least 1"):

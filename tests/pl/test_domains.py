@@ -272,6 +272,8 @@ def test_given_axes_and_bad_input(section) -> None:
         pl.domains(section)
     with pytest.raises(KeyError, match="obs has no column 'cluster'"):
         pl.domains(section, "domain", label_key="cluster")
+    with pytest.raises(TypeError, match=r"label_key=.* must be a name"):
+        pl.domains(section, "domain", label_key=["cluster"])
     with pytest.raises(ValueError, match="keys is empty"):
         pl.domains(section, [])
     with pytest.raises(TypeError, match="AnnData"):

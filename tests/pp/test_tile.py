@@ -215,6 +215,8 @@ class TestRefuses:
             hggep.pp.tile(3)
         with pytest.raises(ValueError, match="`library_id`"):
             hggep.pp.tile(sd.SpatialData(), library_id="a")
+        with pytest.raises(ValueError, match="library_id='a/b': files cannot hold"):  # two keys, one in the other
+            hggep.pp.tile(np.zeros((8, 8, 3), dtype=np.uint8), library_id="a/b", spacing_um=4, mpp=1)
 
     def test_no_model(self, slide_file):
         with pytest.raises(TypeError, match=r"tl\.fit"):

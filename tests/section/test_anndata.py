@@ -166,6 +166,15 @@ def test_bad_coordinates() -> None:
     adata.obsm["spatial"] = pd.DataFrame({"x": ["a"] * 30, "y": ["b"] * 30}, index=adata.obs_names)
     with pytest.raises(ValueError, match="must hold numbers"):
         open_sections(adata)
+    for far in (-(2**31), 1e20, 1e300):
+        xy = grid()
+        xy[3, 1] = far
+        with pytest.raises(ValueError, match=r"1 of 30 spots have coordinates beyond any image.*spot 3"):
+            open_sections(make_adata(xy))
+    xy = pd.DataFrame(np.hstack([grid(), grid()]), columns=["x", "y", "x", "y"], index=adata.obs_names)
+    adata.obsm["spatial"] = xy
+    with pytest.raises(ValueError, match=r"obsm\['spatial'\] is a table with .* some of one name"):
+        open_sections(adata)
 
 
 def test_another_spatial_key_and_numbers_as_text() -> None:

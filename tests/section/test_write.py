@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
 from helpers import GENES, assert_same, make_adata
 from hggep_sc.section import (
@@ -340,6 +341,43 @@ def test_columns_that_the_object_cannot_do_without(column) -> None:
 def test_keys_that_are_no_names(key) -> None:
     with pytest.raises(ValueError, match=r"^key_added=.*: the result's key must be letters, digits"):
         require_key(key)
+
+
+@pytest.mark.parametrize("key", [".", "..", ".zattrs", "zarr.json", "a" * 201])
+def test_keys_that_zarr_cannot_hold(key) -> None:
+    with pytest.raises(ValueError, match=r"^key_added=.*zarr files cannot hold"):
+        require_key(key)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (
+            lambda table: table.var.__setitem__("p_predicted", table.var["p_predicted"].astype(str)),
+            TypeError,
+            r"var\['p_predicted'\] holds values of type object",
+        ),
+        (lambda table: table.var.__setitem__("p_predicted", False), ValueError, "none of the object's .* genes"),
+        (
+            lambda table: table.layers.update(p=csr_matrix(np.nan_to_num(table.layers["p"]))),
+            TypeError,
+            r"layers\['p'\] is csr_matrix of float32",
+        ),
+        (
+            lambda table: table.layers.update(p=table.layers["p"].astype(str)),
+            TypeError,
+            r"layers\['p'\] is ndarray of <U",
+        ),
+    ],
+)
+def test_a_prediction_that_is_not_as_it_was_written(damage, error, message) -> None:
+    adata = make_adata()
+    sections = open_sections(adata)
+    write_prediction(adata, sections, predictions_for(sections, 2), genes=list(GENES[:2]), key="p", params=PARAMS)
+    read_prediction(adata, "p")
+    damage(adata)
+    with pytest.raises(error, match=message):
+        read_prediction(adata, "p")
 
 
 @pytest.mark.parametrize("form", ["h5ad", "zarr"])

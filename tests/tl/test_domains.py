@@ -256,6 +256,11 @@ class TestBadInput:
         with pytest.raises(ValueError, match="zeros alone"):
             found(section)
 
+    def test_one_gene(self, predicted):
+        gene = predicted.var_names[predicted.var["hggep_predicted"]][:1]
+        with pytest.raises(ValueError, match=r"domains of 1 gene\(s\)"):
+            hggep.tl.domains(predicted[:, gene].copy())
+
     def test_the_same_everywhere(self, predicted):
         """As the mean of the genes predicts it."""
         predicted.layers["hggep"][:] = predicted.layers["hggep"][0]

@@ -104,6 +104,18 @@ def test_summary(predicted):
     assert list(summary["sections"]["name"]) == ["S3"]
 
 
+def test_predictions_that_were_joined_afterwards(predicted, sections, trained):
+    """The record of the first section stays: figures across both would hold the difference between them."""
+    hggep.tl.predict(sections["S2"], trained, device="cpu", progress=False)
+    pair = {"S2": sections["S2"], "S3": predicted}
+    both = ad.concat(pair, label="of", index_unique="-", uns_merge="first", merge="same")
+    with pytest.raises(ValueError, match=r"several sections seem to be taken for one.*obs\['of'\] tells them apart"):
+        hggep.tl.evaluate(both)
+    both = ad.concat(pair, label="of", index_unique="-", uns_merge="same", merge="same")
+    with pytest.raises(ValueError, match=r"uns\['hggep'\] does not say which sections were predicted"):
+        hggep.tl.evaluate(both)
+
+
 def test_prediction_of_one_value(predicted, trained):
     """The gene mean: no correlation, and no share of the ceiling."""
     predicted.layers["hggep"][:, predicted.var["hggep_predicted"]] = 1.0

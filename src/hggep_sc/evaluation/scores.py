@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..runtime.messages import listed
+from ..runtime.validators import text_or_none
 from .section_scores import FIGURES, tidy
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ def of_method(scores: Any, method: str | None) -> pd.DataFrame:
     ValueError
         If there is no such method, or several and none is chosen.
     """
+    text_or_none("method", method)
     table = score_table(scores)
     methods = table["method"].unique()
     if method is None and len(methods) > 1:

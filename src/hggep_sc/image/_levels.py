@@ -137,7 +137,9 @@ def pyramid(arrays: Sequence[Any], name: str) -> list[Level]:
 
 def _layout(array: Any, name: str) -> tuple[Any, int | None]:
     """Return the array, unwrapped from a DataArray, and the axis of its channels; refuse other things."""
-    if not all(hasattr(array, attribute) for attribute in ("shape", "dtype", "__getitem__")):
+    # tensors have all of these too, but a dtype of their own
+    is_array = all(hasattr(array, attribute) for attribute in ("shape", "dtype", "__getitem__"))
+    if not is_array or not isinstance(array.dtype, np.dtype):
         raise TypeError(f"image {name}: expected a NumPy, dask or zarr array of pixels, found {type(array).__name__}")
     dims = getattr(array, "dims", None)
     if isinstance(dims, tuple):

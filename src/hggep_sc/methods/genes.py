@@ -129,6 +129,13 @@ def training_genes(
 
 def _shared(sections: Sequence[Section]) -> pd.Index:
     """Return the genes that all sections have, in the first one's order."""
+    for section in sections:
+        if numbers := [name for name in section.var_names if not isinstance(name, str)]:
+            raise TypeError(
+                f"section {section.name!r}: var_names hold what is no name, such as {numbers[0]!r}: set them to the "
+                "genes' names, such as `adata.var_names = adata.var['gene_ids']`, or "
+                "`adata.var_names = adata.var_names.astype(str)`"
+            )
     shared = sections[0].var_names
     for section in sections[1:]:
         both = shared.intersection(section.var_names, sort=False)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from .. import _keys
 from ..runtime.messages import listed
-from ..runtime.validators import number
+from ..runtime.validators import number, text_or_none
 from ..section import open_sections, table_of
 from ._arguments import names
 from ._axes import GivenAxes, given_axes
@@ -108,6 +108,7 @@ def domains(
         and as text, an argument is out of its range, or for another number of Axes than needed.
     """
     keys = names(keys, "keys", "a column of obs")
+    text_or_none("label_key", label_key)
     size = number("spot_size", spot_size, above=0)
     alpha = None if alpha is None else number("alpha", alpha, above=0, most=1)
     sections = open_sections(

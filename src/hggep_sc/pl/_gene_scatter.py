@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from .. import _keys
 from ..evaluation.scores import of_metric, require_methods
-from ..section import read_prediction, section_column, table_of
+from ..section import predicted_sections, read_prediction, section_column, table_of
 from ._axes import one_axes
 from ._expression import OBSERVED, PREDICTED, correlation, read_expression
 from ._style import colour, name_of, note_of
@@ -138,6 +138,6 @@ def _require_one_section(table: AnnData, key: str, predicted: np.ndarray) -> Non
     """Across sections a correlation would hold the differences between them; `predicted` says at which spots."""
     record, _ = read_prediction(table, key)
     column = section_column(table, record.get("library_key"))
-    found = table.obs[column][predicted] if column in table.obs else pd.Series(record["sections"]["name"])
+    found = table.obs[column][predicted] if column in table.obs else pd.Series(predicted_sections(record, key))
     if len(names := [str(name) for name in found.unique()]) > 1:
         raise ValueError(f"the prediction is of several sections, {', '.join(names)}: pass the spots of one of them")

@@ -115,7 +115,8 @@ def tile(
         number("spacing_um", spacing_um, above=0),
         number("min_tissue", min_tissue, above=0, most=1),
     )
-    text_or_none("library_id", library_id)
+    if "/" in (text_or_none("library_id", library_id) or ""):
+        raise ValueError(f"library_id={library_id!r}: files cannot hold a name with '/' in it: choose another")
     flag("copy", copy)
     require_key(key_added)
     if in_place:

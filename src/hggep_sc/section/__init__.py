@@ -8,6 +8,7 @@ from ._containers import copy_of, is_spatialdata, section_column, table_of
 from ._counts import CountMatrix, layer_values, observed_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
+from ._one_section import require_one_section
 from ._open import open_sections
 from ._overlap import reach, within
 from ._scale import require_plausible, spot_spacing
@@ -15,6 +16,7 @@ from ._section import Section, require_counts
 from ._spots import array_places, under_tissue
 from ._whole_image import image_of
 from ._write import (
+    predicted_sections,
     read_prediction,
     require_free,
     require_key,
@@ -37,12 +39,14 @@ __all__ = [
     "layer_values",
     "observed_counts",
     "open_sections",
+    "predicted_sections",
     "reach",
     "read_prediction",
     "require_counts",
     "require_free",
     "require_key",
     "require_no_backed_view",
+    "require_one_section",
     "require_plausible",
     "require_writable",
     "section_column",

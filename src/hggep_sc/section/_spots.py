@@ -25,6 +25,7 @@ COORDINATE_COLUMNS = (
     ("column", "row"),
     ("col", "row"),
 )
+FARTHEST = 2.0**31  # px that no image has: beyond it a coordinate is a mark or a mistake, and overflows
 MAX_OUTSIDE = 0.1  # share of spots that may lie outside the image before its scale is taken to be wrong
 
 
@@ -62,6 +63,11 @@ def say_left_out(name: str, n_spots: int, n_under_tissue: int) -> None:
 def named_coordinates(table: pd.DataFrame, slot: str) -> np.ndarray:
     """(n, 2) x (column) and y (row) of a table of coordinates, by the names of its columns, whatever their order."""
     names = {str(column).strip().lower(): column for column in table.columns}
+    if len(names) < table.shape[1]:  # as a table joined with itself has
+        raise ValueError(
+            f"{slot} is a table with the columns {listed(table.columns)}, some of one name: leave that with "
+            "the column and that with the row of the spot centres"
+        )
     for x, y in COORDINATE_COLUMNS:
         if x in names and y in names:
             return table[[names[x], names[y]]].to_numpy(dtype=np.float64)
@@ -86,11 +92,13 @@ def array_places(table: AnnData, rows: np.ndarray) -> np.ndarray | None:
 
 
 def require_good_coordinates(xy: np.ndarray, name: str, slot: str) -> None:
-    """Refuse NaN, and spots at the same place."""
-    unknown = np.flatnonzero(~np.isfinite(xy).all(axis=1))
+    """Refuse NaN, what is no px of any image, and spots at the same place."""
+    unknown = np.flatnonzero(~(np.abs(xy) < FARTHEST).all(axis=1))  # a NaN fails the comparison
     if len(unknown):
+        seen = xy[unknown]
         raise ValueError(
-            f"section {name!r}: {len(unknown)} of {len(xy)} spots have NaN or infinite coordinates in "
+            f"section {name!r}: {len(unknown)} of {len(xy)} spots have "
+            f"{'coordinates beyond any image' if np.isfinite(seen).all() else 'NaN or infinite coordinates'} in "
             f"{slot} (the first is spot {unknown[0]}); leave these spots out"
         )
     duplicated = len(xy) - len(np.unique(xy, axis=0))

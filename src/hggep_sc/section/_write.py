@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from pandas.api.types import is_bool_dtype
+from scipy import sparse
 
 from .. import _keys
 from ..runtime.messages import listed
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 Slot = tuple[str, str]  # of an AnnData: attribute and name
 
+LONGEST_KEY = 200  # letters: a file's name has 255, and slots are called by the key and more
 # names that have a meaning of their own, whether they are there or not
 RESERVED: frozenset[Slot] = frozenset(
     {
@@ -46,6 +49,12 @@ def require_key(key: Any, argument: str = "key_added") -> None:
     """
     if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
         raise ValueError(f"{argument}={key!r}: the result's key must be letters, digits, '_', '-' and '.'")
+    # zarr keeps each slot in a folder of its name, beside the files that it describes folders by
+    if key in (".", "..") or key.startswith((".z", "zarr.json")) or len(key) > LONGEST_KEY:
+        raise ValueError(
+            f"{argument}={key[:LONGEST_KEY]!r}: zarr files cannot hold a result of that name: choose another, of "
+            f"{LONGEST_KEY} letters at most"
+        )
 
 
 def require_free(
@@ -331,8 +340,8 @@ def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarra
     ------
     KeyError
         If `layers[key]`, `uns[key]` or the column of `var` is not there.
-    ValueError
-        If the key is no name.
+    TypeError, ValueError
+        If the key is no name, what is there is not what was written, or none of the predicted genes is left.
     """
     require_key(key, "key")
     slots = {
@@ -346,7 +355,39 @@ def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarra
             f"no prediction {key!r}: {', '.join(missing)} missing; run hggep_sc.tl.predict first, or name "
             f"another result. Layers here: {listed(table.layers)}"
         )
-    return dict(table.uns[key]), np.flatnonzero(table.var[_keys.predicted(key)].to_numpy())
+    record, known = dict(table.uns[key]), table.var[_keys.predicted(key)]
+    if not is_bool_dtype(known) or known.isna().any():
+        raise TypeError(
+            f"var[{known.name!r}] holds values of type {known.dtype}, where True and False say which genes are "
+            "predicted: predict again, or bring it back to them"
+        )
+    if not known.any():
+        raise ValueError(
+            f"none of the object's {table.n_vars} genes is predicted in layers[{key!r}]: take more of them"
+        )
+    layer = table.layers[key]
+    if sparse.issparse(layer) or layer.dtype.kind not in "buif":
+        raise TypeError(
+            f"layers[{key!r}] is {type(layer).__name__} of {layer.dtype}, where tl.predict wrote a dense array of "
+            "numbers: predict again"
+        )
+    return record, np.flatnonzero(known.to_numpy(dtype=bool))
+
+
+def predicted_sections(record: Mapping[str, Any], key: str) -> list[str]:
+    """Names of a prediction's sections, by its record.
+
+    Raises
+    ------
+    ValueError
+        If the record does not say.
+    """
+    if "name" not in record.get("sections", {}):
+        raise ValueError(
+            f"uns[{key!r}] does not say which sections were predicted, as after anndata.concat(uns_merge='same'): "
+            "go on with each section apart, or predict the joined object"
+        )
+    return [str(name) for name in record["sections"]["name"]]
 
 
 def _require_memory(table: AnnData) -> None:

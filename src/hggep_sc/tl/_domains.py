@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_SPOTS = 3
+MIN_GENES = 2  # of which a principal component can be taken
 
 
 def domains(
@@ -154,6 +155,8 @@ def domains(
     rows, expression, record = _expression(table, layer)
     if len(rows) < max(MIN_SPOTS, n_domains or 0):
         raise ValueError(f"{n_domains or 'some'} domains of {len(rows)} spots: there are too few spots")
+    if expression.shape[1] < MIN_GENES:
+        raise ValueError(f"domains of {expression.shape[1]} gene(s): spots are compared by {MIN_GENES} or more")
     if (expression.max(axis=0) - expression.min(axis=0)).sum() == 0:
         raise ValueError(f"{'X' if layer is None else f'layers[{layer!r}]'} is the same at every spot: no domains")
     labels = None if label_key is None else _labels(table, rows, label_key, excluded)

@@ -14,9 +14,11 @@ from ..runtime.validators import flag, seed_of, text_or_none
 from ..section import (
     copy_of,
     layer_values,
+    predicted_sections,
     read_prediction,
     require_free,
     require_no_backed_view,
+    require_one_section,
     section_column,
     table_of,
     under_tissue,
@@ -284,8 +286,10 @@ def _are_counts(values: np.ndarray) -> bool:
 
 def _sections(table: "AnnData", record: dict[str, Any], key: str, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Predicted rows of each section that is (still) in the object."""
-    names = [str(name) for name in record["sections"]["name"]]
+    names = predicted_sections(record, key)
     if len(names) == 1:
+        # two predictions that were joined afterwards leave the record of the first
+        require_one_section(table, rows, names[0], None, list(map(str, table.uns.get(_keys.SPATIAL, {}))))
         return {names[0]: rows}
     column = section_column(table, record.get("library_key"))
     if column not in table.obs:

@@ -234,7 +234,7 @@ table = AnnData(sp.csr_matrix(counts), var=pd.DataFrame(index=[str(j) for j in r
 section = section_of(table, np.random.default_rng(1).random((60, 2)), "A")
 print(len(genes.training_genes([section], 5)[0]))
 """
-    code = f"import sys; sys.path.append({str(Path(__file__).parent)!r}){code}"
+    code = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r}){code}"
     done = subprocess.run(
         [sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True, timeout=600
     )

@@ -8,7 +8,7 @@ from ._version import __version__
 from .runtime.messages import set_up
 
 if TYPE_CHECKING:
-    from . import datasets, get, metrics, pl, pp, tl
+    from . import datasets, get, methods, metrics, pl, pp, tl
     from .config import Config
     from .cross_validation import CrossValidation
     from .methods import baselines
@@ -22,6 +22,7 @@ __all__ = [
     "baselines",
     "datasets",
     "get",
+    "methods",
     "metrics",
     "pl",
     "pp",

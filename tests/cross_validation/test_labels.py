@@ -3,13 +3,13 @@ import pytest
 from hggep_sc.config import Config
 from hggep_sc.cross_validation import settings_of
 from hggep_sc.methods.baselines import BaselineConfig
-from hggep_sc.methods.registry import METHODS
+from hggep_sc.methods.registry import names
 
 FOR_ALL = {"genes": 12, "weights": None, "normalize": None, "device": "cpu"}
 
 
 def algorithms(methods, **shared):
-    return {label: found["method"] for label, found in settings_of(methods, {**FOR_ALL, **shared}).items()}
+    return {label: found["method"].method for label, found in settings_of(methods, {**FOR_ALL, **shared}).items()}
 
 
 def config_of(methods, label, **shared):
@@ -18,7 +18,7 @@ def config_of(methods, label, **shared):
 
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_a_method_s_name_means_that_method(as_dict):
-    assert algorithms({name: {} for name in METHODS} if as_dict else list(METHODS)) == {name: name for name in METHODS}
+    assert algorithms({name: {} for name in names()} if as_dict else names()) == {name: name for name in names()}
 
 
 def test_labels_say_their_method_or_are_plainly_the_network():
@@ -96,7 +96,7 @@ def test_a_preset_for_all_is_the_network_s():
         (["ridge"], {"config": {"epochs": 3}}, ValueError, r"config= has 'epochs', which is no setting of any"),
         (["ridge"], {"config": Config()}, ValueError, r"config is a Config, which none of the methods takes"),
         (["ridge"], {"preset": "paper"}, ValueError, r"preset='paper' is for method 'hggep', which is none"),
-        (["ridge"], {"encoder": "X_emb"}, ValueError, r"encoder='X_emb' is for method 'hggep', which is none"),
+        (["gene_mean"], {"encoder": "X_emb"}, ValueError, r"encoder='X_emb' is for methods that take one"),
         (["ridge"], {"config": 5}, TypeError, r"config=5 must be a dict of settings"),
     ],
 )

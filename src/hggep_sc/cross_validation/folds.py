@@ -69,7 +69,7 @@ class Task:
     @property
     def algorithm(self) -> str:
         """The method that the label `method` stands for."""
-        return str(self.settings["method"])
+        return str(self.settings["method"].method)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -19,10 +19,9 @@ from .._version import __version__
 from ..evaluation.section_scores import section_scores, tidy
 from ..features.frozen import SHUFFLENET
 from ..features.weights import locate_weights
-from ..methods.hggep import HGGEP
-from ..methods.registry import fit_method, reads_image
+from ..methods.registry import fit_method, predict_section, reads_image, settings_hash
 from ..nn import state_hash
-from ..prediction.record import confidence_of, prediction_record
+from ..prediction.record import confidence_of, prediction_record, told
 from ..runtime.device import resolve_device
 from ..runtime.executor import outcomes
 from ..section.fingerprint import content_hash
@@ -51,6 +50,7 @@ def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], se
     looks = any(reads_image(arguments["method"], arguments["encoder"]) for arguments in methods.values())
     contents = {key: content_hash(section, looks=looks) for key, section in portable.items()}
     encoders = {name: _encoder_entry(arguments) for name, arguments in methods.items()}
+    own_settings = {name: settings_hash(arguments["method"]) for name, arguments in methods.items()}
     weights = {name: _file_hash(arguments["weights"]) for name, arguments in methods.items()}
     tasks = []
     for fold in folds:
@@ -66,13 +66,14 @@ def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], se
                     "training": [(section.name, contents[id(section)]) for section in fold.training],
                     "test": [(tested.section.name, contents[id(tested.section)]) for tested in fold.test],
                     "seed": seed,
-                    "method": arguments["method"],
-                    "config": arguments["config"].to_dict(),
+                    "method": arguments["method"].method,
+                    "config": None if (config := arguments["config"]) is None else config.to_dict(),
                     "genes": arguments["genes"],
                     "genes_by": arguments["genes_by"],
                     "validation": arguments["validation"],
                     "weights": weights[name],
                     **encoders[name],
+                    **({} if (of_user := own_settings[name]) is None else {"settings": of_user}),
                     **({"groups": groups} if any(groups) else {}),
                     **({"blocks": blocks} if blocks else {}),
                 }
@@ -108,7 +109,7 @@ def run_task(task: Task) -> FoldResult:
     fitted = time.perf_counter()
     predictions = {}
     for tested in task.test:  # whole, as `tl.predict` would; what is scored are spots that were left out of training
-        expression = model.predict(tested.section, device=str(device))[0]
+        expression = predict_section(model, tested.section, device=str(device))[0]
         predictions[tested.section.name] = expression if tested.spots is None else expression[tested.spots]
     predicted = time.perf_counter()
     scored = [tested.scored for tested in task.test]
@@ -120,7 +121,7 @@ def run_task(task: Task) -> FoldResult:
             section.table,
             section.obs_rows,
             predictions[section.name][:, there],
-            [model.genes[j] for j in there],
+            [model.genes[int(j)] for j in there],
             model.scale,
         )
         scores.append(tidy(figures, fold=task.fold, section=section.name, method=task.method, seed=task.seed))
@@ -130,7 +131,7 @@ def run_task(task: Task) -> FoldResult:
         "n_genes": len(model.genes),
         "n_spots": sum(len(section.xy) for section in scored),
         "model": model.id,
-        "epochs": len(model.history) if isinstance(model, HGGEP) else 0,
+        "epochs": len(told(model, "history")),
         "fit_s": fitted - started,
         "predict_s": predicted - fitted,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -143,7 +144,9 @@ def run_task(task: Task) -> FoldResult:
     confidence = confidence_of(model, list(predictions.values()))
     uncertainties = dict(zip(predictions, confidence["uncertainties"], strict=True)) if confidence else None
     table = pd.concat(scores, ignore_index=True)
-    return FoldResult(model.genes, predictions, records, table, facts, confidence.get("reliability"), uncertainties)
+    return FoldResult(
+        list(model.genes), predictions, records, table, facts, confidence.get("reliability"), uncertainties
+    )
 
 
 def run_tasks(

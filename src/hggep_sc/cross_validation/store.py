@@ -36,8 +36,7 @@ class FoldStore:
 
     def file(self, task: Task) -> Path:
         """File of a task's result."""
-        fold = re.sub(r"[^A-Za-z0-9_.+-]+", "-", task.fold)[:READABLE]
-        return self.path / f"{fold}_{task.settings['method']}_{task.seed}_{task.identity[:16]}.h5ad"
+        return self.path / f"{_plain(task.fold)}_{_plain(task.algorithm)}_{task.seed}_{task.identity[:16]}.h5ad"
 
     def read(self, task: Task) -> FoldResult | None:
         """Return the result of a task that has been run before, under whatever name; None otherwise."""
@@ -80,6 +79,11 @@ class FoldStore:
             table.obs["uncertainty"] = np.concatenate([result.uncertainties[name] for name in names])
         with replacing(self.file(task)) as part:
             write_h5ad(table, part, compression="gzip")
+
+
+def _plain(name: str) -> str:
+    """Return a name as a part of a file's."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name)[:READABLE]
 
 
 def _result(stored: "AnnData", task: Task) -> FoldResult:

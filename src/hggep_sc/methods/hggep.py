@@ -69,6 +69,8 @@ class HGGEP:
     ----------
     method
         Its name in `hggep_sc.tl.fit`: "hggep".
+    takes
+        Keywords of `fit` and of `predict`.
     genes
         Names of the predicted genes, in the order of the network's outputs.
     genes_by
@@ -97,6 +99,12 @@ class HGGEP:
     """
 
     method: ClassVar[str] = "hggep"
+    configured_by: ClassVar[type[Config]] = Config
+    takes: ClassVar[frozenset[str]] = frozenset(
+        {"config", "genes", "genes_by", "encoder", "weights", "validation", "seed", "device", "devices", "strategy"}
+        | {"num_nodes", "checkpoint_dir", "checkpoint_every", "resume", "progress"}
+        | {"batch_size", "average_flips", "chunk_spots", "advance", "checkpoint"}
+    )
 
     def __init__(
         self,

@@ -182,9 +182,10 @@ def _table_key(key: str) -> str:
 
 def _check_model(model: Any) -> None:
     from ..methods.registry import require_model
+    from ..prediction.record import told
 
     require_model(model)
-    if model.mpp is None:
+    if told(model, "mpp") is None:
         logger.warning(
             "the physical scale that the model was trained at is unknown: it will look at as many px of this image as "
             "of those, whatever um they are"
@@ -244,7 +245,7 @@ def _table(places: np.ndarray, model: "Model | None") -> "AnnData":
 
     columns, rows = places.T
     names = pd.Index([f"{column}x{row}" for column, row in places.tolist()])
-    genes = [] if model is None else model.genes
+    genes = [] if model is None else list(model.genes)
     return AnnData(
         csr_matrix((len(places), len(genes)), dtype=np.float32),
         obs=pd.DataFrame({_keys.ARRAY_ROW: rows, _keys.ARRAY_COL: columns}, index=names),

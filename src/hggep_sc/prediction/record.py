@@ -9,25 +9,46 @@ from .._version import __version__
 from ..config import Config
 from ..features.patches import fields_of_view
 from ..runtime.checks import warn
+from ..section.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from ..methods.registry import Model
     from ..section import Section
+
+TOLD: dict[str, Any] = {  # what a model may tell beyond what every model does, and what is taken where it does not
+    "config": Config(),
+    "mpp": None,
+    "reduction": 1.0,
+    "spacing_um": None,
+    "seed": None,
+    "genes_by": None,
+    "fingerprint": Fingerprint.empty(),
+    "embeddings": None,
+    "reads_image": True,
+    "confidence": None,
+    "history": (),
+}
+
+
+def told(model: "Model", name: str) -> Any:
+    """Return what a model tells of itself, or what is taken for it."""
+    return getattr(model, name, TOLD[name])
 
 
 def prediction_record(
     model: "Model", sections: "Sequence[Section]", *, layer: str | None = None, library_key: str | None = None
 ) -> dict[str, Any]:
     """Describe the prediction of sections by a model: the table in `docs/outputs.md`."""
+    config, spacing_um = told(model, "config"), told(model, "spacing_um")
     record = {
         "hggep_sc": __version__,
         "model": model.id,
         "method": model.method,
-        "genes": np.array(model.genes, dtype=object),
+        "genes": np.array(list(model.genes), dtype=object),
         "normalize": model.scale.normalize,
         "target_sum": model.scale.target_sum,
         "log_base": model.scale.log_base,
-        "library_genes": model.fingerprint.library_genes,
+        "library_genes": told(model, "fingerprint").library_genes,
         "sections": {
             "name": np.array([s.name for s in sections], dtype=object),
             "image": np.array([s.image_name for s in sections], dtype=object),
@@ -39,10 +60,10 @@ def prediction_record(
         },
     }
     optional = {
-        "genes_by": model.genes_by,
-        "preset": model.config.preset if isinstance(model.config, Config) else None,
-        "seed": model.seed,
-        "training_spacing_um": None if model.spacing_um is None else np.array(model.spacing_um),
+        "genes_by": told(model, "genes_by"),
+        "preset": config.preset if hasattr(model, "config") and isinstance(config, Config) else None,
+        "seed": told(model, "seed"),
+        "training_spacing_um": None if spacing_um is None else np.array(spacing_um),
         "counts_layer": layer,
         "library_key": library_key,
     }
@@ -55,8 +76,9 @@ def _numbers(values: Iterable[float | None]) -> np.ndarray:
 
 
 def _role(model: "Model", section: "Section") -> str:
-    field = max(fields_of_view(model.config, model.mpp, section.mpp, section.reduction / model.reduction))
-    return model.fingerprint.role(section, model.genes, field)
+    reduction = section.reduction / told(model, "reduction")
+    field = max(fields_of_view(told(model, "config"), told(model, "mpp"), section.mpp, reduction))
+    return told(model, "fingerprint").role(section, model.genes, field)
 
 
 def warn_of_neighbours(names: Sequence[str]) -> None:
@@ -72,7 +94,7 @@ def warn_of_neighbours(names: Sequence[str]) -> None:
 
 def confidence_of(model: "Model", predictions: Sequence[np.ndarray]) -> dict[str, Any]:
     """Return what `write_prediction` writes of a model's confidence: nothing where it has none."""
-    if model.confidence is None:
+    if (confidence := told(model, "confidence")) is None:
         return {}
-    uncertainties = [model.confidence.uncertainty(expression, model.scale) for expression in predictions]
-    return {"reliability": model.confidence.reliability, "uncertainties": uncertainties}
+    uncertainties = [confidence.uncertainty(expression, model.scale) for expression in predictions]
+    return {"reliability": confidence.reliability, "uncertainties": uncertainties}

@@ -10,6 +10,7 @@ import pandas as pd
 
 from .. import _keys
 from .._settings import settings
+from ..config import Config
 from ..cross_validation import (
     FACTS,
     CrossValidation,
@@ -25,7 +26,8 @@ from ..cross_validation import (
 from ..evaluation.section_scores import layer_scores, tidy
 from ..features.patches import fields_of_view, model_mpp, model_reduction
 from ..methods.genes import requested_genes
-from ..methods.registry import METHODS, reads_image
+from ..methods.registry import Method, reads_image
+from ..methods.registry import names as method_names
 from ..prediction.record import warn_of_neighbours
 from ..runtime.device import require_device_name
 from ..runtime.messages import listed
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
     from torch import nn
 
-    from ..config import Config
     from ..methods.baselines import BaselineConfig
 
     Data: TypeAlias = AnnData | SpatialData
@@ -64,7 +65,7 @@ def cross_validate(
     groups: Mapping[str, str] | str | None = None,
     n_folds: int | None = None,
     only: Sequence[str] | None = None,
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("gene_mean", "low_rank_ridge", "hggep"),
+    methods: Sequence[str | Method] | Mapping[str, Mapping[str, Any]] = ("gene_mean", "low_rank_ridge", "hggep"),
     seeds: int | Sequence[int] = 0,
     genes: Iterable[str] | str | int | None = None,
     genes_by: Literal["moran", "dispersion", "mean"] = "moran",
@@ -113,8 +114,8 @@ def cross_validate(
         ... of a single one. None for all. The others' sections are learnt from all the same; `path` brings parts
         together.
     methods
-        Names as in `tl.fit(method=)`; or a dict of arguments of `tl.fit` (method, preset, config, encoder, weights,
-        validation) by a label of your choice:
+        Names or objects as in `tl.fit(method=)`; or a dict of arguments of `tl.fit` (method, preset, config, encoder,
+        weights, validation) by a label of your choice:
         `{"low_rank_ridge": {}, "rank 4": {"method": "low_rank_ridge", "config": {"rank": 4}},
         "no GEM": {"config": {"gem": False}}}`. A label that is a method's name stands for that method. Any other needs
         "method", or settings of the network (preset, config, encoder, validation), which make it HGGEP.
@@ -213,6 +214,7 @@ def cross_validate(
     if not results:
         task, error = next(iter(errors.items()))
         raise RuntimeError(f"every fold failed; {task.name}: {type(error).__name__}: {error}") from error
+    _warn_of_scales(results)
     _warn_of_known_spots(results)
     for (name, seed), key in keys.items():
         of_run = [(task, result) for task, result in results.items() if (task.method, task.seed) == (name, seed)]
@@ -235,7 +237,7 @@ def cross_validate(
 def _largest_fields(sections: Sequence[Section], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the largest field of view of all methods by section, px of its image."""
     mpp, reduction = model_mpp(sections), model_reduction(sections)
-    configs = [arguments["config"] for arguments in runs.values()]
+    configs = [arguments["config"] or Config() for arguments in runs.values()]  # of a method without, the default's
     return {
         s.name: max(max(fields_of_view(config, mpp, s.mpp, s.reduction / reduction)) for config in configs)
         for s in sections
@@ -343,6 +345,20 @@ def _keys_added(key_added: str, methods: Mapping[str, Any], seeds: Sequence[int]
     return keys
 
 
+def _warn_of_scales(results: Mapping[Task, FoldResult]) -> None:
+    """Say so where methods of the user's turn out to predict on another scale than the rest."""
+    scales = {
+        task.method: f"{record['normalize']} total scaled to {record['target_sum']:g}"
+        for task, result in results.items()
+        for record in result.records.values()
+    }
+    if len(set(scales.values())) > 1:
+        logger.warning(
+            "the methods are on different expression scales (%s), so that their figures cannot be compared",
+            "; ".join(f"{label!r}: {scale}" for label, scale in scales.items()),
+        )
+
+
 def _warn_of_known_spots(results: Mapping[Task, FoldResult]) -> None:
     """Say so where a test section was in training under another name."""
     known = {
@@ -438,7 +454,7 @@ def _foreign_layers(
     if layers is not None and not isinstance(layers, Mapping):
         raise TypeError(f"layers={layers!r} must be a dict: the layer of each tool's prediction by a label")
     found = {str(label): name for label, name in (layers or {}).items()}
-    if taken := [label for label in found if label in runs or label in METHODS]:
+    if taken := [label for label in found if label in runs or label in method_names()]:
         raise ValueError(f"layers= calls {', '.join(map(repr, taken))} what is a method's name: choose another label")
     for label, name in found.items():
         for section in {tested.section.name: tested.section for fold in folds for tested in fold.test}.values():
@@ -457,8 +473,8 @@ def _foreign_scores(
     task, result = next(((t, r) for t, r in results.items() if t.fold == fold.name), (None, None))
     if task is None or result is None:  # every method failed, so that it is not known what to compare
         return None
-    config = task.settings["config"]
-    scale = ExpressionScale(config.normalize, config.target_sum)
+    of_methods = ExpressionScale.of_record(next(iter(result.records.values())))
+    scale = ExpressionScale(of_methods.normalize, of_methods.target_sum)
     facts = {**task.facts, "method": label, "algorithm": f"layers[{layer!r}]", "seed": seed, "training": ""}
     scores = []
     try:

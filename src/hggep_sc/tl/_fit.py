@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..config import Config
 from ..features.weights import locate_weights
-from ..methods.registry import Method, Model, fit_method, method_config, reads_image
+from ..methods.registry import Method, Model, fit_method, method_config, method_of, reads_image
 from ..runtime.validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..section import grouped, open_sections
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def fit(
     data: "Data | Sequence[Data] | Mapping[str, Data]",
     *,
-    method: Method = "hggep",
+    method: str | Method = "hggep",
     genes: Iterable[str] | str | int | None = None,
     genes_by: Literal["moran", "dispersion", "mean"] = "moran",
     preset: Literal["default", "paper", "published"] = "default",
@@ -63,7 +63,8 @@ def fit(
         dict by section name.
     method
         "hggep", the network; or a baseline that it has to beat: "gene_mean", "nearest_patches", "ridge",
-        "low_rank_ridge" (see `hggep_sc.baselines`).
+        "low_rank_ridge" (see `hggep_sc.baselines`); or one of your own, by its name or as an object (see
+        `hggep_sc.methods`). Arguments that a method does not take are refused where they are set.
     genes
         Genes to predict: names, in this order (a set is sorted); "her2st_panel", the 785 of `datasets.her2st_panel`; or
         how many to choose on the training sections (None: 1,000, or all where there are fewer).
@@ -126,7 +127,7 @@ def fit(
 
     Returns
     -------
-    The trained model: `HGGEP`, or the class of the baseline.
+    The trained model: `HGGEP`, the class of the baseline, or what your method gives.
 
     Raises
     ------
@@ -139,10 +140,11 @@ def fit(
     OSError
         If `checkpoint_dir` or the temporary folder cannot be written to.
     """
-    settings = method_config(method, preset=preset, config=config, normalize=normalize)
+    chosen = method_of(method)
+    settings = method_config(chosen, preset=preset, config=config, normalize=normalize)
     seed, folder = seed_of("seed", seed), path_or_none("checkpoint_dir", checkpoint_dir)
-    for name, count in {"devices": devices, "num_nodes": num_nodes, "checkpoint_every": checkpoint_every}.items():
-        whole(name, count)
+    devices, num_nodes = whole("devices", devices), whole("num_nodes", num_nodes)
+    checkpoint_every = whole("checkpoint_every", checkpoint_every)
     for name, switch in {"resume": resume, "progress": progress}.items():
         flag_or_none(name, switch)
     if validation is not None and not isinstance(validation, str):
@@ -159,14 +161,15 @@ def fit(
         coordinate_system=coordinate_system,
         layer=layer,
         mpp=mpp,
-        looks=reads_image(method, encoder),
+        looks=reads_image(chosen, encoder),
     )
     return fit_method(
         grouped(sections, groups),
-        method,
-        settings,
+        chosen,
+        config=settings,
         genes=genes,
         genes_by=genes_by,
+        normalize=normalize,
         encoder=encoder,
         weights=weights,
         validation=validation,

@@ -7,9 +7,8 @@ from .. import _keys
 from .._version import __version__
 from ..features.frozen import use_once
 from ..features.patches import spots_per_batch
-from ..methods.hggep import HGGEP
-from ..methods.registry import Model, require_model
-from ..prediction.record import confidence_of, prediction_record, warn_of_neighbours
+from ..methods.registry import Model, predict_section, require_model, taken
+from ..prediction.record import confidence_of, prediction_record, told, warn_of_neighbours
 from ..runtime.progress import of_spots
 from ..runtime.validators import flag, flag_or_none, path_or_none, whole_or_none
 from ..section import Section, copy_of, open_sections, require_writable, write_prediction
@@ -118,6 +117,8 @@ def predict(
     spots_per_batch(batch_size)
     whole_or_none("chunk_spots", chunk_spots)
     folder = path_or_none("checkpoint_dir", checkpoint_dir)
+    how: dict[str, Any] = {"average_flips": average_flips, "chunk_spots": chunk_spots}
+    taken(model, {**how, "checkpoint": folder})  # refuses the others
     sections = open_sections(
         data,
         library_key=library_key,
@@ -129,13 +130,13 @@ def predict(
         coordinate_system=coordinate_system,
         layer=layer,
         mpp=mpp,
-        looks=model.reads_image,
+        looks=told(model, "reads_image"),
     )
-    seen = [("layers", layer), ("obs", library_key), ("obsm", spatial_key), ("obsm", _embeddings(model))]
+    seen = [("layers", layer), ("obs", library_key), ("obsm", spatial_key), ("obsm", told(model, "embeddings"))]
     reads = [(slot, name) for slot, name in seen if name is not None]
-    require_writable(data, model.genes, key=key_added, table_key=table_key, overwrite=overwrite, reads=reads)
+    genes = list(model.genes)
+    require_writable(data, genes, key=key_added, table_key=table_key, overwrite=overwrite, reads=reads)
     use_once(sections)
-    how: dict[str, Any] = {"average_flips": average_flips, "chunk_spots": chunk_spots}
     predictions = []
     try:
         with (
@@ -144,12 +145,13 @@ def predict(
         ):
             for section, checkpoint in zip(sections, checkpoints, strict=True):
                 predictions.append(
-                    model.predict(
+                    predict_section(
+                        model,
                         section,
                         device=device,
                         batch_size=batch_size,
                         advance=bar.update,
-                        checkpoint=checkpoint,
+                        checkpoint=checkpoint if "checkpoint" in model.takes else None,
                         **how,
                     )
                 )
@@ -164,7 +166,7 @@ def predict(
         target,
         sections,
         predictions,
-        genes=model.genes,
+        genes=genes,
         key=key_added,
         params=record,
         **confidence_of(model, [expression for expression, _ in predictions]),
@@ -175,25 +177,20 @@ def predict(
     return target if copy else None
 
 
-def _embeddings(model: Model) -> str | None:
-    """Return the slot of `obsm` that a model reads, if any."""
-    return model.embeddings if isinstance(model, HGGEP) else None
-
-
 def _checkpoints(
     folder: Path | None, sections: Sequence[Section], model: Model, how: Mapping[str, Any]
 ) -> AbstractContextManager[list[Checkpoint]]:
     """Open what is known of each section so far; nothing, where there is no folder for it."""
     if folder is None:
         return nullcontext([Checkpoint() for _ in sections])
-    embeddings = [] if (slot := _embeddings(model)) is None else [slot]
+    embeddings = [] if (slot := told(model, "embeddings")) is None else [slot]
     identity = {
         "version of hggep_sc": __version__,
         "model": model.id,
-        "mpp of the model": model.mpp,
-        "reduction of the model": model.reduction,
-        "config": model.config.to_dict(),
-        "data": [sight_hash(section, embeddings, looks=model.reads_image) for section in sections],
+        "mpp of the model": told(model, "mpp"),
+        "reduction of the model": told(model, "reduction"),
+        "config": told(model, "config").to_dict(),
+        "data": [sight_hash(section, embeddings, looks=told(model, "reads_image")) for section in sections],
         **how,
     }
     return open_checkpoints(folder, identity, len(sections))

@@ -18,9 +18,9 @@ from .._settings import settings
 from .._version import __version__
 from ..features.patches import spots_per_batch
 from ..image import is_ome_zarr
-from ..methods.hggep import HGGEP
 from ..methods.registry import Model, require_model
 from ..pp import tile
+from ..prediction.record import told
 from ..runtime.device import require_device_name
 from ..runtime.executor import outcomes
 from ..runtime.messages import listed
@@ -252,8 +252,7 @@ def _checkpoint(file: Path) -> Path:
 
 def _packed(model: Model) -> bytes:
     """Pickle a model once for all slides; the worker need not have the device that it is on."""
-    module = model.network if isinstance(model, HGGEP) else model.trunk
-    if module is not None:
+    for module in filter(None, (getattr(model, name, None) for name in ("network", "trunk"))):
         module.cpu()
     return pickle.dumps(model)
 
@@ -291,21 +290,22 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
         content: Any = [(part, stat.st_size, stat.st_mtime_ns) for part, stat in stats]
     else:
         names = ("library_key", "library_id", "spatial_key", "image_key", "shapes_key", "table_key", "mpp", "layer")
+        looks = told(model, "reads_image")
         opened = open_sections(
             data,
             coordinate_system=options["coordinate_system"],
-            looks=model.reads_image,
+            looks=looks,
             check=False,
             **{name: options[name] for name in names},
         )
-        slots = [model.embeddings] if isinstance(model, HGGEP) and model.embeddings else []
-        content = [(section.name, content_hash(section.portable(slots), looks=model.reads_image)) for section in opened]
+        slots = [slot] if (slot := told(model, "embeddings")) else []
+        content = [(section.name, content_hash(section.portable(slots), looks=looks)) for section in opened]
     described = {
         "hggep_sc": __version__,
         "model": model.id,
-        "mpp": model.mpp,
-        "reduction": model.reduction,
-        "config": model.config.to_dict(),
+        "mpp": told(model, "mpp"),
+        "reduction": told(model, "reduction"),
+        "config": told(model, "config").to_dict(),
         "options": dict(options),
         "slide": content,
     }

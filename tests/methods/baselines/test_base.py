@@ -105,9 +105,9 @@ def test_loaded_by_another_class(opened, config, trained, tmp_path):
         GeneMean.load(tmp_path / "network")
 
 
-def test_flips_belong_to_the_network(opened, config):
-    with pytest.raises(ValueError, match="average_flips=True is for HGGEP"):
-        fit("ridge", opened, config).predict(opened[2], average_flips=True)
+def test_flips_belong_to_the_network(sections, opened, config):
+    with pytest.raises(ValueError, match=r"average_flips= is for method='hggep': method='ridge' has no use for it"):
+        hggep.tl.predict(sections["S3"], fit("ridge", opened, config), average_flips=True)
 
 
 def test_batch_size(opened, config):

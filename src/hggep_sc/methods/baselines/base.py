@@ -48,6 +48,8 @@ class Baseline(ABC):
     ----------
     method
         Its name in `hggep_sc.tl.fit`.
+    takes
+        Keywords of `fit` and of `predict`.
     genes
         Names of the predicted genes, in the order of the outputs.
     genes_by
@@ -72,6 +74,10 @@ class Baseline(ABC):
     """
 
     method: ClassVar[str]
+    configured_by: ClassVar[type[BaselineConfig]] = BaselineConfig
+    takes: ClassVar[frozenset[str]] = frozenset(
+        {"config", "genes", "genes_by", "weights", "seed", "device", "progress", "batch_size", "advance", "checkpoint"}
+    )
     confidence: ClassVar[None] = None  # that is the network's
     reads_image: ClassVar[bool] = True
 
@@ -189,8 +195,6 @@ class Baseline(ABC):
         *,
         device: str = "auto",
         batch_size: int | None = None,
-        average_flips: bool | None = None,
-        chunk_spots: int | None = None,
         advance: Callable[[int], object] | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -205,8 +209,6 @@ class Baseline(ABC):
             "auto", "cpu", "cuda", "cuda:1", "mps".
         batch_size
             Spots whose patches are held at once; None for 64.
-        average_flips, chunk_spots
-            For networks alone.
         advance
             Told how many more spots are done.
         checkpoint
@@ -220,13 +222,8 @@ class Baseline(ABC):
         Raises
         ------
         ValueError
-            If `average_flips` or `chunk_spots` is set, or `batch_size` is below 1; if what is predicted is NaN or
-            infinite.
+            If `batch_size` is below 1; if what is predicted is NaN or infinite.
         """
-        if average_flips:
-            raise ValueError(f"average_flips=True is for HGGEP: method={self.method!r} has no use for it")
-        if chunk_spots is not None:
-            raise ValueError(f"chunk_spots={chunk_spots} is for HGGEP: method={self.method!r} has no use for it")
         batch_size = spots_per_batch(batch_size)
         say_if_scale_differs(section, self.mpp, self.reduction)
         say_if_spacing_differs(section, self.spacing_um)

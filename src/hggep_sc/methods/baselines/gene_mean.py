@@ -16,6 +16,7 @@ class GeneMean(Baseline):
     """
 
     method = "gene_mean"
+    takes: ClassVar[frozenset[str]] = Baseline.takes - {"weights"}
     reads_image: ClassVar[bool] = False
 
     @classmethod

@@ -29,9 +29,11 @@ NOT_RUN = {"docs/scaling.md": 1}  # how many blocks of a page are marked so; the
 pytestmark = pytest.mark.slow
 
 
-def run(page, **names):
+def run(page, module=None, /, **names):
     """Run a page's blocks one after another, in one namespace that holds the names its text takes for given."""
     document = BLOCKS.parse(ROOT / page)
+    if module is not None:
+        document.namespace = vars(module)
     document.namespace.update(names, __name__="__main__")
     skipped = 0
     for block in document.examples():
@@ -161,6 +163,19 @@ def test_encoders(own):
 
     names = run("docs/encoders.md", sections=sections, test=test, embeddings_of=embeddings_of)
     assert names["model"].encoder == "X_uni"
+
+
+def test_methods(own, monkeypatch):
+    from hggep_sc.methods import registry
+
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+    monkeypatch.setitem(sys.modules, "__main__", page := ModuleType("__main__"))  # where a script's classes are found
+    sections, test = own
+    for section in (*sections.values(), test):
+        section.obsm["X_uni"] = np.random.default_rng(0).random((section.n_obs, 5))
+    names = run("docs/methods.md", page, hggep=hggep, sections=sections, test=test)
+    assert set(names["cv"].folds["error"]) == {""}
+    assert "by_colour" in test.layers
 
 
 @pytest.mark.usefixtures("pools")

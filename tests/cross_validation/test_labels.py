@@ -69,7 +69,7 @@ def test_settings_for_all_reach_the_methods_that_have_them():
     assert found["hggep"]["config"] == Config(patch_size=64, epochs=5)
     assert found["wide"]["config"] == Config(patch_size=64, epochs=2, width=64)
     assert [found[label]["validation"] for label in methods] == [None, 0.2, 0.2]
-    assert [found[label]["encoder"] for label in methods] == ["shufflenet", "X_emb", "X_emb"]
+    assert [found[label]["encoder"] for label in methods] == ["X_emb", "X_emb", "X_emb"]
 
 
 def test_whole_configurations_for_all():

@@ -297,10 +297,8 @@ class TestEmbeddings:
 
 class TestElsewhere:
     @pytest.mark.parametrize("encoder", ["X_emb", MeanColour()])
-    def test_baselines_and_the_published_network_take_none(self, training, encoder):
+    def test_the_published_network_takes_none(self, training, encoder):
         embed(training)
-        with pytest.raises(ValueError, match=r"encoder= is for method='hggep': method='ridge' has no use for it"):
-            tl.fit(training, method="ridge", encoder=encoder, genes=12, **CPU)
         with pytest.raises(ValueError, match="the published network has its own"):
             tl.fit(training, preset="published", encoder=encoder, genes=12, **CPU)
 

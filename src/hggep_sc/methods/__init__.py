@@ -10,14 +10,26 @@ if TYPE_CHECKING:
     from .protocols import Method, Model
     from .registry import get, register
     from .registry import names as list
+    from .regressor import Regressor
 
-__all__ = ["ExpressionScale", "Fingerprint", "Method", "Model", "get", "list", "register", "training_genes"]
+__all__ = [
+    "ExpressionScale",
+    "Fingerprint",
+    "Method",
+    "Model",
+    "Regressor",
+    "get",
+    "list",
+    "register",
+    "training_genes",
+]
 
 _HOMES = {
     "ExpressionScale": ("..section.expression", "ExpressionScale"),
     "Fingerprint": ("..section.fingerprint", "Fingerprint"),
     "Method": (".protocols", "Method"),
     "Model": (".protocols", "Model"),
+    "Regressor": (".regressor", "Regressor"),
     "get": (".registry", "get"),
     "list": (".registry", "names"),
     "register": (".registry", "register"),

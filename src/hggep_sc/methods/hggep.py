@@ -52,11 +52,12 @@ from ..section import Section, require_counts, require_plausible
 from ..section.expression import ExpressionScale
 from ..section.fingerprint import Fingerprint
 from ..storage.checkpoint import Checkpoint
-from ..storage.models import IncompleteError, load_model, save_model, stored_scale
+from ..storage.models import load_model, save_model, stored_scale
 from ..training.checkpoint import folder_of_fit
 from ..training.devices import Devices, Strategy
 from ..training.fit import train
 from ..training.split import held_out_spots
+from .encoder import encoder_entry, required_module
 from .genes import NAMED, GenesBy, training_genes
 
 logger = logging.getLogger(__name__)
@@ -438,7 +439,7 @@ class HGGEP:
             model_id=self.id,
             content={
                 "config": self.config.to_dict(),
-                "encoder": self._encoder_entry(),
+                "encoder": encoder_entry(self.encoder, getattr(self.network, "groups", None)),
                 "scale": asdict(self.scale),
                 "mpp": self.mpp,
                 "reduction": self.reduction,
@@ -458,15 +459,6 @@ class HGGEP:
             },
             overwrite=overwrite,
         )
-
-    def _encoder_entry(self) -> dict[str, Any] | None:
-        """Describe the encoder for the manifest."""
-        if isinstance(self.encoder, Encoder):
-            kind = "module" if isinstance(self.encoder, ModuleEncoder) else SHUFFLENET
-            return {"kind": kind, "groups": self.encoder.groups, "id": self.encoder.id}
-        if isinstance(self.encoder, str):
-            return {"kind": "obsm", "key": self.encoder, "groups": self.network.groups}
-        return None
 
     @classmethod
     def load(cls, path: str | Path, *, encoder: nn.Module | None = None, device: str = "auto") -> Self:
@@ -578,7 +570,7 @@ def _filled(
             published = PublishedNetwork(n_genes)
         published.load_state_dict(state, assign=True)
         return published
-    given = _required_module(entry, module, config)
+    given = required_module(entry, module, config)
     layers = config.ensemble * max(1, config.vit_depth * config.vit + config.lstm_layers * config.lstm)
     if layers > len(state):  # none of them is without a tensor
         raise ValueError(f"its configuration asks for {layers} layers, and there are {len(state)} tensors")
@@ -594,24 +586,6 @@ def _filled(
     if given is not None:
         network.encoder = given
     return network
-
-
-def _required_module(entry: dict[str, Any], module: nn.Module | None, config: Config) -> ModuleEncoder | None:
-    """Return the user's module that the model was fitted with, checked; None for a model that has no such thing."""
-    if entry["kind"] != "module":
-        if module is not None:
-            fitted = entry.get("key", SHUFFLENET)
-            raise IncompleteError(f"encoder= is not wanted: it was fitted with encoder={fitted!r}")
-        return None
-    if module is None:
-        raise IncompleteError("it was fitted with a module of yours: give it with load(..., encoder=module)")
-    try:
-        given = ModuleEncoder(module, config.patch_size)
-    except Exception as error:  # whatever a module of the user's raises
-        raise IncompleteError(f"encoder= does not fit the model: {error}") from error
-    if given.id != entry["id"]:
-        raise IncompleteError("encoder= is another module, or has other weights, than the one it was fitted with")
-    return given
 
 
 def _noted(

@@ -124,8 +124,8 @@ def cross_validate(
     genes, genes_by, weights, normalize
         As in `tl.fit`, for every method; a number of genes is chosen in each fold, on its training sections.
     preset, config, encoder, validation
-        As in `tl.fit`, for every method that takes them: `config` gives each the settings that it has, all others are
-        for HGGEP alone, and `validation` is a fraction. What `methods` says of one has precedence.
+        As in `tl.fit`, for every method that takes them: `config` gives each the settings that it has, and
+        `validation` is a fraction. What `methods` says of one has precedence.
     layers
         Predictions of other tools, to be scored beside the methods: the layer that holds them, by a label of your
         choice. Each section's must have been made without it (of blocks, without the block), as

@@ -79,10 +79,10 @@ def fit(
         Settings that replace the preset's: a dict of single ones (`{"epochs": 50}`), or a whole
         `hggep_sc.Config`, which replaces the preset too. For a baseline, those of `baselines.BaselineConfig`.
     encoder
-        What the network sees a spot through: "shufflenet", its own; the `obsm` slot of precomputed embeddings of
-        the spots' patches, which every section has to hold (also those to be predicted); or a `torch.nn.Module`
-        that maps patches (N, 3, `config.patch_size`, `config.patch_size`), pixels in 0..1, to features (N, D), such
-        as a pathology model that you loaded. The last two are not trained.
+        What the network, a ridge or the nearest patches see a spot through: "shufflenet", their own; the `obsm` slot of
+        precomputed embeddings of the spots' patches, which every section has to hold (also those to be predicted); or
+        a `torch.nn.Module` that maps patches (N, 3, `config.patch_size`, `config.patch_size`), pixels in 0..1, to
+        features (N, D), such as a pathology model that you loaded. The last two are not trained.
     weights
         Where the ShuffleNetV2 backbone starts: "imagenet" (downloaded once), a file of weights, or None (random;
         a ridge or the nearest patches then go without its features).

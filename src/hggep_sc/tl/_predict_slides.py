@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from torch import nn
 
 from .. import _keys
 from .._settings import settings
@@ -252,8 +253,9 @@ def _checkpoint(file: Path) -> Path:
 
 def _packed(model: Model) -> bytes:
     """Pickle a model once for all slides; the worker need not have the device that it is on."""
-    for module in filter(None, (getattr(model, name, None) for name in ("network", "trunk"))):
-        module.cpu()
+    for part in (getattr(model, name, None) for name in ("network", "trunk", "encoder")):
+        if isinstance(part, nn.Module):
+            part.cpu()
     return pickle.dumps(model)
 
 

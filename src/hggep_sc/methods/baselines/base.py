@@ -4,14 +4,15 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...features.frozen import SHUFFLENET, make_encoder
 from ...features.patches import (
     model_mpp,
     model_reduction,
@@ -21,19 +22,21 @@ from ...features.patches import (
     spots_per_batch,
     training_spacing,
 )
+from ...nn import Encoder, ModuleEncoder
 from ...prediction.finite import require_finite_model, require_finite_prediction
 from ...runtime.device import resolve_device, threads_of_torch
 from ...runtime.progress import over_sections
 from ...section import Section, require_counts
 from ...section.expression import ExpressionScale
 from ...section.fingerprint import Fingerprint
-from ...storage.checkpoint import Checkpoint, Parts
+from ...storage.checkpoint import Checkpoint
 from ...storage.models import load_model, save_model, stored_scale
 from ...training.data import counts_to_learn
 from ...training.selection import Training
+from ..encoder import encoder_entry, required_module
 from ..genes import GenesBy, training_genes
 from .config import BaselineConfig
-from .features import Trunk, patch_features
+from .features import Trunk, encoded_features, patch_features
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,9 @@ class Baseline(ABC):
         What was learnt, by name: `gene_mean` (n_genes,) and what the method adds.
     trunk
         The pretrained trunk that features were computed with; None without.
+    encoder
+        What sees the spots in place of colours and trunk: a module of the user's, or the `obsm` slot of embeddings;
+        None without.
     scale
         The expression scale of the predictions.
     mpp
@@ -76,10 +82,11 @@ class Baseline(ABC):
     method: ClassVar[str]
     configured_by: ClassVar[type[BaselineConfig]] = BaselineConfig
     takes: ClassVar[frozenset[str]] = frozenset(
-        {"config", "genes", "genes_by", "weights", "seed", "device", "progress", "batch_size", "advance", "checkpoint"}
+        {"config", "genes", "genes_by", "encoder", "weights", "seed", "device", "progress"}
+        | {"batch_size", "advance", "checkpoint"}
     )
     confidence: ClassVar[None] = None  # that is the network's
-    reads_image: ClassVar[bool] = True
+    reads_image: bool = True  # of a method and of a model
 
     def __init__(
         self,
@@ -91,6 +98,7 @@ class Baseline(ABC):
         mpp: float | None,
         fingerprint: Fingerprint,
         seed: int,
+        encoder: ModuleEncoder | str | None = None,
         reduction: float = 1.0,
         spacing_um: tuple[float, float] | None = None,
         genes_by: str | None = None,
@@ -99,6 +107,9 @@ class Baseline(ABC):
         self.genes = list(genes)
         self.arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         self.trunk = trunk
+        self.encoder = encoder
+        self.embeddings = encoder if isinstance(encoder, str) else None
+        self.reads_image = type(self).reads_image and self.embeddings is None
         require_finite_model({**self._array_tensors(), **self._trunk_state()})
         self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         self.mpp = mpp
@@ -117,10 +128,17 @@ class Baseline(ABC):
     def _respond(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return expression around `gene_mean` (n_spots, n_genes) and, where there is one, a latent (n_spots, d)."""
 
+    @property
+    @abstractmethod
+    def n_features(self) -> int:
+        """How many features it reads of a spot."""
+
     @cached_property
     def id(self) -> str:
         """Name of this fitted model: a hash of its genes and of what was learnt."""
         digest = hashlib.sha256("\n".join([self.method, *self.genes]).encode())
+        if self.encoder is not None:
+            digest.update((self.encoder if isinstance(self.encoder, str) else self.encoder.id).encode())
         for tensors in (self._array_tensors(), self._trunk_state()):
             for name, tensor in sorted(tensors.items()):
                 digest.update(name.encode() + tensor.numpy().tobytes())
@@ -147,6 +165,7 @@ class Baseline(ABC):
         *,
         genes: Iterable[str] | str | int | None = None,
         genes_by: GenesBy = "moran",
+        encoder: str | nn.Module = SHUFFLENET,
         weights: str | Path | None = "imagenet",
         seed: int = 0,
         device: str = "auto",
@@ -156,37 +175,67 @@ class Baseline(ABC):
 
         Targets are the log expression less the section's mean; spots without counts are left out.
         """
-        target, seed = resolve_device(device), int(seed)
+        training, known = cls.gathered(
+            sections, config, genes, genes_by, encoder, weights, seed, resolve_device(device), progress
+        )
+        means = known.pop("gene_mean")
+        return cls(config, arrays={"gene_mean": means, **cls.learn(training, config)}, **known)
+
+    @classmethod
+    def gathered(
+        cls,
+        sections: Sequence[Section],
+        config: BaselineConfig,
+        genes: Iterable[str] | str | int | None,
+        genes_by: GenesBy,
+        encoder: str | nn.Module,
+        weights: str | Path | None,
+        seed: int,
+        device: torch.device,
+        progress: bool | None,
+    ) -> tuple[Training, dict[str, Any]]:
+        """Return what there is to learn from, and what else the model is made of."""
+        seed = int(seed)
         require_counts(sections)
         chosen, by = training_genes(sections, genes, genes_by)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp, reduction, spacing_um = model_mpp(sections), model_reduction(sections), training_spacing(sections)
-        trunk = Trunk.pretrained(weights, seed) if cls.reads_image else None
-        features, targets, means, xy = [], [], [], []
+        own = isinstance(encoder, str) and encoder == SHUFFLENET
+        eye = None if own else make_encoder(encoder, config.shared, None)
+        assert not isinstance(eye, Encoder) or isinstance(eye, ModuleEncoder)
+        trunk = Trunk.pretrained(weights, seed) if cls.reads_image and eye is None else None
+        features: list[np.ndarray] = []
+        targets, means, xy = [], [], []
         for section in over_sections(sections, cls.method, progress):
             counts, totals = counts_to_learn(section, chosen, scale)
             seen = totals > 0
             expression = scale.transform(counts, totals)[seen].astype(np.float64)
-            found = cls._features(section, config, mpp, trunk, target, spots_per_batch(None), reduction=reduction)
+            found = cls._features(
+                section, config, mpp, trunk, device, spots_per_batch(None), encoder=eye, reduction=reduction
+            )
+            if features and found.shape[1] != features[0].shape[1]:
+                raise ValueError(
+                    f"section {section.name!r}: obsm[{eye!r}] has {found.shape[1]} columns, and "
+                    f"{features[0].shape[1]} in section {sections[0].name!r}"
+                )
             features.append(found[seen])
             means.append(expression.mean(axis=0))
             targets.append(expression - means[-1])
             xy.append(section.xy[seen])
         training = Training.of(features, targets, xy, [section.group for section in sections], seed)
-        arrays = {"gene_mean": np.mean(means, axis=0), **cls.learn(training, config)}
-        fingerprint = Fingerprint.of(sections, chosen)
-        return cls(
-            config,
-            chosen,
-            arrays,
-            trunk=trunk,
-            mpp=mpp,
-            fingerprint=fingerprint,
-            seed=seed,
-            reduction=reduction,
-            spacing_um=spacing_um,
-            genes_by=by,
-        )
+        known = {
+            "genes": chosen,
+            "gene_mean": np.mean(means, axis=0),
+            "trunk": trunk,
+            "encoder": eye,
+            "mpp": mpp,
+            "fingerprint": Fingerprint.of(sections, chosen),
+            "seed": seed,
+            "reduction": reduction,
+            "spacing_um": spacing_um,
+            "genes_by": by,
+        }
+        return training, known
 
     @threads_of_torch()
     def predict(
@@ -225,7 +274,8 @@ class Baseline(ABC):
             If `batch_size` is below 1; if what is predicted is NaN or infinite.
         """
         batch_size = spots_per_batch(batch_size)
-        say_if_scale_differs(section, self.mpp, self.reduction)
+        if self.embeddings is None:
+            say_if_scale_differs(section, self.mpp, self.reduction)
         say_if_spacing_differs(section, self.spacing_um)
         features = self._features(
             section,
@@ -234,10 +284,16 @@ class Baseline(ABC):
             self.trunk,
             resolve_device(device),
             batch_size,
+            encoder=self.encoder,
             reduction=self.reduction,
             kept=None if checkpoint is None else checkpoint.features,
             advance=advance,
         )
+        if self.embeddings is not None and features.shape[1] != self.n_features:
+            raise ValueError(
+                f"section {section.name!r}: obsm[{self.embeddings!r}] has {features.shape[1]} columns; the model "
+                f"learnt from {self.n_features}"
+            )
         centred, latent = self._respond(features)
         expression = (self.arrays["gene_mean"] + centred).astype(np.float32)
         latent = None if latent is None else latent.astype(np.float32)
@@ -254,22 +310,15 @@ class Baseline(ABC):
         device: torch.device,
         batch_size: int,
         *,
-        reduction: float = 1.0,
-        kept: Parts | None = None,
-        advance: Callable[[int], object] | None = None,
+        encoder: ModuleEncoder | str | None = None,
+        **how: Any,
     ) -> np.ndarray:
+        how |= {"mpp": mpp, "device": device, "batch_size": batch_size}
+        if encoder is not None:
+            return encoded_features(section, encoder, config, **how)
         if cls.reads_image:
-            return patch_features(
-                section,
-                config,
-                mpp=mpp,
-                reduction=reduction,
-                trunk=trunk,
-                device=device,
-                batch_size=batch_size,
-                kept=kept,
-                advance=advance,
-            )
+            return patch_features(section, config, trunk=trunk, **how)
+        advance = how.get("advance")
         if advance is not None:
             advance(len(section.xy))
         return np.empty((len(section.xy), 0), dtype=np.float32)
@@ -277,7 +326,8 @@ class Baseline(ABC):
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder; see `HGGEP.save`.
 
-        The trunk's weights are saved too, so that prediction needs no download.
+        The trunk's weights are saved too, so that prediction needs no download. An encoder of your own is not: `load`
+        wants it again.
 
         Parameters
         ----------
@@ -297,6 +347,7 @@ class Baseline(ABC):
             model_id=self.id,
             content={
                 "config": self.config.to_dict(),
+                **({} if self.encoder is None else {"encoder": encoder_entry(self.encoder, [self.n_features])}),
                 "mpp": self.mpp,
                 "reduction": self.reduction,
                 "spacing_um": self.spacing_um,
@@ -315,22 +366,33 @@ class Baseline(ABC):
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, *, encoder: nn.Module | None = None) -> Self:
         """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        encoder
+            The module that the model was fitted with (`tl.fit(encoder=module)`), with the same weights.
 
         Raises
         ------
         FileNotFoundError
             If there is no such folder.
         ValueError
-            If the folder is not a model of this class, is damaged, or was written by a newer version.
+            If the folder is not a model of this class, is damaged, or was written by a newer version; if the model
+            wants an encoder that was not given, or is another.
         """
-        return load_model(path, method=cls.method, rebuild=cls._rebuild)
+        return load_model(path, method=cls.method, rebuild=partial(cls._rebuild, module=encoder))
 
     @classmethod
-    def _rebuild(cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> Self:
+    def _rebuild(
+        cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]], *, module: nn.Module | None
+    ) -> Self:
+        config, entry = BaselineConfig.from_dict(content["config"]), content.get("encoder") or {"kind": SHUFFLENET}
         return cls(
-            BaselineConfig.from_dict(content["config"]),
+            config,
             content["genes"],
             {name: tensor.numpy() for name, tensor in tensors["arrays"].items()},
             trunk=Trunk.of_state(tensors["network"]) if "network" in tensors else None,
@@ -339,6 +401,7 @@ class Baseline(ABC):
                 content["training_sections"], tensors["training"], library_genes=content["library_genes"]
             ),
             seed=content["seed"],
+            encoder=required_module(entry, module, config.shared) or entry.get("key"),
             **stored_scale(content),
             genes_by=content.get("genes_by"),
         )

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ...features.colours import N_STATISTICS, colour_and_texture
-from ...features.describe import describe_parts, of_patches
-from ...features.frozen import stored_features
+from ...features.describe import PLAIN, describe_parts, of_patches
+from ...features.frozen import Features, feature_shape, features_of, stored_features
 from ...features.moments import standardise
 from ...features.patches import fields_of_view, say_if_coarse
 from ...features.weights import load_pretrained, locate_weights
-from ...nn import ShuffleNetEncoder
+from ...nn import ModuleEncoder, ShuffleNetEncoder
 from ...prediction.chunks import described_together
 from ...runtime.random_state import own_random_state
 from ...section import Section
@@ -101,12 +101,58 @@ def patch_features(
                     yield torch.cat([block.flatten(1) for block in blocks], dim=1)
 
     n_colours, n_trunk = N_STATISTICS, 0 if trunk is None else sum(trunk.groups)
-    features = np.empty((len(section.xy), len(fields) * (n_colours + n_trunk)), dtype=np.float32)
-    parts, through = described_together(section.xy, None), stored_features(described, kept or Parts(None), device, None)
-    with torch.inference_mode(), closing(through(parts)) as arriving:
-        for spots, found in zip(parts, arriving, strict=True):
-            features[spots] = found.cpu()
-            if advance is not None:
-                advance(len(spots))
+    features = _gathered(section, len(fields) * (n_colours + n_trunk), described, device, kept, advance)
     blocks = np.split(features, [len(fields) * n_colours], axis=1)
     return np.hstack([standardise(block) for block in blocks if block.shape[1]])
+
+
+def encoded_features(
+    section: Section,
+    encoder: ModuleEncoder | str,
+    config: BaselineConfig,
+    *,
+    mpp: float | None,
+    reduction: float = 1.0,
+    device: torch.device,
+    batch_size: int,
+    kept: Parts | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> np.ndarray:
+    """Return the features of every spot by a module of the user's, or its embeddings, standardised within the section.
+
+    Parameters
+    ----------
+    section, config, mpp, device, batch_size, kept, advance
+        As in `patch_features`.
+    encoder
+        The module, which sees each patch once, as it lies; or the `obsm` slot of embeddings.
+
+    Returns
+    -------
+    float32 (n_spots, n_features): those of all fields of view, one after another. Every column has mean 0; all have
+    together variance 1.
+    """
+    shared = config.shared
+    fields = fields_of_view(shared, mpp, section.mpp, section.reduction / reduction)
+    n_fields, n_features = feature_shape(section, encoder, shared)[2:]
+    found = features_of(section, encoder, fields, shared, device=device, views=PLAIN, batch_size=batch_size)
+    return standardise(_gathered(section, n_fields * n_features, found, device, kept, advance))
+
+
+def _gathered(
+    section: Section,
+    width: int,
+    features: Features,
+    device: torch.device,
+    kept: Parts | None,
+    advance: Callable[[int], object] | None,
+) -> np.ndarray:
+    """Return the features of all spots in one array, read back where they are kept."""
+    gathered = np.empty((len(section.xy), width), dtype=np.float32)
+    parts, through = described_together(section.xy, None), stored_features(features, kept or Parts(None), device, None)
+    with torch.inference_mode(), closing(through(parts)) as arriving:
+        for spots, found in zip(parts, arriving, strict=True):
+            gathered[spots] = found.flatten(1).cpu()
+            if advance is not None:
+                advance(len(spots))
+    return gathered

@@ -16,8 +16,9 @@ class GeneMean(Baseline):
     """
 
     method = "gene_mean"
-    takes: ClassVar[frozenset[str]] = Baseline.takes - {"weights"}
-    reads_image: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = Baseline.takes - {"encoder", "weights"}
+    reads_image = False
+    n_features = 0
 
     @classmethod
     def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:

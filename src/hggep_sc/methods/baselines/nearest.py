@@ -24,6 +24,10 @@ class NearestPatches(Baseline):
         """The number of patches averaged over."""
         return int(self.arrays["n_neighbors"])
 
+    @property
+    def n_features(self) -> int:
+        return self.arrays["features"].shape[1]
+
     @classmethod
     def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
         fewest = min([(~held_out).sum() for held_out in training.held_out], default=len(training.targets))

@@ -21,6 +21,10 @@ class Ridge(Baseline):
         """The penalty that was chosen."""
         return float(self.arrays["alpha"])
 
+    @property
+    def n_features(self) -> int:
+        return len(self.arrays["coefficients"])
+
     @classmethod
     def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
         alpha, coefficients = ridge(training, config.alphas)

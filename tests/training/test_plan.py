@@ -1,64 +1,11 @@
 from contextlib import nullcontext
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import LEARNING, bfloat16
-from hggep_sc.config import Config
-from hggep_sc.nn import HGGEPNetwork, PublishedNetwork, shufflenet_encoder
-from hggep_sc.training.data import SectionData
-from hggep_sc.training.plan import TrainingPlan
-
-N, GENES = 12, 7
-SMALL = {"width": 32, "vit_heads": 2, "vit_depth": 1, "lstm_layers": 2, "patch_size": 32, "n_components": None}
-NETWORKS = {
-    "default": ("default", SMALL),
-    "learning": ("default", {**SMALL, **LEARNING, "count_weight": 0.05}),
-    "paper": ("paper", SMALL),
-    "published": ("published", {}),
-}
-networks = pytest.mark.parametrize("name", NETWORKS)
-
-
-def plan_and_batch(name):
-    """A network about to take its first step, and what it takes it on: twelve spots, the last without counts."""
-    preset, settings = NETWORKS[name]
-    config = Config.from_preset(preset, **settings)
-    rng = np.random.default_rng(0)
-    torch.manual_seed(0)
-    if name == "published":
-        network = PublishedNetwork(GENES)
-    else:
-        encoder = shufflenet_encoder(config)
-        network = HGGEPNetwork(config, GENES, encoder=encoder, groups=encoder.groups, n_fields=len(config.fields_px))
-        for parameter in network.parameters():
-            if parameter.requires_grad and not parameter.any():  # each module takes part
-                torch.nn.init.normal_(parameter, std=0.1)
-    if name == "default":
-        seen = rng.normal(size=(N, 8, len(config.fields_px), sum(network.groups))).astype(np.float32)
-    else:
-        shape = (N, len(config.fields_px), 3, config.patch_size, config.patch_size)
-        seen = rng.integers(0, 256, shape, dtype=np.uint8)
-    grid = np.column_stack([np.arange(N) % 4, np.arange(N) // 4])
-    counts = rng.poisson(1.0, (N, GENES)).astype(np.float32)
-    data = SectionData(
-        name="A",
-        xy=grid * 100.0,
-        seen=seen,
-        positions=grid if name == "published" else grid * np.float32(100),
-        expression=np.log1p(counts),
-        counts=counts,
-        totals=counts.sum(1),
-        size_factors=np.ones(N, np.float32),
-        observed=np.arange(N) < N - 1,
-    )
-    plan = TrainingPlan(network.train(), config, seed=0)
-    plan.trainer = SimpleNamespace(world_size=1, global_rank=0, current_epoch=0)
-    return plan, plan.transfer_batch_to_device(data.batch(np.arange(N)), torch.device("cpu"), 0)
-
+from helpers import bfloat16
+from small_networks import networks, plan_and_batch
 
 WAITING = {
     "_local_scalar_dense",

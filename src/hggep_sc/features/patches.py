@@ -89,12 +89,17 @@ def say_if_spacing_differs(section: "Section", spacing_um: tuple[float, float] |
     if found is None or spacing_um is None:
         return
     least, most = spacing_um
-    if not least / OTHER_SPACING <= found <= most * OTHER_SPACING:
+    closer = found < least / OTHER_SPACING
+    if closer or found > most * OTHER_SPACING:
         checks.warn(
             "spot_pitch",
             f"section {section.name!r}: its spots lie {found:.3g} um apart, those that the model was trained on "
-            f"{spacing_words(spacing_um)}: it was not trained for spots that see so much more or less of their "
-            "neighbours",
+            f"{spacing_words(spacing_um)}: "
+            + (
+                "it looks at as much tissue around them as around those, so that the prediction is no finer"
+                if closer
+                else "it was not trained for neighbours that are so far away"
+            ),
         )
 
 

@@ -44,6 +44,7 @@ from ..features.weights import read_state_dict
 from ..nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
 from ..prediction.chunks import predict_in_chunks, spots_at_once
 from ..prediction.confidence import Confidence, optical_density
+from ..prediction.context import FINER
 from ..prediction.finite import require_finite_model, require_finite_prediction
 from ..prediction.linear import LinearPath, add_linear, fill_in_colours
 from ..runtime.device import resolve_device, threads_of_torch
@@ -325,6 +326,7 @@ class HGGEP:
                 self.config,
                 name=section.name,
                 max_spots=max_spots,
+                pitch=self._pitch(section),
                 checkpoint=known,
             )
             moments = Moments.of_parts(mean for _, mean in encoded)
@@ -339,6 +341,13 @@ class HGGEP:
                 add_linear(expression, self.linear, encoded, moments, colours)
         require_finite_prediction(section.name, expression, latent)
         return expression, latent
+
+    def _pitch(self, section: Section) -> float | None:
+        """Px between the neighbours that the network knows, where a section's spots lie much closer; else None."""
+        found = section.spacing_um
+        if found is None or self.spacing_um is None or section.mpp is None or self.config.preset == "published":
+            return None
+        return self.spacing_um[0] / section.mpp if found < FINER * self.spacing_um[0] else None
 
     def _fields(self, section: Section) -> tuple[float, ...]:
         """Sides of the fields of view in px of a section's image."""

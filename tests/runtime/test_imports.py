@@ -63,7 +63,7 @@ def test_what_is_not_there_at_all_is_left_as_it_is():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision", "transformers"])
-def test_libraries_that_lightning_imports_where_they_are_there(tmp_path, name):
+def test_libraries_that_others_import_where_they_are_there(tmp_path, name):
     folder = stand_in(tmp_path, name, error=f"RuntimeError('operator {name}::nms does not exist')")
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
@@ -74,5 +74,5 @@ def test_libraries_that_lightning_imports_where_they_are_there(tmp_path, name):
         timeout=500,
     )
     assert done.returncode == 1
-    assert f"ImportError: lightning cannot be imported: it imports {name} 99.1.0, built for torch" in done.stderr
+    assert f"cannot be imported: it imports {name} 99.1.0, built for torch" in done.stderr
     assert done.stderr.count("Traceback") == 1

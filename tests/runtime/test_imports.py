@@ -7,6 +7,7 @@ from importlib import import_module, invalidate_caches
 
 import pytest
 
+from helpers import WAIT
 from hggep_sc.runtime.imports import naming_what_is_broken
 
 
@@ -71,7 +72,7 @@ def test_libraries_that_others_import_where_they_are_there(tmp_path, name):
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=WAIT,
     )
     assert done.returncode == 1
     assert f"cannot be imported: it imports {name} 99.1.0, built for torch" in done.stderr

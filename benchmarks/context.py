@@ -46,6 +46,7 @@ def main() -> None:
         argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     )
     hggep.settings.progress = False
+    hggep.settings.skip_checks = {"scales_agree", "spot_pitch"}  # both say that the grids are finer
     sections, how = load("her2st", shared)
     test = sections.pop("C5")
     weights = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"

@@ -14,6 +14,13 @@ from ..section import spot_spacing
 FINER = 0.7  # of the training pitch, below which spots are dealt into layers
 
 
+def pitch_of(spacing_um: float | None, trained_um: tuple[float, float] | None) -> float | None:
+    """Return the um between neighbours that a model knows, where spots lie much closer; else, or unknown, None."""
+    if spacing_um is None or trained_um is None or spacing_um >= FINER * trained_um[0]:
+        return None
+    return trained_um[0]
+
+
 def layers_at_pitch(xy: np.ndarray, pitch: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Deal spots into layers that have one spot in each square of a lattice.
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -10,9 +10,7 @@ from ..runtime import checks
 from ..runtime.validators import whole
 
 if TYPE_CHECKING:
-    from ..config import Config
     from ..image import SectionImage
-    from ..methods.baselines import BaselineConfig
     from ..section import Section
 
 logger = logging.getLogger(__name__)
@@ -60,8 +58,20 @@ def training_spacing(sections: Sequence["Section"]) -> tuple[float, float] | Non
     return known[least], known[most]
 
 
+class FieldSettings(Protocol):
+    """Settings that say how far around a spot a method looks."""
+
+    @property
+    def fields_um(self) -> tuple[float, ...] | None:
+        """Sides, um."""
+
+    @property
+    def fields_px(self) -> tuple[float, ...]:
+        """Sides, px, where the scale is not known."""
+
+
 def fields_of_view(
-    config: "Config | BaselineConfig", model_mpp: float | None, section_mpp: float | None, enlarged: float = 1.0
+    config: "FieldSettings", model_mpp: float | None, section_mpp: float | None, enlarged: float = 1.0
 ) -> tuple[float, ...]:
     """Return the side of each field of view in px of a section's image.
 

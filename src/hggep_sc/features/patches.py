@@ -21,6 +21,7 @@ SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
 OTHER_SCALE = 1.5  # times the model's, or a part of it: said
 OTHER_SPACING = 2.1  # likewise; Visium's 100 um and the 200 um of legacy arrays go together
 READ_SPOTS = 1024  # whose patches are held beside `out`
+FEW_SPOTS = 8  # of a section, whose mean and spread are those of chance
 COARSE = 0.5  # px of the image per px of the patch, below which detail is missed
 
 
@@ -110,6 +111,17 @@ def say_if_spacing_differs(section: "Section", spacing_um: tuple[float, float] |
                 if closer
                 else "it was not trained for neighbours that are so far away"
             ),
+        )
+
+
+def say_if_few(section: "Section") -> None:
+    """Warn where features are standardised over so few spots that they say little."""
+    if (n := len(section.xy)) < FEW_SPOTS:
+        checks.warn(
+            "few_spots",
+            f"section {section.name!r} has {n} spot{'s' if n > 1 else ''}: the model compares the spots of a section with "
+            "one another, and so few are not predicted as they are among all; predict the whole section, and take them "
+            "from it",
         )
 
 

@@ -34,6 +34,7 @@ from ..features.patches import (
     model_mpp,
     model_reduction,
     say_if_coarse,
+    say_if_few,
     say_if_scale_differs,
     say_if_spacing_differs,
     spacing_words,
@@ -304,6 +305,8 @@ class HGGEP:
         if not self.embeddings:
             say_if_scale_differs(section, self.mpp, self.reduction)
         say_if_spacing_differs(section, self.spacing_um)
+        if self.linear is not None:
+            say_if_few(section)
         target, network = resolve_device(device), self.network
         network.to(target)
         positions = torch.as_tensor(network.positions(section))

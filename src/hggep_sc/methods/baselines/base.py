@@ -15,6 +15,7 @@ from torch import Tensor
 from ...features.patches import (
     model_mpp,
     model_reduction,
+    say_if_few,
     say_if_scale_differs,
     say_if_spacing_differs,
     spacing_words,
@@ -230,6 +231,8 @@ class Baseline(ABC):
         batch_size = spots_per_batch(batch_size)
         say_if_scale_differs(section, self.mpp, self.reduction)
         say_if_spacing_differs(section, self.spacing_um)
+        if self.reads_image:
+            say_if_few(section)
         features = self._features(
             section,
             self.config,

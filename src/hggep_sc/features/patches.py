@@ -119,9 +119,9 @@ def say_if_few(section: "Section") -> None:
     if (n := len(section.xy)) < FEW_SPOTS:
         checks.warn(
             "few_spots",
-            f"section {section.name!r} has {n} spot{'s' if n > 1 else ''}: the model compares the spots of a section with "
-            "one another, and so few are not predicted as they are among all; predict the whole section, and take them "
-            "from it",
+            f"section {section.name!r} has {n} spot{'s' if n > 1 else ''}: the model compares the spots of a section "
+            "with one another, and so few are not predicted as they are among all; predict the whole section, and take "
+            "them from it",
         )
 
 

@@ -14,7 +14,7 @@ SHORT = {
     "patch_size": 64,
     "chunk_spots": 100,
     "epochs": 10,
-    "learning_rate": 1e-3,
+    "ensemble": 1,
 }
 
 

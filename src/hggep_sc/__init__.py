@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._settings import settings
 from ._version import __version__
+from .runtime.imports import naming_what_is_broken
 from .runtime.messages import set_up
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ set_up()
 
 def __getattr__(name: str) -> Any:
     # torch, scanpy and spatialdata take seconds to import: they load on first use
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name], __name__), name)
     if name in __all__:
-        return import_module(_ROOMS.get(name, f".{name}"), __name__)
+        with naming_what_is_broken("hggep_sc"):
+            home = import_module(_HOMES.get(name) or _ROOMS.get(name) or f".{name}", __name__)
+        return getattr(home, name) if name in _HOMES else home
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -18,6 +18,7 @@ CHECKS = {
     "channels": "the image's channels are red, green, blue and, if any, transparency",
     "orientation": "the image file asks for no turn or mirroring",
     "spot_pitch": "spots are as far apart as those that the model was trained on",
+    "few_spots": "a section has spots enough to compare them with one another",
     "training_neighbours": "predicted spots do not lie beside training spots of the same image",
 }
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import hggep_sc as hggep
 from hggep_sc.config import Config
 from hggep_sc.features.patches import (
     fields_of_view,
@@ -144,3 +145,17 @@ def test_model_scale_is_the_finest():
     assert model_mpp([SimpleNamespace(mpp=None, name="A", has_image=True)]) is None
     with pytest.raises(ValueError, match=r"unknown for \['C'\].*mpp="):
         model_mpp([*sections, SimpleNamespace(mpp=None, name="C", has_image=True)])
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_so_few_spots_that_they_are_compared_with_chance_are_told(sections, caplog, n):
+    """By models that standardise features over the section; gene means do not look."""
+    training = {name: sections[name] for name in ("S1", "S2")}
+    how = {"genes": 10, "weights": None, "progress": False}
+    some = sections["S3"][:n].copy()
+    for method, config, said in (("gene_mean", {}, False), ("ridge", {"patch_size": 16}, n < 8)):
+        caplog.clear()
+        model = hggep.tl.fit(training, method=method, config=config, **how)
+        hggep.tl.predict(some, model, progress=False)
+        assert ("few_spots" in caplog.text) is said
+        assert not said or f"section 'S3' has {n} spot" in caplog.text

@@ -157,17 +157,6 @@ def test_pictures_unlike_a_stained_section_are_warned_of(stained, what: str, pat
     assert re.search(pattern, message)
 
 
-def test_an_inverted_section_without_much_glass_is_told_by_its_colour(stained, caplog) -> None:
-    """It is bright enough."""
-    dense = stained[30:90, 40:120].copy()
-    dense[:30] = (170, 90, 165)
-    read(SectionImage.from_array(dense, name="slot"))
-    assert not said(caplog)
-    read(SectionImage.from_array(255 - dense, name="slot"))
-    (message,) = said(caplog)
-    assert "its colours are green, while H&E is pink to violet: look whether it is inverted" in message
-
-
 def test_a_mask_is_no_image(stained) -> None:
     with pytest.raises(ValueError, match=r"image slot: its pixels are all but black, in a range of 0 to 1 of 255"):
         read(SectionImage.from_array((stained > 200).astype(np.uint8), name="slot"))

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import hggep_sc as hggep
-from helpers import section_of
+from helpers import WAIT, section_of
 from hggep_sc.methods import genes as module
 from hggep_sc.methods.genes import COUNTED, DEFAULT_GENES, requested_genes
 from hggep_sc.section import open_sections
@@ -236,7 +236,7 @@ print(len(genes.training_genes([section], 5)[0]))
 """
     code = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r}){code}"
     done = subprocess.run(
-        [sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True, timeout=600
+        [sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, check=True, timeout=WAIT
     )
     assert done.stdout == "5\n"
     said = [line for line in done.stderr.splitlines() if "squidpy" in line or "docrep" in line or "constant" in line]

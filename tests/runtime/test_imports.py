@@ -7,6 +7,7 @@ from importlib import import_module, invalidate_caches
 
 import pytest
 
+from helpers import WAIT
 from hggep_sc.runtime.imports import naming_what_is_broken
 
 
@@ -63,7 +64,7 @@ def test_what_is_not_there_at_all_is_left_as_it_is():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision", "transformers"])
-def test_libraries_that_lightning_imports_where_they_are_there(tmp_path, name):
+def test_libraries_that_others_import_where_they_are_there(tmp_path, name):
     folder = stand_in(tmp_path, name, error=f"RuntimeError('operator {name}::nms does not exist')")
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
@@ -71,8 +72,8 @@ def test_libraries_that_lightning_imports_where_they_are_there(tmp_path, name):
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=WAIT,
     )
     assert done.returncode == 1
-    assert f"ImportError: lightning cannot be imported: it imports {name} 99.1.0, built for torch" in done.stderr
+    assert f"cannot be imported: it imports {name} 99.1.0, built for torch" in done.stderr
     assert done.stderr.count("Traceback") == 1

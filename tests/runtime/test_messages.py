@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
+from helpers import WAIT
 from hggep_sc.runtime import messages as _messages
 
 
 def stderr_of(code: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=WAIT)
     assert done.stdout == ""
     return done.stderr.replace("\r", "\n").splitlines()
 

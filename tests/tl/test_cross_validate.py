@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import TINY, as_spatialdata, assert_same
+from helpers import TINY, WAIT, as_spatialdata, assert_same
 from hggep_sc import tl
 
 RIDGE = {"patch_size": 32, "fields_um": (60.0, 120.0), "fields_px": (60.0, 120.0)}
@@ -606,9 +606,12 @@ def test_processes_give_the_same(sections, one_run):
 
 @pytest.fixture
 def cluster():
+    import dask
     from distributed import Client, LocalCluster
 
+    patience = dict.fromkeys(("distributed.comm.timeouts.connect", "distributed.comm.timeouts.tcp"), WAIT)
     with (
+        dask.config.set(patience),  # of a busy machine; 30 s by themselves
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL) as two,
         Client(two) as client,
     ):

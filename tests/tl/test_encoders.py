@@ -129,6 +129,41 @@ class TestEmbeddings:
         assert (again.id, again.embeddings, repr(again)) == (model.id, "X_emb", repr(model))
         assert_same(before, predict(sections["S3"], again, copy=True))
 
+    def test_from_features_and_positions_alone(self, training, sections):
+        """In um, in px of any size, and what `tl.predict` says of the same spots."""
+        model = tl.fit(embed(training), encoder="X_emb", **HOW)
+        test = embed({"S3": sections["S3"]})["S3"]
+        expected = predict(test, model, copy=True)[:, model.genes]
+        mpp = test.uns["spatial"]["S3"]["scalefactors"]["microns_per_pixel"]
+        features, xy = test.obsm["X_emb"], test.obsm["spatial"]
+        for places, how in ((xy, {"mpp": mpp}), (xy * mpp, {}), (xy / 2, {"mpp": 2 * mpp})):
+            expression, latent = model.predict_features(features, places, device="cpu", **how)
+            np.testing.assert_allclose(expression, expected.layers["hggep"], atol=1e-5)
+            np.testing.assert_allclose(latent, expected.obsm["X_hggep"], atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("features", "xy", "message"),
+        [
+            (
+                np.ones((5, 5)),
+                np.ones((5, 2)),
+                r"features must be .* shape \(n_spots, 6\).*found float64 of shape \(5, 5\)",
+            ),
+            (np.ones((5, 6)), np.ones((4, 2)), r"xy must be .* one row for each of 5 spots"),
+            (np.full((5, 6), np.nan), np.ones((5, 2)), "features must be finite"),
+            (np.full((5, 6), "a"), np.ones((5, 2)), "features must be finite numbers"),
+        ],
+        ids=["length", "rows", "nan", "text"],
+    )
+    def test_features_that_do_not_fit_are_refused(self, training, features, xy, message):
+        model = tl.fit(embed(training), encoder="X_emb", **{**HOW, "config": {**TINY, "epochs": 1}})
+        with pytest.raises(ValueError, match=message):
+            model.predict_features(features, xy)
+
+    def test_features_of_a_model_that_looks_at_patches_are_refused(self, trained):
+        with pytest.raises(ValueError, match=r"looks at patches itself.*use tl\.predict"):
+            trained.predict_features(np.ones((5, 336)), np.ones((5, 2)))
+
     def test_the_image_is_not_read(self, training, monkeypatch):
         from hggep_sc.features import describe, patches
         from hggep_sc.training import read

@@ -376,9 +376,8 @@ class TestEnsemble:
         second = fits[1][0]
         assert fits == [(0, 2), (second, 2), (0, 1), (second, 1), (0, 1), (second, 1)]
 
-    @pytest.mark.parametrize("validation", [None, "S2"])
-    def test_resumed_in_any_network_equals_uninterrupted(self, training, tmp_path, monkeypatch, validation):
-        how = {**TEN_GENES, "config": {**TWO, "epochs": 2, "cross_fit": True}, "validation": validation}
+    def test_stopped_within_any_network(self, training, tmp_path, monkeypatch):
+        how = {**TEN_GENES, "config": {**TWO, "epochs": 2, "cross_fit": True}, "validation": "S2"}
         whole = hggep.tl.fit(training, **how)
         real, steps = TrainingPlan.training_step, []
 
@@ -596,9 +595,8 @@ def diverging(step, value):
 
 
 class TestCheckpoints:
-    @encoders
-    @pytest.mark.parametrize("validation", [None, 0.3])
-    def test_resumed_equals_uninterrupted(self, training, tmp_path, monkeypatch, validation, encoder):
+    @pytest.mark.parametrize(("validation", "encoder"), [(0.3, {}), (None, LEARNING)], ids=["frozen", "learning"])
+    def test_stopped_within_an_epoch(self, training, tmp_path, monkeypatch, validation, encoder):
         settings = {"genes": 15, "config": {**TINY, **encoder, "epochs": 4}, "validation": validation, **CPU}
         whole = hggep.tl.fit(training, **settings)
         real = TrainingPlan.training_step

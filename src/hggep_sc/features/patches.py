@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -10,9 +10,7 @@ from ..runtime import checks
 from ..runtime.validators import whole
 
 if TYPE_CHECKING:
-    from ..config import Config
     from ..image import SectionImage
-    from ..methods.baselines import BaselineConfig
     from ..section import Section
 
 logger = logging.getLogger(__name__)
@@ -23,6 +21,7 @@ SAME_SCALE = 0.02  # scales closer than this are not worth resampling for
 OTHER_SCALE = 1.5  # times the model's, or a part of it: said
 OTHER_SPACING = 2.1  # likewise; Visium's 100 um and the 200 um of legacy arrays go together
 READ_SPOTS = 1024  # whose patches are held beside `out`
+FEW_SPOTS = 8  # of a section, whose mean and spread are those of chance
 COARSE = 0.5  # px of the image per px of the patch, below which detail is missed
 
 
@@ -60,8 +59,20 @@ def training_spacing(sections: Sequence["Section"]) -> tuple[float, float] | Non
     return known[least], known[most]
 
 
+class FieldSettings(Protocol):
+    """Settings that say how far around a spot a method looks."""
+
+    @property
+    def fields_um(self) -> tuple[float, ...] | None:
+        """Sides, um."""
+
+    @property
+    def fields_px(self) -> tuple[float, ...]:
+        """Sides, px, where the scale is not known."""
+
+
 def fields_of_view(
-    config: "Config | BaselineConfig", model_mpp: float | None, section_mpp: float | None, enlarged: float = 1.0
+    config: "FieldSettings", model_mpp: float | None, section_mpp: float | None, enlarged: float = 1.0
 ) -> tuple[float, ...]:
     """Return the side of each field of view in px of a section's image.
 
@@ -89,12 +100,28 @@ def say_if_spacing_differs(section: "Section", spacing_um: tuple[float, float] |
     if found is None or spacing_um is None:
         return
     least, most = spacing_um
-    if not least / OTHER_SPACING <= found <= most * OTHER_SPACING:
+    closer = found < least / OTHER_SPACING
+    if closer or found > most * OTHER_SPACING:
         checks.warn(
             "spot_pitch",
             f"section {section.name!r}: its spots lie {found:.3g} um apart, those that the model was trained on "
-            f"{spacing_words(spacing_um)}: it was not trained for spots that see so much more or less of their "
-            "neighbours",
+            f"{spacing_words(spacing_um)}: "
+            + (
+                "it looks at as much tissue around them as around those, so that the prediction is no finer"
+                if closer
+                else "it was not trained for neighbours that are so far away"
+            ),
+        )
+
+
+def say_if_few(section: "Section") -> None:
+    """Warn where features are standardised over so few spots that they say little."""
+    if (n := len(section.xy)) < FEW_SPOTS:
+        checks.warn(
+            "few_spots",
+            f"section {section.name!r} has {n} spot{'s' if n > 1 else ''}: the model compares the spots of a section "
+            "with one another, and so few are not predicted as they are among all; predict the whole section, and take "
+            "them from it",
         )
 
 

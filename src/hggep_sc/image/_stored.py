@@ -13,9 +13,6 @@ FAINTEST = 15  # brightest value of a byte below which shades are lost: it held 
 LIT = 16  # brightest colour above which a pixel is no black border
 DIM = 80  # luminance that half of what is lit exceeds in H&E, however dense the tissue
 DARK = 128  # luminance that the brightest of H&E exceeds
-# eosin and haematoxylin take green from light: that a tenth of the pixels, of so much colour, are greener than that
-# is neither them nor a pen
-COLOURED, GREEN, SHARE = 30, 20, 0.1
 CONTRAST = 12  # of luminance, which any tissue exceeds
 
 
@@ -194,17 +191,3 @@ def oddities(rgb: np.ndarray, name: str) -> Iterator[tuple[str, str]]:
             f"image {name}: it is dark ({seen} of 255), while H&E is tissue on bright glass: look whether it is "
             "fluorescence, dark-field or inverted, or does not use the range of its data type",
         )
-    elif _is_green(rgb):
-        yield (
-            "pixel_range",
-            f"image {name}: its colours are green, while H&E is pink to violet: look whether it is inverted, or its "
-            "channels are in another order",
-        )
-
-
-def _is_green(rgb: np.ndarray) -> bool:
-    """Whether colours are those that H&E takes from light, as in an inverted image."""
-    coloured = rgb[np.ptp(rgb, axis=1) > COLOURED]
-    if len(coloured) < SHARE * len(rgb):
-        return False
-    return bool(np.median(coloured @ np.array([-0.5, 1.0, -0.5])) > GREEN)

@@ -28,12 +28,13 @@ from ..features.frozen import (
     make_encoder,
     stored_features,
 )
-from ..features.moments import Moments
+from ..features.moments import Moments, standardise
 from ..features.patches import (
     fields_of_view,
     model_mpp,
     model_reduction,
     say_if_coarse,
+    say_if_few,
     say_if_scale_differs,
     say_if_spacing_differs,
     spacing_words,
@@ -44,11 +45,12 @@ from ..features.weights import read_state_dict
 from ..nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
 from ..prediction.chunks import predict_in_chunks, spots_at_once
 from ..prediction.confidence import Confidence, optical_density
+from ..prediction.context import pitch_of
 from ..prediction.finite import require_finite_model, require_finite_prediction
 from ..prediction.linear import LinearPath, add_linear, fill_in_colours
 from ..runtime.device import resolve_device, threads_of_torch
 from ..runtime.random_state import own_random_state
-from ..section import Section, require_counts, require_plausible
+from ..section import Section, require_counts, require_plausible, spot_spacing
 from ..section.expression import ExpressionScale
 from ..section.fingerprint import Fingerprint
 from ..storage.checkpoint import Checkpoint
@@ -312,6 +314,8 @@ class HGGEP:
         if not self.embeddings:
             say_if_scale_differs(section, self.mpp, self.reduction)
         say_if_spacing_differs(section, self.spacing_um)
+        if self.linear is not None:
+            say_if_few(section)
         target, network = resolve_device(device), self.network
         network.to(target)
         positions = torch.as_tensor(network.positions(section))
@@ -334,6 +338,7 @@ class HGGEP:
                 self.config,
                 name=section.name,
                 max_spots=max_spots,
+                pitch=self._pitch(section),
                 checkpoint=known,
             )
             moments = Moments.of_parts(mean for _, mean in encoded)
@@ -348,6 +353,83 @@ class HGGEP:
                 add_linear(expression, self.linear, encoded, moments, colours)
         require_finite_prediction(section.name, expression, latent)
         return expression, latent
+
+    @torch.inference_mode()
+    @threads_of_torch()
+    def predict_features(
+        self,
+        features: np.ndarray,
+        xy: np.ndarray,
+        *,
+        mpp: float | None = None,
+        device: str = "auto",
+        chunk_spots: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predict spots of one section from their embeddings, without a container or an image.
+
+        Parameters
+        ----------
+        features
+            (n_spots, d) embeddings, of the kind that the model was fitted on (`tl.fit(encoder="X_uni")`). All of the
+            section's spots belong to the call: attention, hypergraph and linear path see a section as a whole.
+        xy
+            (n_spots, 2) centres of the spots, um; with `mpp`, px.
+        mpp
+            Um per px of `xy`.
+        device, chunk_spots
+            As in `predict`.
+
+        Returns
+        -------
+        Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
+
+        Raises
+        ------
+        ValueError
+            If the model looks at images itself; if features or positions are of another length or shape than these, or
+            NaN or infinite.
+        """
+        if not self.embeddings:
+            raise ValueError(
+                "model.predict_features is for models of embeddings (tl.fit(encoder=) with the name of an obsm slot): "
+                "this one looks at patches itself, and at their colours; use tl.predict"
+            )
+        seen, places = np.asarray(features), np.asarray(xy)
+        assert not isinstance(self.network, PublishedNetwork)  # which looks at patches
+        width = self.network.groups[0]
+        for name, given, columns in (("features", seen, width), ("xy", places, 2)):
+            if given.shape != (len(seen), columns) or given.dtype.kind not in "fiu" or not np.isfinite(given).all():
+                raise ValueError(
+                    f"{name} must be finite numbers of shape (n_spots, {columns}), one row for each of {len(seen)} "
+                    f"spots; found {given.dtype} of shape {given.shape}"
+                )
+        um = require_plausible(mpp)
+        seen, places = seen.astype(np.float32), places * (1.0 if um is None else um)
+        target = resolve_device(device)
+        held = torch.from_numpy(seen)[:, None, None]
+        expression, latent = predict_in_chunks(
+            self.network.to(target),
+            lambda parts: (held[spots].to(target) for spots in parts),
+            places,
+            torch.from_numpy(places - places.mean(axis=0)).float().to(target),
+            self.config,
+            name="features",
+            max_spots=spots_at_once(len(seen), self.config, target, name="features", chunk_spots=chunk_spots),
+            pitch=pitch_of(spot_spacing(places), self.spacing_um),
+        )
+        if self.confidence is not None:
+            self.confidence.say_if_unlike("features", seen.mean(axis=0)[None], None)
+        if self.linear is not None:
+            expression += self.linear.predict(standardise(seen))
+        require_finite_prediction("features", expression, latent)
+        return expression, latent
+
+    def _pitch(self, section: Section) -> float | None:
+        """Px between the neighbours that the network knows, where a section's spots lie much closer; else None."""
+        if section.mpp is None or self.config.preset == "published":
+            return None
+        pitch = pitch_of(section.spacing_um, self.spacing_um)
+        return None if pitch is None else pitch / section.mpp
 
     def _fields(self, section: Section) -> tuple[float, ...]:
         """Sides of the fields of view in px of a section's image."""

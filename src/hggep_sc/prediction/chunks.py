@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ..nn import Output, average_views
 from ..runtime.device import compute_alone, mixed_precision
+from ..storage.arrays import array_store
 from ..storage.checkpoint import Checkpoint
+from .context import layers_at_pitch
 
 if TYPE_CHECKING:
     from scipy.spatial import KDTree
@@ -157,6 +159,7 @@ def predict_in_chunks(
     *,
     name: str,
     max_spots: int,
+    pitch: float | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict all spots of a section from their features, which are computed once.
@@ -179,6 +182,9 @@ def predict_in_chunks(
         The section's, for warnings.
     max_spots
         Spots of a chunk, see `spots_at_once`.
+    pitch
+        Distance, in the unit of `xy`, of the neighbours that the network knows, where spots lie so much closer that
+        they are dealt into layers, see `layers_at_pitch`; None where they do not.
     checkpoint
         Holds the predictions of chunks that are not to be predicted again, and is given those of the others; features
         that no later chunk needs are removed from it.
@@ -197,16 +203,17 @@ def predict_in_chunks(
             whole[spots] = value
 
     todo = []
-    for chunk in chunks_with_halo(xy, np.ones(len(xy), dtype=bool), max_spots):
+    for chunk in _chunks(xy, max_spots, pitch):
         if chunk.predicted not in checkpoint.predicted:
             todo.append(chunk)
             continue
         known = checkpoint.predicted.read(chunk.predicted)
         put(chunk.predicted, [known[name].numpy() for name in ("expression", "latent")])
     parts = described_together(xy, max_spots)
+    gather = _features_of if pitch is None else _features_of_layers
     with (
         _views_at_once(positions.device, max_spots, config) as each,
-        closing(_features_of(todo, features, parts, checkpoint)) as arriving,
+        closing(gather(todo, features, parts, checkpoint)) as arriving,
     ):
         decoder = _Decoder(network, xy, positions, max_spots, each, name)
         for chunk, seen in zip(todo, arriving, strict=True):
@@ -216,6 +223,17 @@ def predict_in_chunks(
             checkpoint.predicted.write(chunk.predicted, expression=kept[0], latent=kept[1])
     expression, latent = predicted  # a section has spots
     return expression, latent
+
+
+def _chunks(xy: np.ndarray, max_spots: int, pitch: float | None) -> list[Chunk]:
+    """Cut a section into chunks, or each of its layers."""
+    if pitch is None:
+        return chunks_with_halo(xy, np.ones(len(xy), dtype=bool), max_spots)
+    return [
+        Chunk(spots[part.spots], part.core)
+        for spots, own in layers_at_pitch(xy, pitch)
+        for part in chunks_with_halo(xy[spots], own, max_spots)
+    ]
 
 
 class _Decoder:
@@ -343,6 +361,27 @@ def _features_of(
         for _ in arriving:
             pass
     for spots in parts:  # what a kill has left
+        checkpoint.features.remove(spots)
+
+
+def _features_of_layers(
+    chunks: Sequence[Chunk], features: "Features", parts: Sequence[np.ndarray], checkpoint: Checkpoint
+) -> Generator[Tensor, None, None]:
+    """Give the features of each chunk in turn, where chunks take some spots of every part: all are held."""
+    wanted = [spots for spots in parts if chunks or spots not in checkpoint.described]
+    with ExitStack() as open_until_done:
+        arriving = open_until_done.enter_context(closing(features(wanted)))
+        held: np.ndarray | None = None
+        device = torch.device("cpu")
+        for spots, found in zip(wanted, arriving, strict=True):
+            if held is None:
+                shape, device = (sum(map(len, parts)), *found.shape[1:]), found.device
+                (held,) = open_until_done.enter_context(array_store([shape], np.float32))
+            held[spots] = found.float().cpu().numpy()
+        for chunk in chunks:
+            assert held is not None  # a chunk has spots
+            yield torch.from_numpy(held[chunk.spots]).to(device)
+    for spots in parts:
         checkpoint.features.remove(spots)
 
 

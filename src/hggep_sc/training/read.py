@@ -17,8 +17,9 @@ from ..prediction.chunks import described_together
 from ..prediction.linear import linear_features
 from ..runtime.progress import of_spots, over_sections
 from ..section.expression import ExpressionScale
+from ..storage.arrays import array_store
 from .checkpoint import stores_of_features
-from .data import SectionData, array_store, section_data
+from .data import SectionData, section_data
 
 if TYPE_CHECKING:
     from ..section import Section

@@ -16,6 +16,7 @@ from ...features.frozen import SHUFFLENET, make_encoder
 from ...features.patches import (
     model_mpp,
     model_reduction,
+    say_if_few,
     say_if_scale_differs,
     say_if_spacing_differs,
     spacing_words,
@@ -277,6 +278,8 @@ class Baseline(ABC):
         if self.embeddings is None:
             say_if_scale_differs(section, self.mpp, self.reduction)
         say_if_spacing_differs(section, self.spacing_um)
+        if self.reads_image:
+            say_if_few(section)
         features = self._features(
             section,
             self.config,

@@ -7,10 +7,11 @@ import torch
 from scipy.spatial import KDTree
 
 from hggep_sc import Config
-from hggep_sc.nn import Output
+from hggep_sc.nn import HGGEPNetwork, Output
 from hggep_sc.prediction.chunks import predict_in_chunks
 from hggep_sc.prediction.context import layers_at_pitch
 from hggep_sc.section import open_sections
+from hggep_sc.storage.checkpoint import Checkpoint
 
 
 def lattice(rows, columns, spacing, turn=0.0):
@@ -123,3 +124,27 @@ def test_only_much_finer_grids_are_dealt_into_layers(sections, trained, spacing_
     (section,) = open_sections(of_grid(sections["S3"], spacing_um, 6))
     found = trained._pitch(section)
     assert found is None if pitch_um is None else found * section.mpp == pytest.approx(pitch_um, rel=0.05)
+
+
+def test_layers_go_on_after_an_interruption(sections, trained, tmp_path, monkeypatch):
+    (section,) = open_sections(of_grid(sections["S3"], 50, 10))
+    expected = trained.predict(section, device="cpu")
+    decoded, decode = [], HGGEPNetwork.decode
+
+    def cut(*given):
+        decoded.append(given)
+        if len(decoded) == 10:  # of 4 layers in 8 views
+            raise RuntimeError("power cut")
+        return decode(*given)
+
+    monkeypatch.setattr(HGGEPNetwork, "decode", cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        trained.predict(section, device="cpu", checkpoint=Checkpoint(tmp_path))
+    assert len(list(tmp_path.rglob("predicted/*"))) == 1
+    again = copy(section)  # of which nothing is remembered
+    monkeypatch.setattr("hggep_sc.features.frozen.describe_parts", lambda *_, **__: pytest.fail("is described"))
+    found = trained.predict(again, device="cpu", checkpoint=Checkpoint(tmp_path))
+    assert len(decoded) == 10 + 3 * 8
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert list(tmp_path.rglob("features/*")) == []

@@ -443,7 +443,7 @@ def test_a_layer_without_values_is_named_and_the_others_survive(sections, caplog
             ValueError,
             r"preset='paper' is one of the network",
         ),
-        ({"methods": {"x": {"method": "ridge", "validation": 0.2}}}, ValueError, r"validation= is for the network"),
+        ({"methods": {"x": {"method": "ridge", "validation": 0.2}}}, ValueError, r"validation= is for method='hggep'"),
         ({"methods": ["hggep"], "validation": "S2"}, ValueError, r"validation='S2' must be a fraction"),
         (
             {"methods": {"hggep": {}, "b": {"preset": "published"}}},

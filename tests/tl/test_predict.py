@@ -255,7 +255,7 @@ class TestKindsOfInput:
     def test_in_mixed_precision_as_on_a_gpu(self, test_section, trained, monkeypatch):
         (section,) = _open(test_section)
         single, _ = trained.predict(section, device="cpu")
-        for module in ("describe", "chunks"):
+        for module in ("features.describe", "prediction.chunks"):
             monkeypatch.setattr(f"hggep_sc.{module}.mixed_precision", lambda device: bfloat16(device.type))
         (section,) = _open(test_section)  # of which no features are kept
         mixed, latent = trained.predict(section, device="cpu")

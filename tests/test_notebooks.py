@@ -39,18 +39,21 @@ def test_first_steps_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared")
 def test_paper_analysis_runs(tmp_path):
-    """Every cell runs, on a third of two sections' spots with a network that hardly learns."""
+    """Every cell runs, on a third of the spots of two sections and reduced images, with a network that hardly learns."""
     notebook, cells, parameters = committed("paper_analysis.ipynb", 8)
     parameters.source = """
 SECTIONS, DOMAINS_ON, FOLDS = ["C2", "C3"], "C2", "folds"
+hggep.settings.dataset_dir = Path(os.environ["HGGEP_SHARED"]) / "data"
 ONE_FIELD = {"patch_size": 32, "fields_um": (240.0,), "fields_px": (336.0,)}
 METHODS = {
     "gene mean": {"method": "gene_mean"},
     "low-rank ridge": {"method": "low_rank_ridge", "config": ONE_FIELD},
     "HGGEP": {"config": {**ONE_FIELD, "width": 32, "epochs": 2, "ensemble": 1, "flips": False}},
 }
-whole = hggep.datasets.her2st
-hggep.datasets.her2st = lambda names: {name: section[::3].copy() for name, section in whole(names).items()}
+whole = hggep.datasets.her2st(SECTIONS)
+for name, section in whole.items():
+    del section.uns["spatial"][name]["metadata"]["source_image_path"]
+hggep.datasets.her2st = lambda names: {name: whole[name][::3].copy() for name in names}
 """
     run(notebook, tmp_path)
     assert len(list((tmp_path / "folds").glob("*.h5ad"))) == 6

@@ -15,6 +15,7 @@ SHORT = {
     "chunk_spots": 100,
     "epochs": 10,
     "ensemble": 1,
+    "flips": False,
 }
 
 

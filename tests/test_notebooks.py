@@ -39,7 +39,7 @@ def test_first_steps_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared")
 def test_paper_analysis_runs(tmp_path):
-    """Every cell runs, on a third of the spots of two sections and reduced images, with a network that hardly learns."""
+    """Every cell runs, on two sections, thinned and at low resolution, with a network that hardly learns."""
     notebook, cells, parameters = committed("paper_analysis.ipynb", 8)
     parameters.source = """
 SECTIONS, DOMAINS_ON, FOLDS = ["C2", "C3"], "C2", "folds"

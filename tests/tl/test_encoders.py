@@ -160,6 +160,11 @@ class TestEmbeddings:
         with pytest.raises(ValueError, match=message):
             model.predict_features(features, xy)
 
+    def test_chunks_without_spots_are_refused(self, training):
+        model = tl.fit(embed(training), encoder="X_emb", **{**HOW, "config": {**TINY, "epochs": 1}})
+        with pytest.raises(ValueError, match="chunk_spots=0 must be at least 1"):
+            model.predict_features(np.ones((5, 6)), np.ones((5, 2)), chunk_spots=0)
+
     def test_features_of_a_model_that_looks_at_patches_are_refused(self, trained):
         with pytest.raises(ValueError, match=r"looks at patches itself.*use tl\.predict"):
             trained.predict_features(np.ones((5, 336)), np.ones((5, 2)))

@@ -1,6 +1,5 @@
 """Features of spots: of patches by a frozen encoder, kept for another use, or embeddings that the table holds."""
 
-import logging
 import math
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -27,8 +26,6 @@ from .weights import load_pretrained, locate_weights
 
 if TYPE_CHECKING:
     from ..section import Section
-
-logger = logging.getLogger(__name__)
 
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
 SPOOLED = 2**25  # bytes of features above which they wait on disk
@@ -187,6 +184,20 @@ def feature_shape(section: "Section", encoder: Encoder | str, config: Config) ->
         n, d = section.embeddings(encoder).shape
         return n, 1, 1, d
     return len(section.xy), len(views_of(encoder, config)), len(config.fields_px), sum(encoder.groups)
+
+
+def require_length(section: "Section", slot: str, wanted: int) -> None:
+    """Refuse a section whose embeddings are of another length than those that a model learnt from.
+
+    Raises
+    ------
+    ValueError
+        If they are.
+    """
+    if (found := section.embeddings(slot).shape[1]) != wanted:
+        raise ValueError(
+            f"section {section.name!r}: obsm[{slot!r}] has {found} columns; the model learnt from {wanted}"
+        )
 
 
 def features_of(

@@ -1,7 +1,6 @@
 """HGGEP, the model that users hold: configuration, network, genes and expression scale in one object."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from ..features.frozen import (
     is_used_once,
     kept_colours,
     make_encoder,
+    require_length,
     stored_features,
 )
 from ..features.moments import Moments, standardise
@@ -50,6 +50,7 @@ from ..prediction.finite import require_finite_model, require_finite_prediction
 from ..prediction.linear import LinearPath, add_linear, fill_in_colours
 from ..runtime.device import resolve_device, threads_of_torch
 from ..runtime.random_state import own_random_state
+from ..runtime.validators import whole_or_none
 from ..section import Section, require_counts, require_plausible, spot_spacing
 from ..section.expression import ExpressionScale
 from ..section.fingerprint import Fingerprint
@@ -61,8 +62,6 @@ from ..training.fit import train
 from ..training.split import held_out_spots
 from .encoder import encoder_entry, required_module
 from .genes import NAMED, GenesBy, training_genes
-
-logger = logging.getLogger(__name__)
 
 
 class HGGEP:
@@ -309,8 +308,7 @@ class HGGEP:
         OSError
             If there is no room on disk for what waits there.
         """
-        if chunk_spots is not None and chunk_spots < 1:
-            raise ValueError(f"chunk_spots={chunk_spots} must be at least 1")
+        whole_or_none("chunk_spots", chunk_spots)
         if not self.embeddings:
             say_if_scale_differs(section, self.mpp, self.reduction)
         say_if_spacing_differs(section, self.spacing_um)
@@ -387,13 +385,14 @@ class HGGEP:
         ------
         ValueError
             If the model looks at images itself; if features or positions are of another length or shape than these, or
-            NaN or infinite.
+            NaN or infinite; if `chunk_spots` is below 1.
         """
         if not self.embeddings:
             raise ValueError(
                 "model.predict_features is for models of embeddings (tl.fit(encoder=) with the name of an obsm slot): "
                 "this one looks at patches itself, and at their colours; use tl.predict"
             )
+        whole_or_none("chunk_spots", chunk_spots)
         seen, places = np.asarray(features), np.asarray(xy)
         assert not isinstance(self.network, PublishedNetwork)  # which looks at patches
         width = self.network.groups[0]
@@ -435,15 +434,6 @@ class HGGEP:
         """Sides of the fields of view in px of a section's image."""
         return fields_of_view(self.config, self.mpp, section.mpp, section.reduction / self.reduction)
 
-    def _require_length(self, section: Section) -> None:
-        """Refuse a section whose embeddings are of another length than those learnt from."""
-        assert not isinstance(self.network, PublishedNetwork)  # the released one has its own encoder
-        found, wanted = section.embeddings(str(self.encoder)).shape[1], sum(self.network.groups)
-        if found != wanted:
-            raise ValueError(
-                f"section {section.name!r}: obsm[{self.encoder!r}] has {found} columns; the model learnt from {wanted}"
-            )
-
     def _features(
         self,
         section: Section,
@@ -459,7 +449,8 @@ class HGGEP:
         if is_frozen(self.encoder, config):
             assert self.encoder is not None
             if isinstance(self.encoder, str):
-                self._require_length(section)
+                assert not isinstance(network, PublishedNetwork)  # which has its own encoder
+                require_length(section, self.encoder, sum(network.groups))
             return features_of(
                 section,
                 self.encoder,

@@ -1,7 +1,6 @@
 """Baseline: what all of them share; a method learns from features and centred targets, and responds to features."""
 
 import hashlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...features.frozen import SHUFFLENET, make_encoder
+from ...features.frozen import SHUFFLENET, make_encoder, require_length
 from ...features.patches import (
     model_mpp,
     model_reduction,
@@ -38,8 +37,6 @@ from ..encoder import encoder_entry, required_module
 from ..genes import GenesBy, training_genes
 from .config import BaselineConfig
 from .features import Trunk, encoded_features, patch_features
-
-logger = logging.getLogger(__name__)
 
 
 class Baseline(ABC):
@@ -275,7 +272,9 @@ class Baseline(ABC):
             If `batch_size` is below 1; if what is predicted is NaN or infinite.
         """
         batch_size = spots_per_batch(batch_size)
-        if self.embeddings is None:
+        if self.embeddings is not None:
+            require_length(section, self.embeddings, self.n_features)
+        else:
             say_if_scale_differs(section, self.mpp, self.reduction)
         say_if_spacing_differs(section, self.spacing_um)
         if self.reads_image:
@@ -292,11 +291,6 @@ class Baseline(ABC):
             kept=None if checkpoint is None else checkpoint.features,
             advance=advance,
         )
-        if self.embeddings is not None and features.shape[1] != self.n_features:
-            raise ValueError(
-                f"section {section.name!r}: obsm[{self.embeddings!r}] has {features.shape[1]} columns; the model "
-                f"learnt from {self.n_features}"
-            )
         centred, latent = self._respond(features)
         expression = (self.arrays["gene_mean"] + centred).astype(np.float32)
         latent = None if latent is None else latent.astype(np.float32)

@@ -72,11 +72,18 @@ def ended(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+def await_checkpoint(process: int, folder: Path) -> None:
+    """Wait until a process's fit has a checkpoint."""
+    while not checkpoints(folder):
+        if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            raise RuntimeError(f"the fit in {folder} ended without a checkpoint")
+        time.sleep(0.001)
+
+
 def killed(call: Callable[[], None], folder: Path, after: float) -> bool:
     """Call in a process that is killed some seconds after there is a checkpoint; False where it ended before."""
     process = begun(call)
-    while not checkpoints(folder):
-        time.sleep(0.001)
+    await_checkpoint(process, folder)
     time.sleep(after)
     os.kill(process, signal.SIGKILL)
     return ended(process) == -signal.SIGKILL
@@ -92,8 +99,7 @@ def kills_of(kind: str, n_kills: int, n_sections: int, rng: np.random.Generator)
     data, how = hggep.datasets.synthetic(n_sections, 24, n_genes=20), KINDS[kind]
     with tempfile.TemporaryDirectory() as name:
         process = begun(lambda: fitted(data, how, Path(name), resume=False))
-        while not checkpoints(Path(name)):
-            time.sleep(0.001)
+        await_checkpoint(process, Path(name))
         started = time.perf_counter()
         if ended(process):
             raise RuntimeError(f"{kind}: the uninterrupted fit failed")

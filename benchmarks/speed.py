@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hggep_sc as hggep
 from hggep_sc.features.describe import DIHEDRAL, of_patches, of_views
-from hggep_sc.features.frozen import make_encoder
+from hggep_sc.features.encoders import make_encoder
 from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, average_views, averaged
 from hggep_sc.runtime.device import mixed_precision
 

@@ -1,4 +1,4 @@
-"""What tests share: settings of a network that trains in a second or two, and a converter to SpatialData."""
+"""What tests share: settings of a network that trains in a second or two, encoders, sections and their comparison."""
 
 from contextlib import contextmanager
 
@@ -60,6 +60,18 @@ class MeanColour(nn.Module):
     def forward(self, pixels):
         colour = pixels.mean((2, 3))
         return colour @ self.mixing if hasattr(self, "mixing") else colour
+
+
+def alive(encoder):
+    """An encoder with the batch statistics of noise, so that features through random weights differ, in eval mode."""
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    noise = torch.randint(0, 256, (8, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        encoder(noise)
+    return encoder.eval()
 
 
 def as_spatialdata(adata, *, scale_factors=None):

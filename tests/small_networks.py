@@ -9,7 +9,7 @@ from torch import nn
 
 from helpers import LEARNING, MeanColour
 from hggep_sc.config import Config
-from hggep_sc.features.frozen import is_frozen
+from hggep_sc.features.encoders import is_frozen
 from hggep_sc.nn import HGGEPNetwork, ModuleEncoder, PublishedNetwork, shufflenet_encoder
 from hggep_sc.training.data import SectionData
 from hggep_sc.training.plan import TrainingPlan

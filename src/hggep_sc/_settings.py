@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # what is looked for in input, by the name that `settings.skip_checks` switches it off by
 CHECKS = {
@@ -49,10 +49,13 @@ class Settings:
     cache_dir
         Where files that can be had again are kept: images of synthetic sections, and weights that are downloaded.
     patch_memory
-        Bytes of training patches, or of features, held in memory; above it they go to a temporary file on disk.
+        Bytes of training patches and of features held in memory; above it they go to temporary files on disk.
     feature_memory
         Bytes of a frozen encoder's features that are kept for another use, such as the next method or seed of a
         cross-validation. Those of a section that takes more are not.
+    feature_route
+        How HGGEP's own encoder sees the slide around spots: "maps" of all tissue, "crops" around each spot, or "auto",
+        whichever is less to encode. All give the same features, but for what lies far outside of a window.
     tile_cache
         Bytes of decoded tiles that each open image keeps, so that overlapping patches decode a compressed tile once;
         512 MiB hold two rows of tiles of a slide 100,000 px wide. 0 keeps none.
@@ -67,6 +70,7 @@ class Settings:
     cache_dir: Path = field(default_factory=_cache_dir)
     patch_memory: int = 4 * 2**30
     feature_memory: int = 2**30
+    feature_route: Literal["auto", "maps", "crops"] = "auto"
     tile_cache: int = 2**29
     skip_checks: frozenset[str] = frozenset()
 
@@ -92,6 +96,8 @@ def _checked(name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
             raise ValueError(f"{here} must be a number of bytes, 0 or more")
         return int(float(value))
+    if name == "feature_route" and value not in ("auto", "maps", "crops"):
+        raise ValueError(f"{here} must be 'auto', 'maps' or 'crops'")
     if name == "progress" and not isinstance(value, bool):
         raise TypeError(f"{here} must be True or False")
     if name == "device" and not isinstance(value, str):

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..config import BaseConfig
-from ..features.frozen import SHUFFLENET
+from ..features.encoders import SHUFFLENET
 from ..methods.hggep import HGGEP
 from ..methods.registry import Method, config_class, get, method_config, method_of, names, taken
 

@@ -17,7 +17,7 @@ from torch import nn
 from .._settings import settings as package_settings
 from .._version import __version__
 from ..evaluation.section_scores import section_scores, tidy
-from ..features.frozen import SHUFFLENET
+from ..features.encoders import SHUFFLENET
 from ..features.weights import locate_weights
 from ..methods.registry import fit_method, predict_section, reads_image, settings_hash
 from ..nn import state_hash

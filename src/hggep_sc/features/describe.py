@@ -2,18 +2,17 @@
 
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.device import compute_alone, mixed_precision
+from ..runtime.device import mixed_precision
+from ..runtime.threads import Item, Result, ahead, compute_alone
 from .patches import read_patches
 
 if TYPE_CHECKING:
@@ -26,39 +25,103 @@ GPU_READERS = 8  # threads that read for a GPU
 
 View = tuple[int, bool]  # quarter turns, and whether mirrored first
 PLAIN: tuple[View, ...] = ((0, False),)
-DIHEDRAL: tuple[View, ...] = tuple((turns, flip) for flip in (False, True) for turns in range(4))
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+TURNS: tuple[View, ...] = tuple((turns, False) for turns in range(4))
+DIHEDRAL: tuple[View, ...] = (*TURNS, *((turns, True) for turns in range(4)))
 
 
-class _BatchSize:
-    """How many spots are described at once: half as many from where the GPU runs out of memory."""
+class AtOnce:
+    """How many patches or crops are given to functions at once: half as many from where the GPU runs out of memory.
 
-    def __init__(self, spots: int) -> None:
-        self.spots = spots
+    Parameters
+    ----------
+    number
+        To begin with.
+    what
+        They are called, for the warning.
+    """
 
-    def apply(self, describe: Callable[[Tensor], list[Tensor]], patches: Tensor) -> Iterator[list[Tensor]]:
-        """Yield what a function makes of the patches, of some spots at a time, in order."""
-        start = 0
-        while start < len(patches):
-            part = patches[start : start + self.spots]
+    def __init__(self, number: int, what: str) -> None:
+        self.number, self.what = number, what
+
+    def apply(self, functions: Sequence[Callable[[Tensor], Tensor]], pixels: Tensor) -> list[Tensor]:
+        """Return what each function makes of the pixels, of some of them at a time, without gradients."""
+        start, found = 0, []
+        while start < len(pixels):
+            part = pixels[start : start + self.number]
             try:
-                found = describe(part)
+                with torch.no_grad():
+                    found.append([function(part) for function in functions])
             except torch.OutOfMemoryError:
                 if len(part) == 1:
                     raise
-                self.spots = -(-len(part) // 2)
+                self.number = -(-len(part) // 2)
                 logger.warning(
-                    "the GPU ran out of memory with the patches of %d spots at once; going on with %d (batch_size=%d "
-                    "in tl.predict starts with these)",
+                    "the GPU ran out of memory with %d %s at once; going on with %d (batch_size=%d in tl.predict "
+                    "starts with these)",
                     len(part),
-                    self.spots,
-                    self.spots,
+                    self.what,
+                    self.number,
+                    self.number,
                 )
                 continue
-            yield found
             start += len(part)
+        return [torch.cat(pieces) for pieces in zip(*found, strict=True)]
+
+
+def in_parts(
+    parts: Sequence[Sequence[Item]],
+    read: Callable[[Item], Tensor],
+    compute: Callable[[Item, Tensor], Result],
+    *,
+    device: torch.device,
+    concurrently: bool = True,
+) -> Generator[list[Result], None, None]:
+    """Read pixels and compute from them, item by item, while the next are read.
+
+    Each thread of a CPU reads and computes by itself, which is faster than all of them at work on every convolution.
+    For a GPU several threads read ahead. Work goes on with the next part while the caller is busy with the last;
+    closed, the threads have ended.
+
+    Parameters
+    ----------
+    parts
+        Items that are handed over together.
+    read
+        Gives an item's pixels.
+    compute
+        Takes an item and its pixels.
+    device
+        Where it computes.
+    concurrently
+        Whether several threads may compute at once. If not, a CPU's are at work on one item, while the next is read.
+
+    Yields
+    ------
+    For each part what was computed of its items.
+    """
+    items = list(chain.from_iterable(parts))
+    if device.type == "cpu" and concurrently:
+        results = ahead(lambda item: compute(item, read(item)), items, torch.get_num_threads(), compute_alone)
+    else:
+        results = _read_ahead(items, read, compute, device)
+    with closing(results):
+        for part in parts:
+            yield list(islice(results, len(part)))
+
+
+def _read_ahead(
+    items: Sequence[Item],
+    read: Callable[[Item], Tensor],
+    compute: Callable[[Item, Tensor], Result],
+    device: torch.device,
+) -> Generator[Result, None, None]:
+    def pinned(item: Item) -> Tensor:
+        return read(item).pin_memory() if device.type == "cuda" else read(item)
+
+    n_readers = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
+    with closing(ahead(pinned, items, n_readers)) as arriving:
+        for item, pixels in zip(items, arriving, strict=True):
+            yield compute(item, pixels)
 
 
 def describe_parts(
@@ -74,10 +137,7 @@ def describe_parts(
 ) -> Generator[list[Tensor], None, None]:
     """Read the patches around spots once, and apply each function to them, without gradients, a batch at a time.
 
-    A CPU's threads share a batch: each reads some of the spots and describes them by itself, which is faster than all
-    of them at work on every convolution. For a GPU several threads read ahead; where it runs out of memory, the spots
-    at once are halved from there on, with a warning. Reading goes on with the next part, a batch for each thread, while
-    the caller is at work on the last; closed, the threads have ended.
+    Where a GPU runs out of memory, the spots at once are halved from there on, with a warning. See `in_parts`.
 
     Parameters
     ----------
@@ -92,82 +152,31 @@ def describe_parts(
     describe
         Take (n, fields, 3, S, S) uint8.
     batch_size
-        Spots whose patches are given to the functions at once.
-    device
-        Where the functions find the patches.
-    concurrently
-        Whether several threads may be in a function at once. If not, a CPU's are at work on one batch, while the next
-        is read.
+        Spots whose patches are given to the functions at once; a CPU's threads share them.
+    device, concurrently
+        As in `in_parts`.
 
     Yields
     ------
     For each part what each function makes of its spots, (n, ...).
     """
+    shared = device.type == "cpu" and concurrently
+    batches = _batches(parts, -(-batch_size // torch.get_num_threads()) if shared else batch_size)
+    at_once = AtOnce(batch_size, "spots' patches")
 
     def read(xy: np.ndarray) -> Tensor:
-        patches = torch.from_numpy(read_patches(image, xy, fields, patch_size))
-        return patches.pin_memory() if device.type == "cuda" else patches
+        return torch.from_numpy(read_patches(image, xy, fields, patch_size))
 
-    @torch.no_grad()
-    def described(patches: Tensor) -> list[Tensor]:
-        there = patches.to(device, non_blocking=True)
-        return [function(there) for function in describe]
+    def compute(_: np.ndarray, patches: Tensor) -> list[Tensor]:
+        return at_once.apply(describe, patches.to(device, non_blocking=True))
 
-    results: Generator[Any, None, None]
-    if shared := device.type == "cpu" and concurrently:
-        n_threads = torch.get_num_threads()
-        batches = _batches(parts, -(-batch_size // n_threads))
-        results = _ahead(lambda xy: described(read(xy)), chain.from_iterable(batches), n_threads, compute_alone)
-    else:
-        n_readers = 1 if device.type == "cpu" else min(GPU_READERS, os.cpu_count() or 1)
-        batches, at_once = _batches(parts, batch_size), _BatchSize(batch_size)
-        results = _ahead(read, chain.from_iterable(batches), n_readers)
-    with closing(results):
-        for part in batches:
-            found: Iterable[Any] = islice(results, len(part))
-            if not shared:
-                found = (of_spots for patches in found for of_spots in at_once.apply(described, patches))
-            yield [torch.cat(pieces) for pieces in zip(*found, strict=True)]
+    with closing(in_parts(batches, read, compute, device=device, concurrently=concurrently)) as results:
+        for part in results:
+            yield [torch.cat(pieces) for pieces in zip(*part, strict=True)]
 
 
 def _batches(parts: Sequence[np.ndarray], size: int) -> list[list[np.ndarray]]:
     return [[part[start : start + size] for start in range(0, len(part), size)] for part in parts]
-
-
-def _ahead(
-    work: Callable[[Item], Result],
-    items: Iterable[Item],
-    n_threads: int,
-    initializer: Callable[[], object] | None = None,
-) -> Generator[Result, None, None]:
-    """Yield what threads make of each item, in order, while they are at work on the next; closed, they have ended."""
-    with ThreadPoolExecutor(n_threads, "patches", initializer) as pool:
-        ahead: deque[Future[Result]] = deque()
-        for item in items:
-            ahead.append(pool.submit(work, item))
-            if len(ahead) > n_threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
-def encode_parts(
-    image: "SectionImage",
-    parts: Sequence[np.ndarray],
-    fields: Sequence[float],
-    patch_size: int,
-    encode: Callable[[Tensor], Tensor],
-    *,
-    views: tuple[View, ...],
-    batch_size: int,
-    device: torch.device,
-) -> Generator[Tensor, None, None]:
-    """Read and encode the patches around spots, in all `views`: (n, views, ...) of each part. See `describe_parts`."""
-    in_views = [of_views(encode, views)]
-    found = describe_parts(image, parts, fields, patch_size, in_views, batch_size=batch_size, device=device)
-    with closing(found):
-        for (features,) in found:
-            yield features
 
 
 def of_views(encode: Callable[[Tensor], Tensor], views: tuple[View, ...]) -> Callable[[Tensor], Tensor]:

@@ -1,6 +1,6 @@
 """Mean and spread of a section's features, by which a ridge standardises them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
@@ -27,13 +27,8 @@ class Moments:
     @classmethod
     def of(cls, block: np.ndarray) -> Self:
         """Return the moments of all of a section's spots."""
-        return cls.of_parts(_parts(block))
-
-    @classmethod
-    def of_parts(cls, parts: Iterable[np.ndarray]) -> Self:
-        """Return the moments of all of a section's spots, which come a part at a time."""
         moments = cls()
-        for part in parts:
+        for part in _parts(block):
             moments.add(part)
         return moments
 

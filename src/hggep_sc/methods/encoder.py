@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ..config import Config
-from ..features.frozen import SHUFFLENET
+from ..features.encoders import SHUFFLENET
 from ..nn import Encoder, ModuleEncoder
 from ..storage.models import IncompleteError
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,20 +15,8 @@ from torch import nn
 
 from .._settings import settings
 from ..config import Config
-from ..features.describe import DIHEDRAL, PLAIN, encode_parts
-from ..features.frozen import (
-    SHUFFLENET,
-    Features,
-    Spool,
-    features_of,
-    is_frozen,
-    is_used_once,
-    kept_colours,
-    make_encoder,
-    require_length,
-    stored_features,
-)
-from ..features.moments import Moments, standardise
+from ..features.describe import DIHEDRAL, PLAIN, View, describe_parts, of_views
+from ..features.encoders import SHUFFLENET, is_frozen, make_encoder
 from ..features.patches import (
     fields_of_view,
     model_mpp,
@@ -41,20 +29,22 @@ from ..features.patches import (
     spots_per_batch,
     training_spacing,
 )
+from ..features.slide import parts_of
+from ..features.store import ENCODED, Described, describe_section, gathered, require_length
 from ..features.weights import read_state_dict
 from ..nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
 from ..prediction.chunks import predict_in_chunks, spots_at_once
 from ..prediction.confidence import Confidence, optical_density
 from ..prediction.context import pitch_of
 from ..prediction.finite import require_finite_model, require_finite_prediction
-from ..prediction.linear import LinearPath, add_linear, fill_in_colours
+from ..prediction.linear import LinearPath, add_linear
 from ..runtime.device import resolve_device, threads_of_torch
 from ..runtime.random_state import own_random_state
 from ..runtime.validators import whole_or_none
 from ..section import Section, require_counts, require_plausible, spot_spacing
 from ..section.expression import ExpressionScale
 from ..section.fingerprint import Fingerprint
-from ..storage.checkpoint import Checkpoint
+from ..storage.checkpoint import Checkpoint, Parts
 from ..storage.models import load_model, save_model, stored_scale
 from ..training.checkpoint import folder_of_fit
 from ..training.devices import Devices, Strategy
@@ -285,10 +275,9 @@ class HGGEP:
         device
             "auto", "cpu", "cuda", "cuda:1", "mps".
         batch_size
-            Spots whose patches are held and encoded at once; None for 64.
+            Spots whose patches or crops are encoded at once; None for 64.
         average_flips
-            Average over the eight flips and rotations of every patch; None does so where the network learnt on all
-            of them (`config.flips`).
+            Average the predictions of the spots in eight views, turned and mirrored; else they are seen as they lie.
         chunk_spots
             Spots that attention and hypergraph see at once; None for as many as `config.chunk_spots` and free memory
             allow.
@@ -314,41 +303,34 @@ class HGGEP:
         say_if_spacing_differs(section, self.spacing_um)
         if self.linear is not None:
             say_if_few(section)
-        target, network = resolve_device(device), self.network
-        network.to(target)
+        target = resolve_device(device)
+        network = self.network.to(target)
         positions = torch.as_tensor(network.positions(section))
         positions = positions.float() if positions.is_floating_point() else positions
-        fields, size = self._fields(section), self.config.patch_size
-        looks, learnt = not self.embeddings, self.confidence is not None or self.linear is not None
-        colours = kept_colours(section, fields, size) if looks and self.linear is not None else None
         known, max_spots = (checkpoint or Checkpoint()).in_chunks(
             lambda: spots_at_once(len(section.xy), self.config, target, name=section.name, chunk_spots=chunk_spots)
         )
-        waits = looks and target.type == "cpu" and max_spots < len(section.xy) and is_used_once(section)
-        with Spool() as encoded, known.with_features_on_disk() if waits else nullcontext(known) as known:
-            features = self._features(section, target, spots_per_batch(batch_size), average_flips, colours)
-            features = stored_features(features, known.features, target, colours)
-            expression, latent = predict_in_chunks(
-                network,
-                _noted(features, known, encoded if learnt else None, colours, advance),
-                section.xy,
-                positions.to(target),
-                self.config,
-                name=section.name,
-                max_spots=max_spots,
-                pitch=self._pitch(section),
-                checkpoint=known,
-            )
-            moments = Moments.of_parts(mean for _, mean in encoded)
-            if self.confidence is not None:
-                stain = optical_density(section, min(fields), size) if looks else None
-                self.confidence.say_if_unlike(
-                    section.name, moments.mean.reshape(self.confidence.feature_mean.shape), stain
-                )
-            if self.linear is not None:
-                if colours is not None:
-                    fill_in_colours(colours, section, fields, size)
-                add_linear(expression, self.linear, encoded, moments, colours)
+        views = DIHEDRAL if average_flips else PLAIN
+        described = self._described(section, views, target, spots_per_batch(batch_size), known.features, advance)
+        assert described.encoded is not None  # there is an encoder
+        expression, latent = predict_in_chunks(
+            network,
+            described.encoded,
+            section.xy,
+            positions.to(target),
+            self.config,
+            name=section.name,
+            max_spots=max_spots,
+            pitch=self._pitch(section),
+            kept=known.predicted,
+        )
+        if self.confidence is not None:
+            fields, size = self._fields(section), self.config.patch_size
+            stain = None if self.embeddings else optical_density(section, min(fields), size)
+            mean = described.encoded[:, 0].mean(axis=0, dtype=np.float64)
+            self.confidence.say_if_unlike(section.name, mean, stain)
+        if self.linear is not None:
+            add_linear(expression, self.linear, described)
         require_finite_prediction(section.name, expression, latent)
         return expression, latent
 
@@ -405,10 +387,10 @@ class HGGEP:
         um = require_plausible(mpp)
         seen, places = seen.astype(np.float32), places * (1.0 if um is None else um)
         target = resolve_device(device)
-        held = torch.from_numpy(seen)[:, None, None]
+        described = Described(seen[:, None, None], None)
         expression, latent = predict_in_chunks(
             self.network.to(target),
-            lambda parts: (held[spots].to(target) for spots in parts),
+            seen[:, None, None],
             places,
             torch.from_numpy(places - places.mean(axis=0)).float().to(target),
             self.config,
@@ -419,7 +401,7 @@ class HGGEP:
         if self.confidence is not None:
             self.confidence.say_if_unlike("features", seen.mean(axis=0)[None], None)
         if self.linear is not None:
-            expression += self.linear.predict(standardise(seen))
+            add_linear(expression, self.linear, described)
         require_finite_prediction("features", expression, latent)
         return expression, latent
 
@@ -434,53 +416,38 @@ class HGGEP:
         """Sides of the fields of view in px of a section's image."""
         return fields_of_view(self.config, self.mpp, section.mpp, section.reduction / self.reduction)
 
-    def _features(
+    def _described(
         self,
         section: Section,
+        views: tuple[View, ...],
         device: torch.device,
         batch_size: int,
-        average_flips: bool | None,
-        colours: np.ndarray | None = None,
-    ) -> Features:
-        """Return what gives the features of spots, (n, views, ...); for `colours` see `features_of`."""
-        fields, config, network = self._fields(section), self.config, self.network
-        averaged = config.flips if average_flips is None else average_flips
-        views = DIHEDRAL if averaged else PLAIN
-        if is_frozen(self.encoder, config):
-            assert self.encoder is not None
+        kept: Parts,
+        advance: Callable[[int], object] | None,
+    ) -> Described:
+        """Return the features of all spots; see `describe_section`."""
+        fields, size, network = self._fields(section), self.config.patch_size, self.network
+        how: dict[str, Any] = {"batch_size": batch_size, "device": device}
+        if is_frozen(self.encoder, self.config):
             if isinstance(self.encoder, str):
                 assert not isinstance(network, PublishedNetwork)  # which has its own encoder
                 require_length(section, self.encoder, sum(network.groups))
-            return features_of(
-                section,
-                self.encoder,
-                fields,
-                config,
-                device=device,
-                views=views,
-                batch_size=batch_size,
-                colours=colours,
-            )
+            how |= {"views": views, "colours": self.linear is not None, "kept": kept, "advance": advance}
+            return describe_section(section, self.encoder, fields, size, **how)
         assert not isinstance(network, Ensemble)  # whose encoder is frozen
-        say_if_coarse(section, fields, config.patch_size)
+        say_if_coarse(section, fields, size)
 
-        def features(parts: Sequence[np.ndarray]) -> Generator[torch.Tensor, None, None]:
-            with section.open_image() as image:
-                centres = [network.centres(section.xy[spots]) for spots in parts]
-                found = encode_parts(
-                    image,
-                    centres,
-                    fields,
-                    config.patch_size,
-                    network.encode,
-                    views=views,
-                    batch_size=batch_size,
-                    device=device,
-                )
-                with closing(found):
-                    yield from found
+        def see(parts: Sequence[np.ndarray]) -> Generator[dict[str, torch.Tensor], None, None]:
+            centres = [network.centres(section.xy[spots]) for spots in parts]
+            encode = [of_views(network.encode, views)]
+            with (
+                section.open_image() as image,
+                closing(describe_parts(image, centres, fields, size, encode, **how)) as arriving,
+            ):
+                for (found,) in arriving:
+                    yield {ENCODED: found.float().cpu()}
 
-        return features
+        return Described(gathered(parts_of(section.xy, fields, size), see, kept, advance)[ENCODED], None)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder: the network as safetensors, everything else as JSON.
@@ -659,50 +626,3 @@ def _filled(
     if given is not None:
         network.encoder = given
     return network
-
-
-def _noted(
-    features: Features,
-    checkpoint: Checkpoint,
-    encoded: Spool | None,
-    colours: np.ndarray | None,
-    advance: Callable[[int], object] | None,
-) -> Features:
-    """Return features of which is noted, on their way to the network, what is needed after all are known.
-
-    Parameters
-    ----------
-    features
-        Of parts of the spots, (n, views, ...) each.
-    checkpoint
-        Holds what was noted of spots that were described before; is given what is of others.
-    encoded
-        Is given the mean over views, (n, D); None where nobody asks for it.
-    colours
-        (n_spots, fields, 90), which `features` fills in, and which are noted too; None where nobody asks for it.
-    advance
-        Told how many more spots are done.
-    """
-    advance = advance or (lambda _: None)
-    for spots, part in checkpoint.described:
-        if encoded is not None:
-            encoded.add(spots, part["mean"].numpy())
-        if colours is not None:
-            colours[spots] = part["colours"]
-        advance(len(spots))
-
-    def noted(parts: Sequence[np.ndarray]) -> Generator[torch.Tensor, None, None]:
-        with closing(features(parts)) as arriving:
-            for spots, seen in zip(parts, arriving, strict=True):
-                if spots not in checkpoint.described:
-                    part = {}
-                    if encoded is not None:
-                        part["mean"] = seen.float().mean(1).flatten(1).cpu()
-                        encoded.add(spots, part["mean"].numpy())
-                    if colours is not None:
-                        part["colours"] = torch.from_numpy(colours[spots])
-                    checkpoint.described.write(spots, **part)
-                    advance(len(spots))
-                yield seen
-
-    return noted

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..config import BaseConfig, Config, Normalize
-from ..features.frozen import SHUFFLENET
+from ..features.encoders import SHUFFLENET
 from ..prediction.finite import require_finite_prediction
 from ..runtime.validators import choice, text
 from .baselines import BASELINES

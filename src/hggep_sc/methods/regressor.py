@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 from torch import nn
 
-from ..features.frozen import SHUFFLENET
+from ..features.encoders import SHUFFLENET
 from ..runtime.device import resolve_device, threads_of_torch
 from ..section import Section
 from ..training.selection import Training

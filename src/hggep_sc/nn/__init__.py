@@ -33,5 +33,9 @@ __all__ = [
 def shufflenet_encoder(config: "Config") -> ShuffleNetEncoder:
     """Return a configuration's own encoder, freshly initialised from torch's random state."""
     return ShuffleNetEncoder(
-        config.stages, gem=config.gem, cbam=config.cbam, residual=config.residual, frozen=not config.learns_backbone
+        config.stages,
+        gem=config.gem,
+        cbam=config.cbam,
+        residual=config.residual or not config.learns_from_pixels,  # a frozen one has nothing to replace
+        frozen=not config.learns_backbone,
     )

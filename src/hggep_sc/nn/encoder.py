@@ -130,6 +130,11 @@ class ShuffleNetEncoder(Encoder):
             return plain
         return weighed[0] if self.cbam_scale is None else plain + self.cbam_scale * weighed[0]
 
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """(N, 3, H, W), 0..255, to the map of each stage, (N, C, H / stride, W / stride); without GEM and CBAM."""
+        found = dict(zip(STAGES, self.backbone.maps(self.normalise(pixels)), strict=True))
+        return [found[stage] for stage in self.stages]
+
     def _averages(self, stage: str, maps: Tensor) -> list[Tensor]:
         """Average a stage's maps, and what a CBAM makes of them; nothing of a stage that is not read."""
         if stage not in self.stages:

@@ -1,6 +1,5 @@
 """What goes into every network of the package, and what comes out."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -31,11 +30,9 @@ class Network(Protocol):
         """Predict from features (N, ...) and positions (N, 2)."""
 
 
-def average_views(
-    network: Network, features: Tensor, positions: Tensor, each: Callable[..., Iterable[Output]] = map
-) -> tuple[Tensor, Tensor]:
-    """Mean over views of expression (N, G) and latent (N, D); features (N, views, ...). `each` maps as `map` does."""
-    outputs = list(each(lambda view: network.decode(view, positions), features.unbind(1)))
+def average_views(network: Network, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over views of expression (N, G) and latent (N, D); features (N, views, ...)."""
+    outputs = [network.decode(view, positions) for view in features.unbind(1)]
     expression = torch.stack([out.expression for out in outputs]).mean(0)
     return expression, torch.stack([out.latent for out in outputs]).mean(0)
 

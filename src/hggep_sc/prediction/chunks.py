@@ -1,10 +1,8 @@
 """A section predicted in compact chunks: each spot once, among the spots around it."""
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from itertools import chain
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from math import isqrt
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,23 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..nn import Output, average_views
-from ..runtime.device import compute_alone, mixed_precision
-from ..storage.arrays import array_store
-from ..storage.checkpoint import Checkpoint
+from ..features.parts import halved
+from ..nn import average_views
+from ..nn.interface import upload
+from ..runtime.device import mixed_precision
+from ..runtime.threads import Result, ahead, compute_alone
+from ..storage.checkpoint import Parts
 from .context import layers_at_pitch
 
 if TYPE_CHECKING:
     from scipy.spatial import KDTree
 
     from ..config import Config
-    from ..features.frozen import Features
     from ..nn.interface import Network
 
 logger = logging.getLogger(__name__)
 
 CORE = 0.5  # share of a chunk's spots that are predicted, at most; the rest is their surroundings
-DESCRIBED = 512  # spots that are described together, at most: what a kill loses
 SCORES = 2 * 4  # bytes for each head and pair of spots, where attention is not fused: scores and weights
 
 
@@ -51,26 +49,7 @@ def spatial_chunks(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
     -------
     Sorted indices of each chunk; one chunk where `max_spots` is None or not exceeded.
     """
-    todo, chunks = [np.arange(len(xy))], []
-    while todo:
-        spots = todo.pop()
-        if max_spots is None or len(spots) <= max_spots:
-            chunks.append(np.sort(spots))
-            continue
-        points = xy[spots]
-        axis = int(np.ptp(points[:, 1]) > np.ptp(points[:, 0]))
-        order = spots[np.lexsort((points[:, 1 - axis], points[:, axis]))]
-        todo += [order[len(order) // 2 :], order[: len(order) // 2]]
-    return chunks
-
-
-def described_together(xy: np.ndarray, max_spots: int | None) -> list[np.ndarray]:
-    """Split spots into the parts whose patches are described together, where so many make a chunk.
-
-    Larger sections are split as into cores: the smaller the parts, the less is held along the border.
-    """
-    size = min(max_spots or DESCRIBED, DESCRIBED)
-    return spatial_chunks(xy, size if len(xy) <= size else max(int(CORE * size), 1))
+    return halved(xy, lambda spots: max_spots is None or len(spots) <= max_spots)
 
 
 def chunks_with_halo(xy: np.ndarray, core: np.ndarray, max_spots: int) -> list[Chunk]:
@@ -152,7 +131,7 @@ def spots_at_once(n: int, config: "Config", device: torch.device, *, name: str, 
 @torch.inference_mode()
 def predict_in_chunks(
     network: "Network",
-    features: "Features",
+    features: np.ndarray,
     xy: np.ndarray,
     positions: Tensor,
     config: "Config",
@@ -160,9 +139,9 @@ def predict_in_chunks(
     name: str,
     max_spots: int,
     pitch: float | None = None,
-    checkpoint: Checkpoint | None = None,
+    kept: Parts | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict all spots of a section from their features, which are computed once.
+    """Predict all spots of a section from their features.
 
     Where the GPU runs out of memory, chunks are halved from there on, with a warning.
 
@@ -171,7 +150,7 @@ def predict_in_chunks(
     network
         In evaluation mode.
     features
-        Takes parts of the spots and gives the features of each, (n, views, ...), on the network's device.
+        (n_spots, views, ...); the predictions of several views are averaged.
     xy
         (n_spots, 2) spot centres, by which the section is cut.
     positions
@@ -185,15 +164,14 @@ def predict_in_chunks(
     pitch
         Distance, in the unit of `xy`, of the neighbours that the network knows, where spots lie so much closer that
         they are dealt into layers, see `layers_at_pitch`; None where they do not.
-    checkpoint
-        Holds the predictions of chunks that are not to be predicted again, and is given those of the others; features
-        that no later chunk needs are removed from it.
+    kept
+        Predictions of chunks that are not to be predicted again, and where those of the others are put away.
 
     Returns
     -------
     Log expression (n_spots, n_genes) and latent representation (n_spots, d), both float32.
     """
-    checkpoint = checkpoint or Checkpoint()
+    kept = kept or Parts(None)
     predicted: list[np.ndarray] = []
 
     def put(spots: np.ndarray, values: Sequence[np.ndarray]) -> None:
@@ -202,27 +180,26 @@ def predict_in_chunks(
         for whole, value in zip(predicted, values, strict=True):
             whole[spots] = value
 
+    decoder = _Decoder(network, xy, positions, max_spots, name)
     todo = []
     for chunk in _chunks(xy, max_spots, pitch):
-        if chunk.predicted not in checkpoint.predicted:
+        if chunk.predicted in kept:
+            known = kept.read(chunk.predicted)
+            put(chunk.predicted, [known[what].numpy() for what in ("expression", "latent")])
+        else:
             todo.append(chunk)
-            continue
-        known = checkpoint.predicted.read(chunk.predicted)
-        put(chunk.predicted, [known[name].numpy() for name in ("expression", "latent")])
-    parts = described_together(xy, max_spots)
-    gather = _features_of if pitch is None else _features_of_layers
-    with (
-        _views_at_once(positions.device, max_spots, config) as each,
-        closing(gather(todo, features, parts, checkpoint)) as arriving,
-    ):
-        decoder = _Decoder(network, xy, positions, max_spots, each, name)
-        for chunk, seen in zip(todo, arriving, strict=True):
-            for spots, values in decoder.core(chunk, seen):
+
+    def decode(chunk: Chunk) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        return list(decoder.core(chunk, upload(torch.from_numpy(features[chunk.spots]), positions.device)))
+
+    with closing(_in_turn(decode, todo, max_spots, positions.device, config)) as arriving:
+        for chunk, decoded in zip(todo, arriving, strict=True):
+            for spots, values in decoded:
                 put(spots, values)
-            kept = [torch.from_numpy(whole[chunk.predicted]) for whole in predicted]
-            checkpoint.predicted.write(chunk.predicted, expression=kept[0], latent=kept[1])
-    expression, latent = predicted  # a section has spots
-    return expression, latent
+            expression, latent = (torch.from_numpy(whole[chunk.predicted]) for whole in predicted)
+            kept.write(chunk.predicted, expression=expression, latent=latent)
+    expression_of_all, latent_of_all = predicted  # a section has spots
+    return expression_of_all, latent_of_all
 
 
 def _chunks(xy: np.ndarray, max_spots: int, pitch: float | None) -> list[Chunk]:
@@ -245,8 +222,6 @@ class _Decoder:
         As in `predict_in_chunks`.
     limit
         Spots at once.
-    each
-        A `map` over views.
     """
 
     def __init__(
@@ -255,11 +230,9 @@ class _Decoder:
         xy: np.ndarray,
         positions: Tensor,
         limit: int,
-        each: Callable[..., Iterable[Output]],
         name: str,
     ) -> None:
-        self.network, self.xy, self.positions = network, xy, positions
-        self.limit, self.each, self.name = limit, each, name
+        self.network, self.xy, self.positions, self.limit, self.name = network, xy, positions, limit, name
 
     def core(self, chunk: Chunk, seen: Tensor) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Yield some of the spots in a chunk's core at a time, with log expression and latent representation.
@@ -276,7 +249,7 @@ class _Decoder:
                 continue
             try:
                 with mixed_precision(self.positions.device):
-                    out = average_views(self.network, seen[part.spots], self.positions[spots], self.each)
+                    out = average_views(self.network, seen[part.spots], self.positions[spots])
             except torch.OutOfMemoryError:
                 if len(spots) == 1:
                     raise
@@ -294,95 +267,20 @@ class _Decoder:
             yield spots[part.core], [value.float().cpu().numpy()[part.core] for value in out]
 
 
-@contextmanager
-def _views_at_once(device: torch.device, max_spots: int, config: "Config") -> Iterator[Callable[..., Iterable[Output]]]:
-    """Give a `map` over views: by a CPU's threads, each computing alone, which is faster than all of them at one.
+def _in_turn(
+    decode: Callable[[Chunk], Result], chunks: Sequence[Chunk], max_spots: int, device: torch.device, config: "Config"
+) -> Generator[Result, None, None]:
+    """Decode chunks in order; each of a CPU's threads takes one by itself, which is faster than all of them at one.
 
-    There are as many as free memory holds, see `spots_at_once`.
+    There are as many at once as free memory holds, see `spots_at_once`.
     """
     n_threads = 1
-    if device.type == "cpu":
+    if device.type == "cpu" and len(chunks) > 1:
         room = _free_memory(device) // (SCORES * config.vit_heads * max_spots**2)
         n_threads = min(torch.get_num_threads(), room)
-    if n_threads <= 1:
-        yield map
-        return
-    with ThreadPoolExecutor(n_threads, "views", compute_alone) as pool:
-
-        def each(function: Callable[[Tensor], Output], views: Sequence[Tensor]) -> Iterable[Output]:
-            return pool.map(torch.inference_mode()(function), views) if len(views) > 1 else map(function, views)
-
-        yield each
-
-
-def _features_of(
-    chunks: Sequence[Chunk], features: "Features", parts: Sequence[np.ndarray], checkpoint: Checkpoint
-) -> Generator[Tensor, None, None]:
-    """Give the features of each chunk in turn.
-
-    They are computed by `parts`, a partition of the spots. Those along the border between what is predicted and what is
-    not wait until no later chunk needs them: on disk, where the checkpoint keeps them, else in memory, as on a GPU.
-    """
-    n = sum(map(len, parts))
-    part_of, row_of = np.empty(n, dtype=int), np.empty(n, dtype=int)
-    for i, spots in enumerate(parts):
-        part_of[spots], row_of[spots] = i, np.arange(len(spots))
-    needed = [np.unique(part_of[chunk.spots]) for chunk in chunks]
-    unknown = [i for i, spots in enumerate(parts) if spots not in checkpoint.described]  # whatever has been predicted
-    last_use = {part: i for i, of_chunk in enumerate(needed) for part in of_chunk}
-    arrived: set[int] = set()
-    held: dict[int, Tensor] = {}
-    with closing(features([parts[part] for part in dict.fromkeys(chain(*needed, unknown))])) as arriving:
-
-        def of_part(part: int) -> Tensor:
-            if part in arrived:
-                return held[part] if part in held else checkpoint.features.read(parts[part])["features"]
-            found = next(arriving)
-            arrived.add(part)
-            if found.device.type != "cpu" or parts[part] not in checkpoint.features:
-                held[part] = found
-            return found
-
-        for i, ((spots, _), of_chunk) in enumerate(zip(chunks, needed, strict=True)):
-            seen: Tensor | None = None
-            for part in of_chunk:
-                found = of_part(part)
-                seen = found.new_empty((len(spots), *found.shape[1:])) if seen is None else seen
-                here = part_of[spots] == part
-                seen[here] = found[row_of[spots[here]]]
-            assert seen is not None  # a chunk has spots
-            del found
-            done = [part for part in of_chunk if last_use[part] == i]
-            for part in done:
-                held.pop(part, None)
-            yield seen
-            for part in done:  # the chunk has been predicted
-                checkpoint.features.remove(parts[part])
-        for _ in arriving:
-            pass
-    for spots in parts:  # what a kill has left
-        checkpoint.features.remove(spots)
-
-
-def _features_of_layers(
-    chunks: Sequence[Chunk], features: "Features", parts: Sequence[np.ndarray], checkpoint: Checkpoint
-) -> Generator[Tensor, None, None]:
-    """Give the features of each chunk in turn, where chunks take some spots of every part: all are held."""
-    wanted = [spots for spots in parts if chunks or spots not in checkpoint.described]
-    with ExitStack() as open_until_done:
-        arriving = open_until_done.enter_context(closing(features(wanted)))
-        held: np.ndarray | None = None
-        device = torch.device("cpu")
-        for spots, found in zip(wanted, arriving, strict=True):
-            if held is None:
-                shape, device = (sum(map(len, parts)), *found.shape[1:]), found.device
-                (held,) = open_until_done.enter_context(array_store([shape], np.float32))
-            held[spots] = found.float().cpu().numpy()
-        for chunk in chunks:
-            assert held is not None  # a chunk has spots
-            yield torch.from_numpy(held[chunk.spots]).to(device)
-    for spots in parts:
-        checkpoint.features.remove(spots)
+    if n_threads > 1:
+        return ahead(torch.inference_mode()(decode), chunks, n_threads, compute_alone)
+    return (decode(chunk) for chunk in chunks)
 
 
 def _free_memory(device: torch.device) -> int:

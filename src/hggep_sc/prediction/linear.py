@@ -8,15 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..features.colours import colour_and_texture
-from ..features.describe import describe_parts, of_patches
-from ..features.frozen import Spool, kept_colours
-from ..features.moments import Moments, standardise
-from ..features.patches import BATCH_SPOTS
+from ..features.moments import ROWS, Moments, standardise
 
 if TYPE_CHECKING:
-    from ..config import Config
-    from ..section import Section
+    from ..features.store import Described
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,73 +54,27 @@ class LinearPath:
         return cls(tensors["coefficients"].numpy(), tensors["components"].numpy(), float(tensors["alpha"]))
 
 
-def linear_features(
-    section: "Section", encoded: np.ndarray, fields: tuple[float, ...], config: "Config", *, looks: bool
-) -> np.ndarray:
-    """Return what the linear path sees of a section's spots, (n_spots, n_features).
+def linear_features(described: "Described") -> np.ndarray:
+    """Return what the linear path sees of a section's spots, (n_spots, n_features), float32.
 
-    Parameters
-    ----------
-    section
-        Where the spots and the image are.
-    encoded
-        (n_spots, fields, D) the encoder's features, the mean over views.
-    fields
-        Sides of the fields of view, px of the image's finest level.
-    config
-        Size of the patches.
-    looks
-        Whether statistics of colour and texture go beside them: not with embeddings, for which no image is read.
-
-    Returns
-    -------
-    Every column has mean 0 over the section; the columns of either kind have together variance 1.
+    These are statistics of colour and texture, and the encoder's features of the first view. Every column has mean 0
+    over the section; the columns of either kind have together variance 1.
     """
-    blocks = [encoded.reshape(len(encoded), -1)]
-    if looks:
-        colours = kept_colours(section, fields, config.patch_size)
-        fill_in_colours(colours, section, fields, config.patch_size)
-        blocks.insert(0, colours.reshape(len(colours), -1))
-    return np.hstack([standardise(block) for block in blocks])
+    return np.hstack([standardise(block) for block in _blocks(described)])
 
 
-def add_linear(
-    expression: np.ndarray, path: LinearPath, encoded: Spool, moments: Moments, colours: np.ndarray | None
-) -> None:
+def add_linear(expression: np.ndarray, path: LinearPath, described: "Described") -> None:
     """Add what a linear path predicts from `linear_features`, which are never held for all spots of a section.
 
-    Parameters
-    ----------
-    expression
-        (n_spots, n_genes), written to.
-    path
-        The linear path.
-    encoded
-        The encoder's features of all spots, the mean over views, (n, fields * D) of each part.
-    moments
-        Theirs over all spots.
-    colours
-        (n_spots, fields, 90) statistics of colour and texture; None with embeddings.
+    `expression` (n_spots, n_genes) is written to.
     """
-    beside = [] if colours is None else [colours.reshape(len(colours), -1)]
-    known = [(block, Moments.of(block)) for block in beside]
-    for spots, part in encoded:
-        blocks = [of_block.standardised(block[spots]) for block, of_block in known]
-        expression[spots] += path.predict(np.hstack([*blocks, moments.standardised(part)]))
+    blocks = [(block, Moments.of(block)) for block in _blocks(described)]
+    for start in range(0, len(expression), ROWS):
+        rows = slice(start, start + ROWS)
+        expression[rows] += path.predict(np.hstack([moments.standardised(block[rows]) for block, moments in blocks]))
 
 
-def fill_in_colours(colours: np.ndarray, section: "Section", fields: tuple[float, ...], patch_size: int) -> None:
-    """Fill in the statistics of colour and texture (n_spots, fields, 90) that are not yet known."""
-    missing = np.flatnonzero(np.isnan(colours[:, 0, 0]))
-    if len(missing):
-        with section.open_image() as image:
-            ((found,),) = describe_parts(
-                image,
-                [section.xy[missing]],
-                fields,
-                patch_size,
-                [of_patches(colour_and_texture)],
-                batch_size=BATCH_SPOTS,
-                device=torch.device("cpu"),
-            )
-        colours[missing] = found.numpy()
+def _blocks(described: "Described") -> list[np.ndarray]:
+    """Return features of either kind, (n_spots, n_features), as they are."""
+    kinds = [described.colours, None if described.encoded is None else described.encoded[:, 0]]
+    return [kind.reshape(len(kind), -1) for kind in kinds if kind is not None]

@@ -72,12 +72,6 @@ def is_first_process() -> bool:
     return not there or torch.distributed.get_rank() == 0
 
 
-def compute_alone() -> None:
-    """Give OpenMP one thread in this one; others keep theirs, unlike with `torch.set_num_threads`."""
-    torch.get_num_threads()  # torch settles its number at the first question, which must not be later
-    threadpool_limits(1, user_api="openmp")
-
-
 @contextmanager
 def threads_of_torch() -> Iterator[None]:
     """Compute with as many threads as torch gives to a new one: rounding depends on their number.

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,24 +33,16 @@ class Parts:
     ----------
     folder
         Where the files are. None: nothing is kept.
-    remedy
-        What to do where they cannot be written, for the error.
     """
 
-    def __init__(self, folder: Path | None, remedy: str = "") -> None:
-        self._folder, self._remedy = folder, remedy
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
 
     def _file(self, spots: np.ndarray) -> Path | None:
         return None if self._folder is None else self._folder / f"{spots[0]}{SUFFIX}"
 
     def __contains__(self, spots: np.ndarray) -> bool:
         return (file := self._file(spots)) is not None and file.exists()
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-        """Yield the spots of each part, and their tensors."""
-        for file in [] if self._folder is None else sorted(self._folder.glob(f"*{SUFFIX}")):
-            tensors = _read(file)
-            yield tensors.pop(SPOTS).numpy(), tensors
 
     def read(self, spots: np.ndarray) -> dict[str, Tensor]:
         """Return the tensors of a part that is there."""
@@ -73,19 +64,9 @@ class Parts:
         if (file := self._file(spots)) is None:
             return
         content = sealed({SPOTS: torch.from_numpy(spots), **tensors})
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as part:
-                part.write_bytes(content)
-        except OSError as error:
-            if not self._remedy:
-                raise
-            raise OSError(f"{error}: {self._remedy}") from error
-
-    def remove(self, spots: np.ndarray) -> None:
-        """Forget the tensors of a part."""
-        if (file := self._file(spots)) is not None:
-            file.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as part:
+            part.write_bytes(content)
 
 
 class OtherCheckpointError(ValueError):
@@ -103,30 +84,14 @@ class Checkpoint:
     Attributes
     ----------
     features
-        Features of spots that are still needed.
-    described
-        Of spots whose features have been computed, what is needed after all have been.
+        Features of spots.
     predicted
-        Predictions of the spots that have one.
+        Predictions of spots.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self.features, self.described, self.predicted = (
-            Parts(folder and folder / name) for name in ("features", "described", "predicted")
-        )
-
-    @contextmanager
-    def with_features_on_disk(self) -> Iterator["Checkpoint"]:
-        """Give this, or, if it keeps nothing, one that keeps features alone, in a temporary folder."""
-        if self._folder is not None:
-            yield self
-            return
-        remedy = "features of a large section wait there; set TMPDIR to a folder with room"
-        with TemporaryDirectory(prefix="hggep_sc_") as folder:
-            other = Checkpoint()
-            other.features = Parts(Path(folder), remedy)
-            yield other
+        self.features, self.predicted = (Parts(folder and folder / name) for name in ("features", "predicted"))
 
     def in_chunks(self, spots_of_a_chunk: Callable[[], int]) -> tuple["Checkpoint", int]:
         """Return what is known of the section in chunks, and of how many spots they are.

@@ -21,7 +21,7 @@ from ..runtime.validators import flag, path_of
 from .files import read_regular
 from .replace import is_under_way, replacing
 
-FORMAT = 2  # of the folder
+FORMAT = 3  # of the folder, and of how features are defined: 2 saw each spot's patches by themselves
 MANIFEST = "model.json"
 LARGEST = 2**26  # bytes of a manifest, of which 60,000 genes take two in a hundred
 CHECKSUM = "checksum"  # of the manifest, in itself

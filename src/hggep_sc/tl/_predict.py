@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _keys
+from .._settings import settings
 from .._version import __version__
-from ..features.frozen import use_once
 from ..features.patches import spots_per_batch
+from ..features.store import use_once
 from ..methods.registry import Model, predict_section, require_model, taken
 from ..prediction.record import confidence_of, prediction_record, told, warn_of_neighbours
 from ..runtime.progress import of_spots
@@ -189,7 +190,7 @@ def _checkpoints(
         "model": model.id,
         "mpp of the model": told(model, "mpp"),
         "reduction of the model": told(model, "reduction"),
-        "config": told(model, "config").to_dict(),
+        "config": told(model, "config").to_dict() | {"feature_route": settings.feature_route},
         "data": [sight_hash(section, embeddings, looks=told(model, "reads_image")) for section in sections],
         **how,
     }

@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
+from .._settings import settings
 from .._version import __version__
 from ..config import Config
 from ..nn import Encoder, ShuffleNetEncoder
@@ -241,13 +242,13 @@ def stores_of_features(
     if checkpoint_dir is None or not isinstance(encoder, ShuffleNetEncoder):
         yield [Parts(None) for _ in sections]
         return
-    settings = ("patch_size", "flips", "chunk_spots", "linear", "cross_fit")
+    names = ("patch_size", "flips", "linear", "cross_fit")
     identity = {
         "version of hggep_sc": __version__,
         "data": [sight_hash(section) for section in sections],
         "encoder": encoder.id,
         "fields of view": fields,
-        "config": {name: getattr(config, name) for name in settings},
+        "config": {name: getattr(config, name) for name in names} | {"feature_route": settings.feature_route},
     }
     folder = checkpoint_dir / FEATURES
     if not resume:

@@ -167,12 +167,12 @@ def _moments(network: HGGEPNetwork | Ensemble, training: Sequence[SectionData]) 
     network.eval()
     means, variances = [], []
     for data in training:
-        seen = np.flatnonzero(data.observed)
+        seen, features = np.flatnonzero(data.observed), data_features(network, data)
         # in double precision the difference of squares keeps eight digits of the spread
         total, squares = np.zeros(()), np.zeros(())
         for spots in np.array_split(seen, -(-len(seen) // MOMENT_SPOTS)):
-            features = data_features(network, data, spots).mean(1).double()
-            total, squares = total + features.sum(0).numpy(), squares + (features**2).sum(0).numpy()
+            part = features[spots, 0].astype(np.float64)
+            total, squares = total + part.sum(0), squares + (part**2).sum(0)
         mean = total / len(seen)
         means.append(mean)
         variances.append(np.maximum(squares / len(seen) - mean**2, 0))

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..features.describe import DIHEDRAL, PLAIN, of_views
+from ..features.describe import PLAIN, of_views
 from ..features.patches import BATCH_SPOTS
 from ..nn import Ensemble, HGGEPNetwork
 from ..prediction.chunks import predict_in_chunks, spots_at_once
@@ -135,7 +134,7 @@ def predict_data(network: HGGEPNetwork | Ensemble, data: SectionData) -> np.ndar
     device = network.gene_mean.device
     expression, _ = predict_in_chunks(
         network,
-        lambda parts: (data_features(network, data, spots).to(device) for spots in parts),
+        data_features(network, data),
         data.xy,
         torch.from_numpy(data.positions).to(device),
         network.config,
@@ -146,14 +145,13 @@ def predict_data(network: HGGEPNetwork | Ensemble, data: SectionData) -> np.ndar
 
 
 @torch.no_grad()
-def data_features(network: HGGEPNetwork | Ensemble, data: SectionData, spots: np.ndarray) -> Tensor:
-    """Return the features of some spots of a section that is held for training, (n, views, fields, D)."""
-    batch = data.batch(spots)
-    if batch.features is not None:
-        return batch.features
-    assert batch.patches is not None  # a batch holds one or the other
+def data_features(network: HGGEPNetwork | Ensemble, data: SectionData) -> np.ndarray:
+    """Return the features of a section that is held for training, of the spots as they lie: (n, 1, fields, D)."""
+    if data.holds_features:
+        return data.seen[:, :1]
     assert isinstance(network, HGGEPNetwork)  # an ensemble is given features
     device = network.gene_mean.device
-    views = DIHEDRAL if network.config.flips else PLAIN  # as in prediction
-    encode = of_views(network.encode, views)
-    return torch.cat([encode(part.to(device)) for part in batch.patches.split(BATCH_SPOTS)]).cpu()
+    encode = of_views(network.encode, PLAIN)
+    starts = range(0, len(data.seen), BATCH_SPOTS)
+    parts = (torch.from_numpy(data.seen[start : start + BATCH_SPOTS]).to(device) for start in starts)
+    return np.concatenate([encode(part).float().cpu().numpy() for part in parts])

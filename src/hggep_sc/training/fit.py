@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import Config
-from ..features.frozen import is_frozen
+from ..features.encoders import is_frozen
 from ..features.patches import fields_of_view
 from ..nn import Encoder, Ensemble, HGGEPNetwork, PublishedNetwork, averaged
 from ..prediction.confidence import Confidence, optical_density
@@ -89,10 +89,8 @@ def train(
             )
         config = config.replace(ensemble=1)  # networks that share no encoder are no ensemble of ours
     fields = [fields_of_view(config, mpp, section.mpp, section.reduction / reduction) for section in sections]
-    with (
-        interruptible(checkpoint_dir),
-        quiet(),
-        read_sections(
+    with interruptible(checkpoint_dir), quiet():
+        data = read_sections(
             sections,
             genes,
             scale,
@@ -104,8 +102,7 @@ def train(
             checkpoint_dir=checkpoint_dir if devices.number == 1 else None,
             resume=resume,
             progress=progress,
-        ) as data,
-    ):
+        )
         identity = identity_of(data, genes, config, held_out, seed, devices.number)
         checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity, writes=devices.rank == 0)
         training, validation = _split(data, held_out)

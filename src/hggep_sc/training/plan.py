@@ -102,7 +102,7 @@ class TrainingPlan(L.LightningModule):
 
     def validation_step(self, batch: Batch, step: int) -> None:
         if batch.features is not None:
-            features = batch.features
+            features = batch.features[:, :1]  # as they lie, as in prediction
         else:
             assert batch.patches is not None  # a batch holds one or the other
             features = self.network.encode(batch.patches)[:, None]

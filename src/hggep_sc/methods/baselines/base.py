@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...features.frozen import SHUFFLENET, make_encoder, require_length
+from ...features.encoders import SHUFFLENET, make_encoder
 from ...features.patches import (
+    fields_of_view,
     model_mpp,
     model_reduction,
     say_if_few,
@@ -22,21 +23,23 @@ from ...features.patches import (
     spots_per_batch,
     training_spacing,
 )
+from ...features.store import describe_section, require_length
 from ...nn import Encoder, ModuleEncoder
 from ...prediction.finite import require_finite_model, require_finite_prediction
+from ...prediction.linear import linear_features
 from ...runtime.device import resolve_device, threads_of_torch
 from ...runtime.progress import over_sections
 from ...section import Section, require_counts
 from ...section.expression import ExpressionScale
 from ...section.fingerprint import Fingerprint
-from ...storage.checkpoint import Checkpoint
+from ...storage.checkpoint import Checkpoint, Parts
 from ...storage.models import load_model, save_model, stored_scale
 from ...training.data import counts_to_learn
 from ...training.selection import Training
 from ..encoder import encoder_entry, required_module
 from ..genes import GenesBy, training_genes
 from .config import BaselineConfig
-from .features import Trunk, encoded_features, patch_features
+from .trunk import Trunk
 
 
 class Baseline(ABC):
@@ -308,17 +311,30 @@ class Baseline(ABC):
         batch_size: int,
         *,
         encoder: ModuleEncoder | str | None = None,
-        **how: Any,
+        reduction: float = 1.0,
+        kept: Parts | None = None,
+        advance: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        how |= {"mpp": mpp, "device": device, "batch_size": batch_size}
-        if encoder is not None:
-            return encoded_features(section, encoder, config, **how)
-        if cls.reads_image:
-            return patch_features(section, config, trunk=trunk, **how)
-        advance = how.get("advance")
-        if advance is not None:
-            advance(len(section.xy))
-        return np.empty((len(section.xy), 0), dtype=np.float32)
+        """Return the features of all spots, standardised within the section, float32 (n_spots, n_features).
+
+        These are `linear_features`, with colours beside the trunk alone.
+        """
+        if not cls.reads_image and encoder is None:
+            if advance is not None:
+                advance(len(section.xy))
+            return np.empty((len(section.xy), 0), dtype=np.float32)
+        described = describe_section(
+            section,
+            trunk if encoder is None else encoder,
+            fields_of_view(config.shared, mpp, section.mpp, section.reduction / reduction),
+            config.patch_size,
+            colours=encoder is None,
+            device=device,
+            batch_size=batch_size,
+            kept=kept,
+            advance=advance,
+        )
+        return linear_features(described)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder; see `HGGEP.save`.

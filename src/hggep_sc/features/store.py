@@ -1,0 +1,266 @@
+"""A section described once: features of all of its spots, kept for whoever asks next."""
+
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from threading import Lock
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._settings import settings
+from ..nn import Encoder, ModuleEncoder, ShuffleNetEncoder
+from ..storage.arrays import large_array
+from ..storage.checkpoint import Parts
+from .colours import colour_maps, colour_statistics
+from .describe import PLAIN, View, describe_parts, of_patches, of_views
+from .patches import BATCH_SPOTS, say_if_coarse
+from .slide import SURROUNDINGS, MapsOf, describe_windows, in_view, parts_of
+
+if TYPE_CHECKING:
+    from ..section import Section
+
+ENCODED, COLOURS = "encoded", "colours"  # names of a section's features
+
+Streams = Callable[[Sequence[np.ndarray]], Generator[dict[str, Tensor], None, None]]  # parts of the spots to features
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """What is seen of the spots of a section.
+
+    Attributes
+    ----------
+    encoded
+        float32 (n, views, fields, D), an encoder's features; (n, 1, 1, d) embeddings; None without an encoder.
+    colours
+        float32 (n, fields, 48), statistics of colour and texture; None where nobody asked for them.
+    """
+
+    encoded: np.ndarray | None
+    colours: np.ndarray | None
+
+
+class _Memory:
+    """Features of sections that are still in use, the latest, up to `settings.feature_memory` bytes."""
+
+    def __init__(self) -> None:
+        self._kept: WeakKeyDictionary[Section, dict[Hashable, tuple[int, np.ndarray]]] = WeakKeyDictionary()
+        self._uses = count()  # when each was last used
+        self._lock = Lock()  # folds may be run by threads
+
+    def recall(self, section: "Section", key: Hashable) -> np.ndarray | None:
+        """Return what is kept under a key; None for nothing."""
+        with self._lock:
+            of_section = self._kept.get(section, {})
+            if key not in of_section:
+                return None
+            of_section[key] = next(self._uses), of_section[key][1]
+            return of_section[key][1]
+
+    def keep(self, section: "Section", found: Mapping[Hashable, np.ndarray]) -> None:
+        """Keep features of a section, unless they are more than may be kept, or no other call will see it."""
+        if section in _used_once or sum(array.nbytes for array in found.values()) > settings.feature_memory:
+            return
+        with self._lock:
+            of_section = self._kept.setdefault(section, {})
+            for key, array in found.items():
+                of_section[key] = next(self._uses), array
+            everything = [(use, part, name) for part in self._kept.values() for name, (use, _) in part.items()]
+            total = sum(part[name][1].nbytes for _, part, name in everything)
+            for _, part, name in sorted(everything, key=lambda entry: entry[0]):
+                if total <= settings.feature_memory:
+                    break
+                total -= part.pop(name)[1].nbytes
+
+
+_memory = _Memory()
+_used_once: "WeakSet[Section]" = WeakSet()
+
+
+def use_once(sections: "Iterable[Section]") -> None:
+    """Keep no features of sections that no other call will see."""
+    for section in sections:
+        _used_once.add(section)
+
+
+def describe_section(
+    section: "Section",
+    encoder: Encoder | str | None,
+    fields: tuple[float, ...],
+    patch_size: int,
+    *,
+    views: tuple[View, ...] = PLAIN,
+    colours: bool = False,
+    device: torch.device,
+    batch_size: int = BATCH_SPOTS,
+    kept: Parts | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> Described:
+    """Return the features of a section's spots by an encoder that does not learn.
+
+    HGGEP's own encoder sees the slide (`describe_windows`), a module of the user's each patch by itself. What was found
+    of the section before is not computed again, as long as it is in use and `settings.feature_memory` holds it.
+
+    Parameters
+    ----------
+    section
+        Where the spots and the image are.
+    encoder
+        A frozen encoder; the `obsm` slot of embeddings, which have one view and one field; None for colours alone.
+    fields
+        Sides of the fields of view, px of the image's finest level.
+    patch_size
+        Their sides as they are read, px.
+    views
+        Turns and mirrorings that the encoder's features are computed in.
+    colours
+        Whether statistics of colour and texture are wanted, of the spots as they lie; not beside embeddings.
+    device, batch_size
+        As in `describe_windows`.
+    kept
+        Parts of an earlier call, and where parts are put away, so that a killed call loses one.
+    advance
+        Told how many more spots are done.
+
+    Raises
+    ------
+    ValueError
+        If the encoder gives features that are NaN or infinite.
+    OSError
+        If there is no room on disk for features that do not fit into memory.
+    """
+    if isinstance(encoder, str):
+        if advance is not None:
+            advance(len(section.xy))
+        return Described(section.embeddings(encoder)[:, None, None], None)
+    say_if_coarse(section, fields, patch_size)
+    definition = fields, patch_size, SURROUNDINGS, settings.feature_route
+    # a user's module has more to it than its hash tells: its features are its own
+    name = (encoder and encoder.id), ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
+    keys: dict[View | str, Hashable] = {view: (name, view, definition) for view in views if encoder is not None}
+    keys |= {COLOURS: (COLOURS, definition)} if colours else {}
+    known = {what: array for what, key in keys.items() if (array := _memory.recall(section, key)) is not None}
+    unseen = tuple(view for view in views if view in keys and view not in known)
+    if len(known) == len(keys):
+        if advance is not None:
+            advance(len(section.xy))
+    else:
+        see = partial(
+            _seen,
+            section,
+            encoder=encoder if unseen else None,
+            fields=fields,
+            patch_size=patch_size,
+            views=unseen,
+            colours=colours and COLOURS not in known,
+            device=device,
+            batch_size=batch_size,
+        )
+        found = gathered(parts_of(section.xy, fields, patch_size), see, kept, advance)
+        new: dict[View | str, np.ndarray] = {view: found[ENCODED][:, i] for i, view in enumerate(unseen)}
+        new |= {COLOURS: found[COLOURS]} if COLOURS in found else {}
+        _memory.keep(section, {keys[what]: array for what, array in new.items()})
+        known |= new
+        if unseen and unseen == views:
+            return Described(found[ENCODED], known.get(COLOURS))  # as it is, without a copy
+    encoded = None if encoder is None else np.stack([known[view] for view in views], axis=1)
+    return Described(encoded, known.get(COLOURS))
+
+
+def require_length(section: "Section", slot: str, wanted: int) -> None:
+    """Refuse a section whose embeddings are of another length than those that a model learnt from.
+
+    Raises
+    ------
+    ValueError
+        If they are.
+    """
+    if (found := section.embeddings(slot).shape[1]) != wanted:
+        raise ValueError(
+            f"section {section.name!r}: obsm[{slot!r}] has {found} columns; the model learnt from {wanted}"
+        )
+
+
+def gathered(
+    parts: Sequence[np.ndarray], see: Streams, kept: Parts | None, advance: Callable[[int], object] | None = None
+) -> dict[str, np.ndarray]:
+    """Put features of parts together, by name; they are read where they are kept, else computed and put away.
+
+    Parameters
+    ----------
+    parts
+        A partition of the spots.
+    see
+        Gives the features of each part that it is asked for.
+    kept, advance
+        As in `describe_section`.
+    """
+    kept, n, arrays = kept or Parts(None), sum(map(len, parts)), dict[str, np.ndarray]()
+    there = [spots in kept for spots in parts]
+    with closing(see([spots for spots, known in zip(parts, there, strict=True) if not known])) as computed:
+        for spots, known in zip(parts, there, strict=True):
+            found = kept.read(spots) if known else next(computed)
+            if not known:
+                kept.write(spots, **found)
+            for name, values in found.items():
+                if name not in arrays:
+                    arrays[name] = large_array((n, *values.shape[1:]), np.float32)
+                arrays[name][spots] = values.numpy()
+            if advance is not None:
+                advance(len(spots))
+    return arrays
+
+
+def _seen(
+    section: "Section",
+    parts: Sequence[np.ndarray],
+    *,
+    encoder: Encoder | None,
+    fields: tuple[float, ...],
+    patch_size: int,
+    views: tuple[View, ...],
+    colours: bool,
+    device: torch.device,
+    batch_size: int,
+) -> Generator[dict[str, Tensor], None, None]:
+    """Compute the features of parts of the spots."""
+    if encoder is not None:
+        encoder.to(device).eval()
+    centres = [section.xy[spots] for spots in parts]
+    with section.open_image() as image, ExitStack() as open_until_done:
+        maps_of: list[MapsOf] = [colour_maps] if colours else []
+        patches: Generator[list[Tensor], None, None] | None = None
+        if isinstance(encoder, ShuffleNetEncoder):
+            fast = encoder.for_inference()
+            maps_of += [in_view(fast.maps, view) for view in views]
+        elif encoder is not None:
+            describe = [of_views(of_patches(encoder), views)]
+            patches = describe_parts(
+                image,
+                centres,
+                fields,
+                patch_size,
+                describe,
+                batch_size=batch_size,
+                device=device,
+                concurrently=False,  # it may note things as it goes
+            )
+            open_until_done.enter_context(closing(patches))
+        windows = describe_windows(image, centres, fields, patch_size, maps_of, batch_size=batch_size, device=device)
+        open_until_done.enter_context(closing(windows))
+        for _ in parts:
+            found = next(windows) if maps_of else []
+            seen = {COLOURS: colour_statistics(found.pop(0))} if colours else {}
+            if patches is not None:
+                found = list(next(patches)[0].float().cpu().unbind(1))
+            if found:
+                seen[ENCODED] = torch.stack(found, dim=1)
+                if not seen[ENCODED].isfinite().all():
+                    raise ValueError(f"section {section.name!r}: the encoder gives features that are NaN or infinite")
+            yield seen

@@ -49,6 +49,7 @@ from ..storage.models import load_model, save_model, stored_scale
 from ..training.checkpoint import folder_of_fit
 from ..training.devices import Devices, Strategy
 from ..training.fit import train
+from ..training.run import Run
 from ..training.split import held_out_spots
 from .encoder import encoder_entry, required_module
 from .genes import NAMED, GenesBy, training_genes
@@ -210,9 +211,16 @@ class HGGEP:
         chosen, by = training_genes(learnt, genes, genes_by)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp, reduction, spacing_um = model_mpp(learnt), model_reduction(learnt), training_spacing(learnt)
-        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        run = Run(
+            seed,
+            targets,
+            None if checkpoint_dir is None else Path(checkpoint_dir),
+            checkpoint_every,
+            resume,
+            progress=targets.rank == 0 and (settings.progress if progress is None else progress),
+        )
         with (
-            folder_of_fit(folder, resume, writes=targets.rank == 0),
+            folder_of_fit(run.checkpoint_dir, resume, writes=run.writes),
             own_random_state(seed),
             threads_of_torch(),
             torch.inference_mode(False),
@@ -229,12 +237,7 @@ class HGGEP:
                 reduction=reduction,
                 weights=weights,
                 held_out=held_out,
-                seed=seed,
-                devices=targets,
-                checkpoint_dir=folder,
-                checkpoint_every=checkpoint_every,
-                resume=resume,
-                progress=settings.progress if progress is None else progress,
+                run=run,
             )
         fingerprint = Fingerprint.of(sections, chosen)
         return cls(

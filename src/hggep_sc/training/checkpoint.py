@@ -15,7 +15,8 @@ from torch import Tensor
 from .._settings import settings
 from .._version import __version__
 from ..config import Config
-from ..nn import Encoder, ShuffleNetEncoder
+from ..features.encoders import Eye
+from ..nn import ShuffleNetEncoder
 from ..section import Section
 from ..section.fingerprint import sight_hash
 from ..storage.checkpoint import OtherCheckpointError, Parts, open_checkpoints, remove_checkpoints
@@ -224,7 +225,7 @@ def stores_of_features(
     resume: bool,
     sections: Sequence[Section],
     fields: Sequence[tuple[float, ...]],
-    encoder: Encoder | str,
+    encoder: Eye,
     config: Config,
 ) -> Iterator[list[Parts]]:
     """Give where the features of each section are kept, from which an interrupted fit goes on.

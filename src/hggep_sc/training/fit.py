@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import Config
-from ..features.encoders import is_frozen
+from ..features.encoders import Eye, ObsmEncoder, is_frozen
 from ..features.patches import fields_of_view
-from ..nn import Encoder, Ensemble, HGGEPNetwork, PublishedNetwork, averaged
+from ..nn import Ensemble, HGGEPNetwork, PublishedNetwork, averaged
 from ..prediction.confidence import Confidence, optical_density
 from ..prediction.linear import LinearPath
 from ..section.expression import ExpressionScale
@@ -60,7 +60,7 @@ def train(
     scale: ExpressionScale,
     config: Config,
     *,
-    encoder: Encoder | str | None,
+    encoder: Eye | None,
     mpp: float | None,
     reduction: float,
     weights: str | Path | None,
@@ -101,7 +101,7 @@ def train(
         trained = fits.to_all(training, validation, checkpoint)
         if config.cross_fit and not isinstance(trained.network, PublishedNetwork):
             learnt = {part.name for part in training}
-            looked_at = [] if isinstance(encoder, str) else zip(sections, fields, strict=True)
+            looked_at = [] if isinstance(encoder, ObsmEncoder) else zip(sections, fields, strict=True)
             densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
             stain = np.array(densities).reshape(-1, 3)
             _learn_from_left_out(trained, fits, training, scale, stain, run)
@@ -125,7 +125,7 @@ class _Fits:
         The other arguments of `fit_network` that are the same for all.
     """
 
-    def __init__(self, encoder: Encoder | str | None, config: Config, run: Run, **settings: Any) -> None:
+    def __init__(self, encoder: Eye | None, config: Config, run: Run, **settings: Any) -> None:
         self._settings: dict[str, Any] = {"config": config, **settings}
         self._run = run
         self._encoder, self._learns = encoder, not is_frozen(encoder, config)

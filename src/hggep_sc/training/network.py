@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import Config
+from ..features.encoders import Eye
 from ..features.weights import load_weights, locate_weights
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
 from ..prediction.chunks import spatial_chunks
@@ -45,7 +46,7 @@ def fit_network(
     *,
     config: Config,
     n_genes: int,
-    encoder: Encoder | str | None,
+    encoder: Eye | None,
     weights: str | Path | None,
     run: Run,
     stop_after: int | None = None,
@@ -69,8 +70,8 @@ def fit_network(
             config,
             n_genes,
             encoder=encoder if isinstance(encoder, Encoder) else None,
-            groups=(training[0].seen.shape[-1],) if isinstance(encoder, str) else encoder.groups,
-            n_fields=1 if isinstance(encoder, str) else len(config.fields_px),
+            groups=encoder.groups if isinstance(encoder, Encoder) else (training[0].seen.shape[-1],),
+            n_fields=len(config.fields_px) if isinstance(encoder, Encoder) else 1,
         )
         network.start_from(*start)
         if config.standardize:

@@ -7,10 +7,10 @@ import numpy as np
 
 from ..config import Config
 from ..features.describe import PLAIN, TURNS
-from ..features.encoders import is_frozen
+from ..features.encoders import Eye, ObsmEncoder, is_frozen
 from ..features.patches import read_patches, say_if_coarse
 from ..features.store import Described, describe_section
-from ..nn import Encoder, HGGEPNetwork, PublishedNetwork
+from ..nn import HGGEPNetwork, PublishedNetwork
 from ..prediction.linear import linear_features
 from ..runtime.progress import of_spots, over_sections
 from ..section.expression import ExpressionScale
@@ -29,7 +29,7 @@ def read_sections(
     scale: ExpressionScale,
     config: Config,
     *,
-    encoder: Encoder | str | None,
+    encoder: Eye | None,
     fields: Sequence[tuple[float, ...]],
     held_out: Sequence[np.ndarray] | None,
     run: Run,
@@ -78,16 +78,16 @@ def _patches(
 def _described(
     sections: Sequence["Section"],
     fields: Sequence[tuple[float, ...]],
-    encoder: Encoder | str,
+    encoder: Eye,
     config: Config,
     run: Run,
 ) -> Iterator[Described]:
     """Yield what a frozen encoder makes of each section."""
-    if isinstance(encoder, str):
-        lengths = {section.name: section.embeddings(encoder).shape[1] for section in sections}
+    if isinstance(encoder, ObsmEncoder):
+        lengths = {section.name: section.embeddings(encoder.slot).shape[1] for section in sections}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
-            raise ValueError(f"obsm[{encoder!r}] has embeddings of different lengths: {listed}")
+            raise ValueError(f"obsm[{encoder.slot!r}] has embeddings of different lengths: {listed}")
     folder = run.checkpoint_dir if run.devices.number == 1 else None  # each process describes all by itself
     with (
         stores_of_features(folder, run.resume, sections, fields, encoder, config) as kept,

@@ -38,6 +38,8 @@ def test_bytes_are_any_number():
         ("feature_memory", float("nan"), ValueError),
         ("progress", "no", TypeError),
         ("device", 0, TypeError),
+        ("feature_route", "map", ValueError),
+        ("feature_route", None, ValueError),
         ("skip_checks", "images_agree", TypeError),
         ("skip_checks", {"no such check"}, ValueError),
         ("skip_checks", [["images_agree"]], ValueError),
@@ -53,9 +55,18 @@ def test_what_is_no_setting_is_refused_by_name(name, value, error):
     assert asdict(mine) == before
 
 
+def test_a_route_to_features_is_one_of_three():
+    mine = Settings()
+    assert mine.feature_route == "auto"
+    for route in ("maps", "crops", "auto"):
+        mine.feature_route = route
+        assert mine.feature_route == route
+
+
 def test_another_process_takes_all_settings():
     mine, other = Settings(), Settings()
     mine.skip_checks, mine.progress, mine.cache_dir = {"orientation"}, False, "/elsewhere"
+    mine.feature_route = "crops"
     other.take(asdict(mine))
     assert other == mine
 

@@ -14,25 +14,27 @@ from torch import nn
 
 import hggep_sc.features.describe as describe_module
 from helpers import WAIT, Corner, MeanColour
-from hggep_sc.config import Config
-from hggep_sc.features.describe import DIHEDRAL, PLAIN, describe_parts, encode_parts, turned
-from hggep_sc.features.frozen import _memory, features_of
+from hggep_sc.features import slide
+from hggep_sc.features.describe import DIHEDRAL, PLAIN, TURNS, describe_parts, of_patches, of_views, turned
 from hggep_sc.features.patches import read_patches
+from hggep_sc.features.store import _memory, describe_section
 from hggep_sc.nn import ModuleEncoder
 from hggep_sc.training.augmentation import dihedral
 
 CPU = torch.device("cpu")
-CONFIG = Config(patch_size=16, fields_um=(16.0, 32.0), fields_px=(16.0, 32.0))
 FIELDS = (16.0, 32.0)
-ALL = np.arange(40)
 
 
 def pixels_of(adata):
     return np.asarray(Image.open(adata.uns["spatial"]["S1"]["metadata"]["source_image_path"]).convert("RGB"))
 
 
-def seen_by(section, encoder, config=CONFIG, parts=(ALL,), **settings):
-    return torch.cat(list(features_of(section, encoder, FIELDS, config, device=CPU, **settings)(parts)))
+def seen_by(section, encoder, **settings):
+    return torch.from_numpy(describe_section(section, encoder, FIELDS, 16, device=CPU, **settings).encoded)
+
+
+def threads_at_work():
+    return [thread for thread in enumerate_threads() if thread.name.startswith("hggep_sc")]
 
 
 @pytest.fixture(autouse=True)
@@ -57,15 +59,9 @@ def test_every_spot_view_and_field_against_slices_of_the_image(sections, section
             turned = torch.rot90(cut.flip(-1) if view >= 4 else cut, view % 4, (-2, -1))
             expected[row, view] = encoder(turned[None]).numpy()[0]
     with section.open_image() as opened_image:
-        (found,) = encode_parts(
-            opened_image,
-            [section.xy[inside]],
-            (16.0,),
-            16,
-            lambda patches: torch.stack([encoder(patches[:, 0])], dim=1),
-            views=DIHEDRAL,
-            batch_size=batch_size,
-            device=CPU,
+        encode = of_views(of_patches(encoder), DIHEDRAL)
+        ((found,),) = describe_parts(
+            opened_image, [section.xy[inside]], (16.0,), 16, [encode], batch_size=batch_size, device=CPU
         )
     assert found.shape == (len(inside), 8, 1, 12)
     np.testing.assert_array_equal(found[:, :, 0].numpy(), expected)
@@ -74,6 +70,7 @@ def test_every_spot_view_and_field_against_slices_of_the_image(sections, section
 def test_views_are_the_eight_symmetries_and_start_with_none():
     assert len(set(DIHEDRAL)) == 8
     assert DIHEDRAL[0] == PLAIN[0] == (0, False)
+    assert list(TURNS) == [(turns, False) for turns in range(4)]
 
 
 def test_views_turn_after_mirroring():
@@ -163,11 +160,12 @@ def test_the_next_batches_are_read_while_one_is_worked_on(section, monkeypatch):
         )
         with closing(described):
             next(described)
+            assert threads_at_work()
             assert started[2].wait(WAIT)
             assert not started[4].is_set()  # memory is bounded
             (second,) = next(described)
         np.testing.assert_array_equal(second.numpy(), read_patches(image, parts[1], FIELDS, 16))
-    assert not [thread for thread in enumerate_threads() if thread.name.startswith("patches")]
+    assert not threads_at_work()
 
 
 def test_an_error_in_reading_is_raised_and_no_thread_is_left(section, monkeypatch):
@@ -179,8 +177,8 @@ def test_an_error_in_reading_is_raised_and_no_thread_is_left(section, monkeypatc
     monkeypatch.setattr(describe_module, "read_patches", broken)
     with pytest.raises(ValueError, match="the pixels cannot be read"):
         seen_by(section, ModuleEncoder(MeanColour(), 16), batch_size=10)
-    assert not [thread for thread in enumerate_threads() if thread.name.startswith("patches")]
-    assert not _memory._kept.get(section, {}).keys() - {("colour", FIELDS, 16)}
+    assert not threads_at_work()
+    assert not _memory._kept.get(section)
 
 
 def test_an_error_in_the_encoder_ends_reading_before_the_image_is_closed(section, monkeypatch):
@@ -233,19 +231,20 @@ class Crowded(MeanColour):
 
 @pytest.mark.parametrize(("room", "halves"), [(20, []), (19, [10]), (6, [10, 5]), (1, [10, 5, 3, 2, 1])])
 def test_out_of_memory_halves_what_is_encoded_at_once(section, monkeypatch, caplog, room, halves):
-    """From there on in the whole section, whose spots are asked for in two parts."""
+    """From there on in the whole section, whose spots are described in two parts."""
     monkeypatch.setattr(describe_module, "CPU_PATCHES", 1000)  # all at once, as on a GPU
+    monkeypatch.setattr(slide, "PART_SPOTS", 20)
     crowded = Crowded(room)
     encoder = ModuleEncoder(crowded, 16)
-    still = CONFIG.replace(flips=False, linear=False)
-    undisturbed = seen_by(section, ModuleEncoder(MeanColour(), 16), still)
+    undisturbed = seen_by(section, ModuleEncoder(MeanColour(), 16))
     crowded.sizes.clear()  # of when it was tried
     with caplog.at_level(logging.WARNING):
-        found = seen_by(section, encoder, still, [ALL[:25], ALL[25:]], batch_size=20)
+        found = seen_by(section, encoder, batch_size=20)
     torch.testing.assert_close(found, undisturbed)
     *too_many, most = 20, *halves
     assert [size for size in crowded.sizes if size > room] == too_many
     assert max(size for size in crowded.sizes if size <= room) == most
+    assert sum(size for size in crowded.sizes if size <= room) == 40
     assert len(caplog.messages) == len(halves)
     for message, half in zip(caplog.messages, halves, strict=True):
         assert f"batch_size={half} in tl.predict" in message
@@ -257,4 +256,4 @@ def test_out_of_memory_with_a_spot_alone(section):
     crowded.room = 0
     with pytest.raises(torch.OutOfMemoryError):
         seen_by(section, encoder)
-    assert not [thread for thread in enumerate_threads() if thread.name.startswith("patches")]
+    assert not threads_at_work()

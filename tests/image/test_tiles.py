@@ -107,7 +107,7 @@ def test_each_tile_is_decoded_about_once_in_a_pass(slide, decoded, batch: int, o
 
 @pytest.mark.slow
 def test_a_prediction_decodes_each_tile_about_once(slide, decoded, trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunks and read ahead by threads; the cache holds a third of the slide."""
+    """Read ahead by threads; the cache holds a third of the slide, and not a row of the squares that are encoded."""
     monkeypatch.setattr(settings, "tile_cache", 2048 * 3072)
     path, _ = slide
     spots = hggep.pp.tile(path, spacing_um=60, mpp=1.0, model=trained, tissue=everywhere(2048, 3072))
@@ -115,7 +115,7 @@ def test_a_prediction_decodes_each_tile_about_once(slide, decoded, trained, monk
     decoded.clear()
     hggep.tl.predict(spots, trained, average_flips=False, device="cpu", progress=False)
     assert len(decoded) >= 12 * 8
-    assert decoded.total() <= 1.3 * len(decoded)
+    assert decoded.total() <= 1.5 * len(decoded)
 
 
 def test_a_pass_with_a_cache_of_two_rows_of_tiles(slide, decoded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,18 @@ def test_features_are_the_means_of_the_backbones_maps(stages):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("stages", [DEFAULT, ("stage4", "conv5", "stage2")])
+def test_maps_are_those_of_the_stages_that_are_read(stages):
+    """Of any size, and fast too."""
+    encoder, pixels = encoder_of(stages), patches_of(2, 80)
+    with torch.no_grad():
+        every = maps_of(encoder, pixels.float() / 255)
+        for of in (encoder, encoder.for_inference()):
+            for found, stage in zip(of.maps(pixels), stages, strict=True):
+                atol = 1e-4 * every[stage].abs().max()
+                torch.testing.assert_close(found, every[stage], rtol=0, atol=atol)
+
+
 def test_the_papers_stages_replace():
     """GEM halves, CBAM weighs, and both replace what they are given."""
     config = Config.from_preset("paper")
@@ -154,6 +166,8 @@ def test_configurations_make_the_encoder_they_describe():
     assert (paper.stages, paper.residual, paper.frozen) == (("stage3", "stage4", "conv5"), False, False)
     assert paper.gem is not None
     assert len(paper.cbam) == 3
+    frozen = Config.from_preset("paper", gem=False, cbam=False, backbone_learning_rate=0.0)
+    assert shufflenet_encoder(frozen).residual  # there is nothing to replace, and pixels are not halved
 
 
 # --- a module of the user's

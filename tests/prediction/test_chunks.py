@@ -1,7 +1,6 @@
 import logging
 from itertools import count
 from threading import Barrier, current_thread
-from weakref import WeakSet
 
 import numpy as np
 import psutil
@@ -11,10 +10,9 @@ from scipy.spatial import KDTree
 
 from helpers import WAIT
 from hggep_sc import Config
-from hggep_sc.features.frozen import stored_features
 from hggep_sc.nn import HGGEPNetwork, Output, average_views
 from hggep_sc.prediction.chunks import CORE, chunks_with_halo, predict_in_chunks, spatial_chunks, spots_at_once
-from hggep_sc.storage.checkpoint import Checkpoint
+from hggep_sc.storage.checkpoint import Parts
 
 
 def cloud(n, seed=0, scale=(1000.0, 1000.0)):
@@ -142,18 +140,18 @@ class Smoother:
         return Output(mean, 2 * mean, None)
 
 
-def predict(network, xy, features, chunk_spots=None, config=None, name="A", checkpoint=None):
+def predict(network, xy, features, chunk_spots=None, config=None, name="A", **more):
     positions = torch.from_numpy(xy).float()
     config = config or Config()
     return predict_in_chunks(
         network,
-        lambda parts: (features[spots] for spots in parts),
+        features.numpy(),
         xy,
         positions,
         config,
         name=name,
         max_spots=spots_at_once(len(xy), config, positions.device, name=name, chunk_spots=chunk_spots),
-        checkpoint=checkpoint,
+        **more,
     )
 
 
@@ -191,12 +189,26 @@ def test_the_network_predicts_each_core_within_its_chunk(network):
             np.testing.assert_allclose(values[spots[core]], expected.numpy()[core], atol=1e-5)
 
 
-@pytest.mark.parametrize(("n_threads", "views"), [(1, 8), (3, 8), (3, 1)])
-def test_a_cpus_threads_share_the_views_each_computing_alone(network, monkeypatch, n_threads, views):
-    xy, seen, inside = cloud(200), torch.randn(200, views, 2, 10), set()
-    together, calls = Barrier(n_threads if views > 1 else 1), count()
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("chunk_spots", [None, 40])
+def test_a_cpus_threads_share_the_chunks_each_computing_alone(network, monkeypatch, threads, chunk_spots):
+    """Where there is one chunk, all are at work on it."""
+    xy, seen, inside, calls = cloud(200), torch.randn(200, 2, 2, 10), set(), count()
+    chunks = chunks_with_halo(xy, everything(xy), chunk_spots or 200)
+    shared = threads > 1 and len(chunks) > 1
+    together = Barrier(threads if shared else 1)
     with torch.inference_mode():
-        expected = average_views(network, seen, torch.from_numpy(xy).float())
+        expected = np.empty((200, 7))
+        for spots, core in chunks:
+            out, _ = average_views(network, seen[spots], torch.from_numpy(xy[spots]).float())
+            expected[spots[core]] = out.numpy()[core]
     decode = network.decode
 
     def noted(features, positions):
@@ -206,22 +218,16 @@ def test_a_cpus_threads_share_the_views_each_computing_alone(network, monkeypatc
         return decode(features, positions)
 
     monkeypatch.setattr(network, "decode", noted)
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        found = predict(network, xy, seen)
-    finally:
-        torch.set_num_threads(before)
-    for values, whole in zip(found, expected, strict=True):
-        np.testing.assert_allclose(values, whole.numpy(), atol=1e-5)
-    shared = n_threads > 1 and views > 1
-    assert len(inside) == (n_threads if shared else 1)
-    assert {number for _, number, _ in inside} == {1 if shared else n_threads}
+    found, _ = predict(network, xy, seen, chunk_spots)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert len(inside) == (threads if shared else 1)
+    assert {number for _, number, _ in inside} == {1 if shared else threads}
     assert all(inference for *_, inference in inside)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("room", [1, 2, 4])
-def test_as_many_views_at_once_as_memory_holds(network, monkeypatch, room):
+def test_as_many_chunks_at_once_as_memory_holds(network, monkeypatch, room):
     inside, decode, together, calls = set(), network.decode, Barrier(min(room, 3)), count()
 
     def noted(*given):
@@ -235,7 +241,7 @@ def test_as_many_views_at_once_as_memory_holds(network, monkeypatch, room):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        predict(network, cloud(50), torch.randn(50, 8, 2, 10), config=Config.from_preset("paper"))
+        predict(network, cloud(400), torch.randn(400, 1, 2, 10), 50, config=Config.from_preset("paper"))
     finally:
         torch.set_num_threads(before)
     assert len(inside) == min(room, 3)
@@ -252,65 +258,40 @@ def test_what_looks_no_farther_than_the_halo_does_not_see_the_chunks(features):
     np.testing.assert_allclose(latent[told], 2 * whole[told], atol=1e-6)
 
 
-def test_features_are_computed_once_and_let_go():
-    """On a long strip, what is held of it does not grow with its length."""
-    xy, alive, most, asked, calls = grid(4, 1000), WeakSet(), [], [], []
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_chunks_that_are_known_are_not_predicted_again(network, tmp_path, monkeypatch, threads, done):
+    """To the bit, after a kill that left some of them."""
+    xy, seen, kept = cloud(300), torch.randn(300, 2, 2, 10), Parts(tmp_path)
+    expected = predict(network, xy, seen, 100)
+    write, decode, decoded = Parts.write, network.decode, []
 
-    def computed(parts):
-        calls.append(parts)
-        for spots in parts:
-            asked.append(spots)
-            values = torch.zeros(len(spots), 1, 3)
-            alive.add(values)
-            most.append(len(alive))
-            yield values
-            del values
+    def killed(self, spots, **tensors):
+        if len(list(tmp_path.iterdir())) == done:
+            raise KeyboardInterrupt
+        write(self, spots, **tensors)
 
-    predict_in_chunks(Smoother(), computed, xy, torch.from_numpy(xy).float(), Config(), name="A", max_spots=100)
-    assert len(calls) == 1  # so that all of them may be read ahead
-    np.testing.assert_array_equal(np.sort(np.concatenate(asked)), np.arange(4000))
-    assert [len(spots) for spots in asked] == [len(spots) for spots in spatial_chunks(xy, 50)]  # as the cores are
-    assert len(asked) == 128
-    assert max(most) <= 8
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict(network, xy, seen, 100, kept=kept)
+    monkeypatch.setattr(network, "decode", lambda *given: decoded.append(given) or decode(*given))
+    for left in (len(chunks_with_halo(xy, everything(xy), 100)) - done, 0):
+        decoded.clear()
+        found = predict(network, xy, seen, 100, kept=kept)
+        for values, whole in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(values, whole)
+        assert len(decoded) == 2 * left  # views
 
 
-def test_features_wait_on_disk_where_the_checkpoint_keeps_them():
-    xy = grid(40, 50)
-    everything = torch.randn(2000, 2, 3, generator=torch.Generator().manual_seed(0))
-
-    def predicted(checkpoint):
-        network, alive, held, files = Smoother(), WeakSet(), [], []
-        decode = network.decode
-
-        def computed(parts):
-            for spots in parts:
-                values = everything[spots]
-                alive.add(values)
-                yield values
-                del values
-
-        def noted(*given):
-            held.append(len(alive))
-            files.append(len(list(checkpoint.features)))
-            return decode(*given)
-
-        network.decode = noted
-        features = stored_features(computed, checkpoint.features, torch.device("cpu"), None)
-        positions = torch.from_numpy(xy).float()
-        how = {"name": "A", "max_spots": 100, "checkpoint": checkpoint}
-        result = predict_in_chunks(network, features, xy, positions, Config(), **how)
-        return result, max(held), max(files)
-
-    expected, held_in_memory, none = predicted(Checkpoint())
-    with Checkpoint().with_features_on_disk() as known:
-        found, held, files = predicted(known)
-        assert list(known.features) == []
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert held_in_memory > 10
-    assert held == 1  # the last that was computed
-    assert none == 0
-    assert held_in_memory - 5 < files < held_in_memory + 5  # those along the border, not all 64
+def test_features_may_be_on_disk(network, tmp_path):
+    seen = torch.randn(300, 2, 2, 10)
+    on_disk = np.memmap(tmp_path / "features", dtype=np.float32, mode="w+", shape=seen.shape)
+    on_disk[:] = seen.numpy()
+    xy = cloud(300)
+    positions, how = torch.from_numpy(xy).float(), {"name": "A", "max_spots": 100}
+    found = predict_in_chunks(network, on_disk, xy, positions, Config(), **how)
+    for values, expected in zip(found, predict(network, xy, seen, 100), strict=True):
+        np.testing.assert_array_equal(values, expected)
 
 
 def test_out_of_memory_halves_the_chunks(features, caplog):

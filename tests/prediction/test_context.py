@@ -6,12 +6,12 @@ import pytest
 import torch
 from scipy.spatial import KDTree
 
-from hggep_sc import Config
+from hggep_sc import Config, settings
 from hggep_sc.nn import HGGEPNetwork, Output
 from hggep_sc.prediction.chunks import predict_in_chunks
 from hggep_sc.prediction.context import layers_at_pitch
 from hggep_sc.section import open_sections
-from hggep_sc.storage.checkpoint import Checkpoint
+from hggep_sc.storage.checkpoint import Checkpoint, Parts
 
 
 def lattice(rows, columns, spacing, turn=0.0):
@@ -78,11 +78,9 @@ class MeanAround(torch.nn.Module):
 
 def test_a_spot_sees_its_layer_alone():
     xy = lattice(12, 12, 10.0)
-    values = torch.arange(144.0)[:, None, None]
+    values = np.arange(144, dtype=np.float32)[:, None, None]
     how = {"name": "A", "max_spots": 144, "pitch": 30.0}
-    found, _ = predict_in_chunks(
-        MeanAround(), lambda parts: (values[spots] for spots in parts), xy, torch.from_numpy(xy), Config(), **how
-    )
+    found, _ = predict_in_chunks(MeanAround(), values, xy, torch.from_numpy(xy), Config(), **how)
     place = (xy / 10).round().astype(int) % 3
     for spot in range(144):
         with_it = (place == place[spot]).all(axis=1)
@@ -100,8 +98,9 @@ def of_grid(section, spacing_um, side):
     return spots
 
 
-def test_a_finer_grid_is_predicted_in_grids_of_the_training_pitch(sections, trained):
+def test_a_finer_grid_is_predicted_in_grids_of_the_training_pitch(sections, trained, monkeypatch):
     """Of a grid of 50 um, each of the four of 100 um, which the model knows, by itself."""
+    monkeypatch.setattr(settings, "feature_route", "crops")  # in which a spot is seen whatever others are there
     model = copy(trained)
     model.linear = model.confidence = None  # which look at a section as a whole
     fine = of_grid(sections["S3"], 50, 10)
@@ -129,22 +128,21 @@ def test_only_much_finer_grids_are_dealt_into_layers(sections, trained, spacing_
 def test_layers_go_on_after_an_interruption(sections, trained, tmp_path, monkeypatch):
     (section,) = open_sections(of_grid(sections["S3"], 50, 10))
     expected = trained.predict(section, device="cpu")
-    decoded, decode = [], HGGEPNetwork.decode
+    decoded, decode, write = [], HGGEPNetwork.decode, Parts.write
 
-    def cut(*given):
-        decoded.append(given)
-        if len(decoded) == 10:  # of 4 layers in 8 views
+    def cut(self, spots, **tensors):
+        if list(tmp_path.rglob("predicted/*")):  # the first of four layers
             raise RuntimeError("power cut")
-        return decode(*given)
+        write(self, spots, **tensors)
 
-    monkeypatch.setattr(HGGEPNetwork, "decode", cut)
-    with pytest.raises(RuntimeError, match="power cut"):
-        trained.predict(section, device="cpu", checkpoint=Checkpoint(tmp_path))
-    assert len(list(tmp_path.rglob("predicted/*"))) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "write", cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            trained.predict(copy(section), device="cpu", checkpoint=Checkpoint(tmp_path))
+    monkeypatch.setattr("hggep_sc.features.store.describe_windows", lambda *_, **__: pytest.fail("is described"))
+    monkeypatch.setattr(HGGEPNetwork, "decode", lambda *given: decoded.append(given) or decode(*given))
     again = copy(section)  # of which nothing is remembered
-    monkeypatch.setattr("hggep_sc.features.frozen.describe_parts", lambda *_, **__: pytest.fail("is described"))
     found = trained.predict(again, device="cpu", checkpoint=Checkpoint(tmp_path))
-    assert len(decoded) == 10 + 3 * 8
+    assert len(decoded) == 3
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert list(tmp_path.rglob("features/*")) == []

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 import hggep_sc as hggep
-import hggep_sc.features.frozen as features_module
 from helpers import CPU, TINY
 from hggep_sc import settings
-from hggep_sc.features.frozen import Spool, use_once
-from hggep_sc.features.moments import Moments
+from hggep_sc.features import moments
 from hggep_sc.features.patches import fields_of_view
+from hggep_sc.features.store import Described, describe_section, use_once
 from hggep_sc.prediction.linear import LinearPath, add_linear, linear_features
 from hggep_sc.section import open_sections
 from hggep_sc.training.data import SectionData
@@ -62,46 +61,51 @@ def random_path(n_features, n_genes):
     return LinearPath(*values, 1.0)
 
 
+@pytest.mark.parametrize("rows", [7, 4096])
 @pytest.mark.parametrize("with_colours", [False, True])
-def test_added_in_parts_is_the_plain_formula(with_colours):
-    """Standardised over all spots at once, in double precision."""
+def test_the_plain_formula(monkeypatch, with_colours, rows):
+    """Standardised over all spots at once, in double precision; of the encoder's features the first view."""
+    monkeypatch.setattr("hggep_sc.prediction.linear.ROWS", rows)
+    monkeypatch.setattr(moments, "ROWS", rows)
     rng = np.random.default_rng(0)
-    encoded = rng.normal(3, rng.uniform(0, 5, 6), size=(50, 6)).astype(np.float32)
+    encoded = rng.normal(3, rng.uniform(0, 5, 6), size=(50, 8, 6)).reshape(50, 8, 2, 3).astype(np.float32)
     colours = rng.normal(-1, 0.1, size=(50, 2, 4)).astype(np.float32) if with_colours else None
-    blocks = [colours.reshape(50, 8), encoded] if with_colours else [encoded]
+    blocks = [encoded[:, 0].reshape(50, 6)]
+    if with_colours:
+        blocks.insert(0, colours.reshape(50, 8))
     path = random_path(sum(block.shape[1] for block in blocks), 5)
     scaled = [
         (block - block.mean(0, dtype=float)) / block.std(0, dtype=float) / block[0].size ** 0.5 for block in blocks
     ]
-    expected = 7 + np.hstack(scaled) @ path.coefficients @ path.components
-
-    expression, moments = np.full((50, 5), 7, dtype=np.float32), Moments()
-    with Spool() as spool:
-        for spots in np.split(rng.permutation(50), [20, 21, 43]):
-            moments.add(encoded[spots])
-            spool.add(spots, encoded[spots])
-        add_linear(expression, path, spool, moments, colours)
-    np.testing.assert_allclose(expression, expected, rtol=1e-5)
+    features = linear_features(Described(encoded, colours))
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, np.hstack(scaled), atol=1e-6)
+    expression = np.full((50, 5), 7, dtype=np.float32)
+    add_linear(expression, path, Described(encoded, colours))
+    np.testing.assert_allclose(expression, 7 + np.hstack(scaled) @ path.coefficients @ path.components, rtol=1e-5)
 
 
-def test_features_of_all_spots_are_never_in_memory(monkeypatch):
-    monkeypatch.setattr(features_module, "SPOOLED", 2**20)
-    n_parts, part, n_features, n_genes = 40, 500, 400, 10
+def test_features_of_colours_alone():
+    colours = np.random.default_rng(0).normal(size=(50, 2, 4)).astype(np.float32)
+    features = linear_features(Described(None, colours))
+    np.testing.assert_allclose((features**2).sum(0), 50 / 8, rtol=1e-4)  # each column a part of a variance of 1
+
+
+def test_features_of_all_spots_are_never_in_memory(tmp_path):
+    n, n_features, n_genes = 40_000, 400, 10
+    encoded = np.memmap(tmp_path / "features", dtype=np.float32, mode="w+", shape=(n, 1, 1, n_features))
     rng = np.random.default_rng(0)
-    expression, moments = np.zeros((n_parts * part, n_genes), dtype=np.float32), Moments()
+    for start in range(0, n, 1000):
+        encoded[start : start + 1000] = rng.random((1000, 1, 1, n_features), dtype=np.float32)
+    expression, path = np.zeros((n, n_genes), dtype=np.float32), random_path(n_features, n_genes)
     tracemalloc.start()
     try:
-        with Spool() as spool:
-            for spots in np.split(np.arange(n_parts * part), n_parts):
-                encoded = rng.random((part, n_features), dtype=np.float32)
-                moments.add(encoded)
-                spool.add(spots, encoded)
-            add_linear(expression, random_path(n_features, n_genes), spool, moments, None)
+        add_linear(expression, path, Described(encoded, None))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert expression.std() > 0
-    assert peak < n_parts * part * n_features * 4 / 3
+    assert peak < encoded.nbytes
 
 
 class TestInAModel:
@@ -113,11 +117,11 @@ class TestInAModel:
             trained.network, trained.config, trained.genes, mpp=trained.mpp, fingerprint=trained.fingerprint
         )
         both, network = (model.predict(section, device="cpu", chunk_spots=chunk_spots)[0] for model in (trained, alone))
-        fields = fields_of_view(trained.config, trained.mpp, section.mpp)
-        features = alone._features(section, trained.network.gene_mean.device, 64, None)
-        (seen_by_network,) = features([np.arange(len(section.xy))])
-        encoded = seen_by_network.mean(1).numpy()
-        seen = linear_features(section, encoded, fields, trained.config, looks=True)
+        (anew,) = open_sections(sections["S3"])
+        fields, device = fields_of_view(trained.config, trained.mpp, section.mpp), trained.network.gene_mean.device
+        seen = linear_features(
+            describe_section(anew, trained.encoder, fields, trained.config.patch_size, colours=True, device=device)
+        )
         np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-6)
         np.testing.assert_allclose(both - network, trained.linear.predict(seen), atol=1e-5)
         assert np.abs(both - network).max() > 0

@@ -1,92 +1,142 @@
 import errno
+import gc
 import io
 import logging
+import os
 import resource
-from pathlib import Path
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from hggep_sc import settings
-from hggep_sc.storage.arrays import _reserve, array_store
+from hggep_sc.storage import arrays as module
+from hggep_sc.storage.arrays import large_array
 
-SHAPES = [(5, 2, 3, 4, 4), (3, 2, 3, 4, 4)]
-BYTES = 8 * 2 * 3 * 4 * 4
+SHAPE = (5, 2, 3, 4, 4)
+BYTES = 5 * 2 * 3 * 4 * 4
+
+
+@pytest.fixture(autouse=True)
+def _nothing_else_is_held(monkeypatch):
+    """Of arrays that other tests have left, for instance in caches."""
+    monkeypatch.setattr(module, "_held", module._Held())
+
+
+def in_memory(array):
+    return not isinstance(array, np.memmap)
 
 
 def test_patches_in_memory(monkeypatch):
     monkeypatch.setattr(settings, "patch_memory", BYTES)
-    with array_store(SHAPES, np.uint8) as stores:
-        assert [store.shape for store in stores] == SHAPES
-        assert all(store.dtype == np.uint8 for store in stores)
-        assert not any(isinstance(store, np.memmap) for store in stores)
+    array = large_array(SHAPE, np.uint8)
+    assert array.shape == SHAPE
+    assert array.dtype == np.uint8
+    assert in_memory(array)
 
 
 def test_features_count_by_their_bytes(monkeypatch):
     """A float takes four times a pixel's memory."""
     monkeypatch.setattr(settings, "patch_memory", 4 * BYTES)
-    with array_store(SHAPES, np.float32) as stores:
-        assert all(type(store) is np.ndarray and store.dtype == np.float32 for store in stores)
+    assert in_memory(large_array(SHAPE, np.float32))
     monkeypatch.setattr(settings, "patch_memory", 4 * BYTES - 1)
-    with array_store(SHAPES, np.float32) as stores:
-        assert all(isinstance(store, np.memmap) and store.dtype == np.float32 for store in stores)
-        assert [store.shape for store in stores] == SHAPES
+    array = large_array(SHAPE, np.float32)
+    assert not in_memory(array)
+    assert array.shape == SHAPE
+    assert array.dtype == np.float32
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_patches_above_the_limit_are_on_disk(monkeypatch, tmp_path, caplog, fails):
+def test_all_that_are_alive_share_the_memory(monkeypatch):
+    monkeypatch.setattr(settings, "patch_memory", 3 * BYTES)
+    arrays = [large_array(SHAPE, np.uint8) for _ in range(5)]
+    assert [in_memory(array) for array in arrays] == [True, True, True, False, False]
+
+
+def test_memory_is_given_back_when_nobody_refers_to_an_array(monkeypatch):
+    """Part of it is enough to keep it."""
+    monkeypatch.setattr(settings, "patch_memory", BYTES)
+    array = large_array(SHAPE, np.uint8)
+    part = array[2:, 0]
+    del array
+    gc.collect()
+    assert not in_memory(large_array(SHAPE, np.uint8))
+    del part
+    gc.collect()
+    assert in_memory(large_array(SHAPE, np.uint8))
+
+
+def test_threads_take_no_more_than_there_is(monkeypatch):
+    monkeypatch.setattr(settings, "patch_memory", 10 * BYTES)
+    with ThreadPoolExecutor(8) as pool:
+        arrays = list(pool.map(lambda _: large_array(SHAPE, np.uint8), range(40)))
+    assert sum(map(in_memory, arrays)) == 10
+
+
+def test_what_memory_does_not_hold_is_on_disk(monkeypatch, tmp_path, caplog):
+    """In a file without a name; what is written comes back."""
     monkeypatch.setattr(settings, "patch_memory", BYTES - 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-    def use():
-        with array_store(SHAPES, np.uint8) as stores:
-            files = [Path(store.filename) for store in stores]
-            assert all(isinstance(store, np.memmap) and store.dtype == np.uint8 for store in stores)
-            assert [store.shape for store in stores] == SHAPES
-            assert [file.stat().st_size for file in files] == [5 * 96, 3 * 96]
-            assert all(tmp_path in file.parents for file in files)
-            stores[0][:], stores[1][:] = 3, 4
-            assert stores[0].sum() == 3 * 480
-            if fails:
-                raise RuntimeError("training went wrong")
-
     with caplog.at_level(logging.INFO, logger="hggep_sc"):
-        if fails:
-            with pytest.raises(RuntimeError, match="went wrong"):
-                use()
-        else:
-            use()
+        arrays = [large_array(SHAPE, np.uint8) for _ in range(2)]
     assert "temporary file" in caplog.text
+    for value, array in enumerate(arrays, start=3):
+        array[:] = value
+    assert [int(array.sum()) for array in arrays] == [3 * BYTES, 4 * BYTES]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_is_killed_leaves_nothing_behind(tmp_path):
+    script = f"""
+import os, signal, tempfile
+import numpy as np
+from hggep_sc import settings
+from hggep_sc.storage.arrays import large_array
+tempfile.tempdir = {str(tmp_path)!r}
+settings.patch_memory = 0
+large_array((1000,), np.float32)[:] = 1
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_arrays_on_disk_have_their_room(monkeypatch):
     """By the count of the file system, before anything is written."""
     monkeypatch.setattr(settings, "patch_memory", 0)
-    with array_store([(2**20,), (3, 2**18)], np.float32) as stores:
-        for store in stores:
-            found = Path(store.filename).stat()
-            assert found.st_size == store.nbytes
-            assert found.st_blocks * 512 >= store.nbytes
-        assert stores[1].shape == (3, 2**18)
+    found, reserve = [], module._reserve
+
+    def noted(file, size):
+        reserve(file, size)
+        found.append(os.fstat(file.fileno()))
+
+    monkeypatch.setattr(module, "_reserve", noted)
+    array = large_array((3, 2**18), np.float32)
+    assert array.shape == (3, 2**18)
+    assert found[0].st_size == array.nbytes
+    assert found[0].st_blocks * 512 >= array.nbytes
 
 
 @pytest.mark.parametrize("size", [5, 2**24, 2**24 + 5])
 def test_room_is_written_where_the_system_cannot_reserve_it(monkeypatch, size):
     monkeypatch.delattr("os.posix_fallocate")
     file = io.BytesIO()
-    _reserve(file, size)
+    module._reserve(file, size)
     assert file.getvalue() == bytes(size)
 
 
-def test_no_room_names_the_folder_and_leaves_it_empty(monkeypatch, tmp_path):
+def test_no_room_names_the_folder(monkeypatch, tmp_path):
     """In a process that may write no file above 2 GiB."""
+    monkeypatch.setattr(settings, "patch_memory", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**31, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large") as raised, array_store([(9,), (5 * 2**30,)], np.uint8):
-            pytest.fail("there was room")
+        with pytest.raises(OSError, match="File too large") as raised:
+            large_array((5 * 2**30,), np.uint8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert raised.value.errno == errno.EFBIG

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,46 +25,17 @@ def test_what_is_put_away_comes_back(tmp_path):
         assert set(parts.read(SPOTS)) == {"features", "more"}
         assert torch.equal(parts.read(SPOTS)["features"], VALUES)
     parts.write(np.array([12, 1]), features=VALUES[:2])
-    found = {tuple(spots): tensors["features"] for spots, tensors in parts}
-    assert set(found) == {(4, 7, 9), (12, 1)}
-    assert torch.equal(found[12, 1], VALUES[:2])
-    parts.remove(SPOTS)
-    parts.remove(SPOTS)
-    assert SPOTS not in parts
-    assert [tuple(spots) for spots, _ in parts] == [(12, 1)]
+    assert torch.equal(parts.read(np.array([12, 1]))["features"], VALUES[:2])
+    assert torch.equal(parts.read(SPOTS)["features"], VALUES)
 
 
 def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     nowhere, _ = Checkpoint().in_chunks(lambda: 8)
-    for parts in (nowhere.features, nowhere.described, nowhere.predicted):
+    for parts in (nowhere.features, nowhere.predicted, Parts(None)):
         parts.write(SPOTS, features=VALUES)
         assert SPOTS not in parts
-        assert list(parts) == []
-        parts.remove(SPOTS)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt, OSError])
-def test_features_alone_wait_in_a_temporary_folder(tmp_path, monkeypatch, error):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    ends = nullcontext() if error is None else pytest.raises(error)
-    with ends, Checkpoint().with_features_on_disk() as known:
-        for parts in (known.features, known.described, known.predicted):
-            parts.write(SPOTS, features=VALUES)
-        assert torch.equal(known.features.read(SPOTS)["features"], VALUES)
-        assert len([file for file in tmp_path.rglob("*") if file.is_file()]) == 1
-        assert SPOTS not in known.described
-        assert SPOTS not in known.predicted
-        if error is not None:
-            raise error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_features_wait_in_the_checkpoint_that_keeps_them(tmp_path):
-    checkpoint = Checkpoint(tmp_path)
-    with checkpoint.with_features_on_disk() as known:
-        assert known is checkpoint
 
 
 def test_an_interruption_while_writing_leaves_what_was_there(tmp_path, monkeypatch):
@@ -76,7 +47,7 @@ def test_an_interruption_while_writing_leaves_what_was_there(tmp_path, monkeypat
             parts.write(spots, features=VALUES + 1)
     assert np.array([1, 2]) not in parts
     assert torch.equal(parts.read(SPOTS)["features"], VALUES)
-    assert len(list(parts)) == 1
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -95,9 +66,8 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     parts.write(SPOTS, features=VALUES)
     (file,) = tmp_path.iterdir()
     file.write_bytes(damage(file.read_bytes()))
-    for read in (lambda: parts.read(SPOTS), lambda: list(parts)):
-        with pytest.raises(ValueError, match=rf"{file} is damaged .*: remove it, and what it held is computed anew"):
-            read()
+    with pytest.raises(ValueError, match=rf"{file} is damaged .*: remove it, and what it held is computed anew"):
+        parts.read(SPOTS)
 
 
 def test_chunks_stay_as_large_as_when_the_prediction_began(tmp_path):
@@ -108,7 +78,7 @@ def test_chunks_stay_as_large_as_when_the_prediction_began(tmp_path):
     again, size = Checkpoint(tmp_path).in_chunks(lambda: pytest.fail("is known"))
     assert size == 8
     assert SPOTS in again.predicted
-    assert SPOTS not in again.described
+    assert SPOTS not in again.features
 
 
 def test_other_spots_are_not_taken_for_those_asked_for(tmp_path):

@@ -65,15 +65,16 @@ def test_method_of_a_later_version(tmp_path):
 
 def test_format_of_a_later_version(tmp_path):
     Model(np.arange(3.0)).save(tmp_path / "m")
-    edit(tmp_path / "m", format=3)
-    with pytest.raises(ValueError, match=r"has format 3.*reads format 2: update the package"):
+    edit(tmp_path / "m", format=4)
+    with pytest.raises(ValueError, match=r"has format 4.*reads format 3: update the package"):
         Model.load(tmp_path / "m")
 
 
-def test_format_of_an_earlier_version(tmp_path):
+@pytest.mark.parametrize("earlier", [1, 2])
+def test_format_of_an_earlier_version(tmp_path, earlier):
     Model(np.arange(3.0)).save(tmp_path / "m")
-    edit(tmp_path / "m", format=1)
-    with pytest.raises(ValueError, match=r"has format 1.*reads format 2: fit the model again"):
+    edit(tmp_path / "m", format=earlier)
+    with pytest.raises(ValueError, match=rf"has format {earlier}.*reads format 3: fit the model again"):
         Model.load(tmp_path / "m")
 
 
@@ -254,7 +255,7 @@ def test_only_regular_files_of_the_size_that_was_saved(tmp_path, kind, sizes):
         b'{"format":' * 100_000,
         b'{"format": ' + b"9" * 10_000 + b"}",
         b"\xff\xfe",
-        b'{"format": 2, "files": ' + b"[" * 100_000,
+        b'{"format": 3, "files": ' + b"[" * 100_000,
     ],
     ids=range(10),
 )

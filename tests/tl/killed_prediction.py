@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import hggep_sc as hggep
+from hggep_sc.features import slide as features
 
 
 def main(model: str, slide: str, out: str, times: str) -> None:
@@ -17,7 +18,7 @@ def main(model: str, slide: str, out: str, times: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return put(self, target)
 
-    Path.replace = killed
+    Path.replace, features.PART_SPOTS = killed, 5
     slides = {"slide": Path(slide)}
     hggep.tl.predict_slides(slides, hggep.HGGEP.load(model), out, chunk_spots=16, device="cpu", progress=False)
 

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 import helpers
 import hggep_sc as hggep
 from helpers import CPU, LEARNING, WAIT
-from hggep_sc.features import describe
+from hggep_sc.features import slide, store
 from hggep_sc.image import SectionImage
 from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.nn.shufflenet import ShuffleNetV2
@@ -45,6 +45,18 @@ TINY = {**helpers.TINY, "cross_fit": False}  # whose fits without some sections 
 TWO = {**TINY, "ensemble": 2}
 TEN_GENES = {"genes": 10, **CPU}
 encoders = pytest.mark.parametrize("encoder", [{}, LEARNING], ids=["frozen", "learning"])
+
+
+def spots_to_describe(monkeypatch):
+    """What is given to be encoded: how many spots, of a part at a time, and in how many views."""
+    numbers, describe = [], store.describe_windows
+
+    def noted(image, parts, fields, size, maps_of, **more):
+        numbers.extend((len(xy), len(maps_of)) for xy in parts)
+        return describe(image, parts, fields, size, maps_of, **more)
+
+    monkeypatch.setattr(store, "describe_windows", noted)
+    return numbers
 
 
 @pytest.fixture
@@ -173,23 +185,16 @@ class TestLearning:
 
     def test_a_frozen_encoder_sees_each_section_once(self, training, monkeypatch):
         """Epochs and views cost nothing more; the loss is given one view's features."""
-        from hggep_sc.nn import ShuffleNetEncoder
-
-        encoded, seen = [], []
-        encode, loss = ShuffleNetEncoder.forward, HGGEPNetwork.loss
-
-        def counted(self, patches):
-            encoded.append(len(patches))
-            return encode(self, patches)
+        described, seen = spots_to_describe(monkeypatch), []
+        loss = HGGEPNetwork.loss
 
         def recorded(self, batch, generator):
             seen.append((batch.patches, batch.features.shape))
             return loss(self, batch, generator)
 
-        monkeypatch.setattr(ShuffleNetEncoder, "forward", counted)
         monkeypatch.setattr(HGGEPNetwork, "loss", recorded)
         hggep.tl.fit(training, genes=10, config=TINY, **CPU)
-        assert sum(encoded) == 2 * 40 * 2 * 8  # sections, spots, fields, views
+        assert described == 2 * [(40, 4)]  # sections, in four turns
         assert seen == 6 * [(None, (40, 2, 48 + 96 + 192))]
 
     def test_training_drops_out_and_prediction_does_not(self, training):
@@ -777,14 +782,15 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
 
     @pytest.mark.parametrize("resume", [True, False])
     def test_what_was_encoded_is_not_encoded_again(self, sections, tmp_path, monkeypatch, resume):
-        """Ctrl-C when the features of the third section are about to be put away; those of two are there."""
+        """Ctrl-C when features of half of the third section are about to be put away; those of the rest are there."""
+        monkeypatch.setattr(slide, "PART_SPOTS", 20)
         run = tmp_path / "run"
         how = {**TEN_GENES, "config": {**TINY, "epochs": 1}}
         whole = hggep.tl.fit(sections, **how)
-        put, read, spots = Path.replace, describe.read_patches, []
+        put = Path.replace
 
         def stopped(self, target):
-            if len(list(run.rglob("*.safetensors"))) == 3:  # the third is not in its place yet
+            if len(list(run.rglob("*.safetensors"))) == 6:  # the sixth is not in its place yet
                 raise KeyboardInterrupt
             return put(self, target)
 
@@ -792,9 +798,9 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
             patch.setattr(Path, "replace", stopped)
             with pytest.raises(KeyboardInterrupt, match="resume=True goes on"):
                 hggep.tl.fit(sections, checkpoint_dir=run, **how)
-        monkeypatch.setattr(describe, "read_patches", lambda *given: spots.append(len(given[1])) or read(*given))
+        described = spots_to_describe(monkeypatch)
         assert_same_model(whole, hggep.tl.fit(sections, checkpoint_dir=run, resume=resume, **how))
-        assert sum(spots) == (40 if resume else 120)
+        assert described == (1 if resume else 6) * [(20, 4)]
         assert not (run / "encoded").exists()  # which are large, and no longer of use
         assert (run / "last.ckpt").exists()
 

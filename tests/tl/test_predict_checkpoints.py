@@ -11,21 +11,30 @@ import pytest
 from PIL import Image
 
 import hggep_sc as hggep
-import hggep_sc.features.describe as describe_module
 from helpers import assert_same
-from hggep_sc.section import open_sections
+from hggep_sc import settings
+from hggep_sc.features import slide, store
 
 HOW = {"device": "cpu", "progress": False}
-CHUNKS = {"chunk_spots": 16}  # of 40 spots: in eight parts to describe
+CHUNKS = {"chunk_spots": 16}  # of 40 spots: eight chunks, of five predicted spots each
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    """Of 40 spots: eight, of five each."""
+    monkeypatch.setattr(slide, "PART_SPOTS", 5)
 
 
 @pytest.fixture
 def looked_at(monkeypatch):
-    """How many spots had their patches read, batch by batch."""
-    numbers, read = [], describe_module.read_patches
-    monkeypatch.setattr(
-        describe_module, "read_patches", lambda image, xy, *args: numbers.append(len(xy)) or read(image, xy, *args)
-    )
+    """How many spots were to be seen, part by part."""
+    numbers, describe = [], store.describe_windows
+
+    def noted(image, parts, *args, **more):
+        numbers.extend(map(len, parts))
+        return describe(image, parts, *args, **more)
+
+    monkeypatch.setattr(store, "describe_windows", noted)
     return numbers
 
 
@@ -51,40 +60,36 @@ def interrupted(monkeypatch):
     return run
 
 
-def parts_known(folder):
-    """How many parts of the spots have their features there, or are done with."""
-    return len({file.name for kind in ("features", "described") for file in folder.rglob(f"{kind}/*.safetensors")})
+def files_of(folder, kind):
+    return sorted(folder.rglob(f"{kind}/*.safetensors"))
 
 
-@pytest.mark.parametrize("times", [1, 2, 3, 4, 5, 9, 12])
+@pytest.mark.parametrize("times", [1, 2, 3, 5, 9, 10, 13, 17])
 def test_goes_on_to_the_same_result(sections, trained, tmp_path, interrupted, looked_at, times):
+    """Bit for bit; what was done is not done again. The first file says whose the folder is."""
     expected = hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
     assert looked_at == 8 * [5]
     before, keywords = sections["S3"].copy(), {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
     interrupted(times, hggep.tl.predict, sections["S3"], trained, **keywords)
     assert_same(sections["S3"], before)
-    known = parts_known(tmp_path)
-    assert (known > 0) == (times > 2)  # the first file says whose the folder is
+    described, predicted = (len(files_of(tmp_path, kind)) for kind in ("features", "predicted"))
+    assert described == min(max(times - 2, 0), 8)
+    assert predicted == max(times - 10, 0)
     looked_at.clear()
     hggep.tl.predict(sections["S3"], trained, **keywords)
-    assert looked_at == (8 - known) * [5]  # what was done is not done again
+    assert looked_at == (8 - described) * [5]
     assert_same(sections["S3"], expected)
-    assert not list(tmp_path.rglob("features/*.safetensors"))  # which are large
 
 
 def test_chunks_that_are_predicted_are_not_predicted_again(sections, trained, tmp_path, monkeypatch, interrupted):
     sizes, decode = [], trained.network.decode
     monkeypatch.setattr(trained.network, "decode", lambda seen, xy: sizes.append(len(seen)) or decode(seen, xy))
     keywords = {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
-    hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
-    whole = len(sizes)
-    interrupted(19, hggep.tl.predict, sections["S3"], trained, **keywords)
-    known = len(list(tmp_path.rglob("predicted/*.safetensors")))
-    assert known > 1
+    interrupted(14, hggep.tl.predict, sections["S3"], trained, **keywords)
+    assert len(files_of(tmp_path, "predicted")) == 4
     sizes.clear()
     hggep.tl.predict(sections["S3"], trained, **keywords)
-    chunks = len(list(tmp_path.rglob("predicted/*.safetensors")))
-    assert len(sizes) == whole * (chunks - known) // chunks
+    assert sizes == 4 * [16]
 
 
 def test_several_sections_in_one_object(sections, trained, tmp_path, interrupted, looked_at):
@@ -92,17 +97,16 @@ def test_several_sections_in_one_object(sections, trained, tmp_path, interrupted
     keywords = {"library_key": "library", **CHUNKS, **HOW}
     both.obs["library"] = both.obs["library"].map({"0": "S2", "1": "S3"})
     expected = hggep.tl.predict(both, trained, copy=True, **keywords)
-    interrupted(31, hggep.tl.predict, both, trained, checkpoint_dir=tmp_path / "run", **keywords)
+    interrupted(22, hggep.tl.predict, both, trained, checkpoint_dir=tmp_path / "run", **keywords)
     assert len(list(tmp_path.rglob("section_*"))) == 2
     looked_at.clear()
     hggep.tl.predict(both, trained, checkpoint_dir=tmp_path / "run", **keywords)
-    assert 0 < sum(looked_at) < 40
+    assert looked_at == 4 * [5]  # of the second
     assert_same(both, expected)
 
 
 @pytest.mark.parametrize("method", ["low_rank_ridge", "nearest_patches", "gene_mean"])
-def test_baselines(sections, tmp_path, monkeypatch, interrupted, looked_at, method):
-    monkeypatch.setattr("hggep_sc.prediction.chunks.DESCRIBED", 16)
+def test_baselines(sections, tmp_path, interrupted, looked_at, method):
     model = hggep.tl.fit(sections["S1"], method=method, genes=20, weights=None, progress=False)
     expected = hggep.tl.predict(sections["S3"], model, copy=True, **HOW)
     keywords = {"checkpoint_dir": tmp_path / "run", **HOW}
@@ -120,9 +124,10 @@ def test_without_a_folder_the_message_names_it(sections, trained, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", ["model", "mpp of the model", "places", "scale", "image", "average_flips", "chunk_spots"]
+    "change",
+    ["model", "mpp of the model", "places", "scale", "image", "average_flips", "chunk_spots", "feature_route"],
 )
-def test_another_prediction_is_refused(sections, trained, tmp_path, change):
+def test_another_prediction_is_refused(sections, trained, tmp_path, monkeypatch, change):
     section, model, how = sections["S3"], trained, {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
     hggep.tl.predict(section, model, copy=True, **how)
     named = change
@@ -132,7 +137,10 @@ def test_another_prediction_is_refused(sections, trained, tmp_path, change):
     elif change == "mpp of the model":
         model = hggep.HGGEP(model.network, model.config, model.genes, mpp=0.9, fingerprint=model.fingerprint)
     elif change in ("average_flips", "chunk_spots"):
-        how[change] = {"average_flips": False, "chunk_spots": 20}[change]
+        how[change] = {"average_flips": True, "chunk_spots": 20}[change]
+    elif change == "feature_route":
+        monkeypatch.setattr(settings, change, "maps")
+        named = "config"
     else:
         named = "data"
         if change == "places":
@@ -169,8 +177,8 @@ def test_memory_that_is_free_later_does_not_begin_it_anew(sections, trained, tmp
     np.testing.assert_array_equal(sections["S3"].layers["hggep"], expected.layers["hggep"])
 
 
-@pytest.mark.parametrize("kind", ["features", "described", "predicted"])
-@pytest.mark.parametrize("times", [16, 100])
+@pytest.mark.parametrize("kind", ["features", "predicted"])
+@pytest.mark.parametrize("times", [14, 100])
 def test_what_is_lost_is_computed_anew(sections, trained, tmp_path, interrupted, kind, times):
     """A damaged file is named, and may be removed, in the middle and after all is done."""
     expected = hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
@@ -179,15 +187,11 @@ def test_what_is_lost_is_computed_anew(sections, trained, tmp_path, interrupted,
         interrupted(times, hggep.tl.predict, sections["S3"], trained, **how)
     else:
         hggep.tl.predict(sections["S3"], trained, copy=True, **how)
-    files = sorted(tmp_path.rglob(f"{kind}/*.safetensors"))
-    if kind == "features" and times == 100:
-        assert not files
-        return
-    files[0].write_bytes(b"half")
-    if kind != "features":  # which may no longer be asked for
-        with pytest.raises(ValueError, match=rf"{files[0].name} is damaged"):
-            hggep.tl.predict(sections["S3"], trained, **how)
-    files[0].unlink()
+    file = files_of(tmp_path, kind)[0]
+    file.write_bytes(b"half")
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+        hggep.tl.predict(sections["S3"], trained, **how)
+    file.unlink()
     hggep.tl.predict(sections["S3"], trained, **how)
     assert_same(sections["S3"], expected)
 
@@ -210,31 +214,26 @@ def test_a_full_temporary_disk_is_named_and_the_object_is_unchanged(sections, tr
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = sections["S3"].copy()
 
-    def full(self, content):
+    def full(self, size):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match=rf"{tmp_path}.*No space left.*: features .* wait there; set TMPDIR"):
-        hggep.tl.predict(sections["S3"], trained, **CHUNKS, **HOW)
+    monkeypatch.setattr("hggep_sc.storage.arrays._reserve", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "patch_memory", 0)
+        with pytest.raises(OSError, match=rf"No space left.*: patches or their features .* in {tmp_path}; set TMPDIR"):
+            hggep.tl.predict(sections["S3"], trained, **CHUNKS, **HOW)
     assert_same(sections["S3"], before)
     assert list(tmp_path.iterdir()) == []
-    hggep.tl.predict(sections["S3"], trained, **HOW)  # a section that is one chunk needs no disk
+    hggep.tl.predict(sections["S3"], trained, **HOW)  # what memory holds needs no disk
     assert len(sections["S3"].layers) == len(before.layers) + 1
 
 
-def test_embeddings_do_not_wait_on_disk(sections, monkeypatch):
-    for section in sections.values():
-        section.obsm["X_foreign"] = np.random.default_rng(0).random((section.n_obs, 6), dtype=np.float32)
-    model = hggep.tl.fit(sections["S1"], genes=20, encoder="X_foreign", config={"epochs": 1}, progress=False)
+def test_nothing_is_put_away_without_a_folder(sections, trained, monkeypatch):
+    expected = hggep.tl.predict(sections["S3"], trained, copy=True, **CHUNKS, **HOW)
     monkeypatch.setattr(Path, "write_bytes", lambda *_: 1 / 0)
-    hggep.tl.predict(sections["S3"], model, **CHUNKS, **HOW)
-
-
-def test_features_that_are_kept_for_another_use_do_not_wait_on_disk(sections, trained, monkeypatch):
-    (section,) = open_sections(sections["S3"])
-    monkeypatch.setattr(Path, "write_bytes", lambda *_: 1 / 0)
-    for _ in range(2):
-        trained.predict(section, device="cpu", **CHUNKS)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: 1 / 0)
+    hggep.tl.predict(sections["S3"], trained, **CHUNKS, **HOW)
+    assert_same(sections["S3"], expected)
 
 
 @pytest.mark.slow
@@ -249,8 +248,8 @@ def test_a_slide_goes_on_after_a_kill(sections, trained, tmp_path, looked_at, ti
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (unfinished,) = out.iterdir()
     assert unfinished.name == "slide.h5ad.unfinished"
-    known = parts_known(out)
-    assert known > 0
+    known = len(files_of(out, "features"))
+    assert known == min(times - 2, 8)
     table = hggep.tl.predict_slides({"slide": tmp_path / "slide.h5ad"}, trained, out, **CHUNKS, **HOW)
     assert table["error"].tolist() == [""]
     assert sum(looked_at) == 40 - 5 * known

@@ -18,10 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from helpers import make_adata
-from hggep_sc.features.describe import PLAIN
-from hggep_sc.features.frozen import features_of
-from hggep_sc.methods.baselines import BaselineConfig
-from hggep_sc.methods.baselines.features import Trunk, patch_features
+from hggep_sc import settings
+from hggep_sc.features.describe import DIHEDRAL
+from hggep_sc.features.encoders import ObsmEncoder
+from hggep_sc.features.store import describe_section
+from hggep_sc.methods.baselines import BaselineConfig, Ridge
+from hggep_sc.methods.baselines.trunk import Trunk
 from hggep_sc.methods.hggep import HGGEP
 from hggep_sc.nn import Ensemble
 from hggep_sc.section import open_sections
@@ -185,25 +187,31 @@ def test_prediction_in_chunks(section):
     np.testing.assert_array_equal(expression, np.ones((len(section.xy), N_GENES)))
 
 
+@pytest.mark.parametrize("way", ["maps", "crops"])
 @pytest.mark.parametrize("name", ["default", "module", "embeddings"])
-def test_features_for_training(name, section):
+def test_features_for_training(name, way, section, monkeypatch):
+    monkeypatch.setattr(settings, "feature_route", way)
     network, config = small_network("default" if name == "embeddings" else name)
-    encoder = "X_emb" if name == "embeddings" else network.encoder
-    colours = np.zeros((len(section.xy), len(config.fields_px), 90), dtype=np.float32)
+    encoder = ObsmEncoder("X_emb") if name == "embeddings" else network.encoder
+    fields, views = config.fields_px[:2], DIHEDRAL[:3]
     with a_gpu():
-        features = features_of(
-            section, encoder, config.fields_px, config, device=GPU, views=PLAIN, batch_size=15, colours=colours
+        found = describe_section(
+            section, encoder, fields, config.patch_size, views=views, colours=True, device=GPU, batch_size=15
         )
-        assert all_on_gpu(features([np.arange(len(section.xy))]))
-    assert (colours == (name != "embeddings")).all()
+        assert name == "embeddings" or all_on_gpu(encoder.state_dict().values())
+    assert (found.encoded == 1).all()
+    if name == "embeddings":
+        assert found.colours is None
+    else:
+        assert found.encoded.shape == (30, 3, 2, sum(encoder.groups))
+        assert found.colours.shape == (30, 2, 48)
 
 
 def test_features_of_a_ridge(section):
     config = BaselineConfig(patch_size=32, fields_um=None, fields_px=(32.0, 64.0))
-    trunk = Trunk().eval()
     with a_gpu():
-        found = patch_features(section, config, mpp=None, trunk=trunk, device=GPU, batch_size=16)
-    assert found.shape == (len(section.xy), 2 * (90 + 336))
+        found = Ridge._features(section, config, None, Trunk().eval(), GPU, 16)
+    assert found.shape == (len(section.xy), 2 * (48 + 336))
 
 
 class Shifted(nn.Module):

@@ -184,7 +184,7 @@ def describe_windows(
 
     Yields
     ------
-    For each part what each function's maps have in common over each window, (n, fields, C), float32, on the CPU.
+    For each part the averages of each function's maps over the windows, (n, fields, C), float32, on the CPU.
     """
     steps = [field / size for field in fields]
     batch = batch_size if device.type != "cpu" else max(PIXELS // _side_of_crop(size) ** 2, 1)
@@ -233,6 +233,7 @@ def _over_windows(maps: Tensor, squares: Squares, size: int) -> Tensor:
 
     A window may lie in a tile in part alone: the averages of all tiles add up to the window's.
     """
+    maps = maps.cpu() if maps.device.type == "mps" else maps  # which has no double precision
     if squares.windows is None:
         return middle(maps, size / squares.side).double()
     stride = squares.side // maps.shape[-1]

@@ -146,7 +146,9 @@ def describe_section(
     name = (encoder and encoder.id), ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
     keys: dict[View | str, Hashable] = {view: (name, view, definition) for view in views if encoder is not None}
     keys |= {COLOURS: (COLOURS, definition)} if colours else {}
-    known = {what: array for what, key in keys.items() if (array := _memory.recall(section, key)) is not None}
+    in_memory = {what: _memory.recall(section, key) for what, key in keys.items()}
+    # parts in a folder hold all that was asked for, or a later call would miss what only this process knew
+    known = {} if kept is not None and kept.keeps else {what: a for what, a in in_memory.items() if a is not None}
     unseen = tuple(view for view in views if view in keys and view not in known)
     if len(known) == len(keys):
         if advance is not None:

@@ -38,6 +38,11 @@ class Parts:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a folder for them."""
+        return self._folder is not None
+
     def _file(self, spots: np.ndarray) -> Path | None:
         return None if self._folder is None else self._folder / f"{spots[0]}{SUFFIX}"
 

@@ -3,6 +3,8 @@ import pytest
 import torch
 from scipy import sparse
 
+from hggep_sc.features.patches import fields_of_view
+from hggep_sc.features.store import describe_section
 from hggep_sc.methods.baselines import BaselineConfig
 from hggep_sc.nn.shufflenet import ShuffleNetV2
 from hggep_sc.section import open_sections
@@ -35,3 +37,22 @@ def opened(sections):
     """The synthetic sections as a model sees them; the first spot of S1 has no counts."""
     sections["S1"].X = sparse.diags(np.arange(sections["S1"].n_obs) > 0, dtype=np.float32) @ sections["S1"].X
     return open_sections(sections)
+
+
+@pytest.fixture
+def plain_features():
+    """Return what baselines see of a section: all columns standardised by the plain formula, either kind by itself."""
+
+    def features(section, config, mpp, trunk):
+        fields = fields_of_view(config.shared, mpp, section.mpp)
+        seen = describe_section(section, trunk, fields, config.patch_size, colours=True, device=torch.device("cpu"))
+        kinds = [seen.colours] if trunk is None else [seen.colours, seen.encoded]
+        blocks = [kind.reshape(len(kind), -1).astype(np.float64) for kind in kinds]
+        return np.hstack([standardised(block) for block in blocks])
+
+    def standardised(block):
+        spread = block.std(axis=0)
+        spread[spread <= 1e-6 * np.abs(block).max(axis=0)] = np.inf  # a constant column says nothing
+        return (block - block.mean(axis=0)) / spread / block.shape[1] ** 0.5
+
+    return features

@@ -62,7 +62,7 @@ def test_embeddings_need_no_image(method, training, embedded, tmp_path):
     model = tl.fit(training, method=method, encoder="X_emb", **HOW)
     model.save(tmp_path / "m")
     again = type(model).load(tmp_path / "m")
-    assert (again.id, again.encoder, again.reads_image) == (model.id, "X_emb", False)
+    assert (again.id, again.embeddings, again.reads_image) == (model.id, "X_emb", False)
     for each in (model, again):
         tl.predict(embedded["S3"], each, key_added=f"m{each is model}", device="cpu", progress=False)
     np.testing.assert_array_equal(embedded["S3"].layers["mTrue"], embedded["S3"].layers["mFalse"])

@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
-import torch
 
 from hggep_sc.methods.baselines import NearestPatches
-from hggep_sc.methods.baselines.features import patch_features
 from hggep_sc.methods.baselines.nearest import N_NEIGHBORS, mean_of_nearest
 from hggep_sc.metrics import pearson
 
@@ -27,12 +25,12 @@ def test_against_a_slow_loop():
     np.testing.assert_allclose(found, np.broadcast_to(Y.mean(0), (7, 4)), atol=1e-12)  # all of them
 
 
-def test_prediction_and_choice_on_sections(opened, config):
+def test_prediction_and_choice_on_sections(opened, config, plain_features):
     model = NearestPatches.fit(opened[:2], config, **SETTINGS)
     X, Y, means = [], [], []
     for section in opened[:2]:
         seen = section.library() > 0
-        X.append(model._features(section, config, model.mpp, None, torch.device("cpu"), 64)[seen])
+        X.append(plain_features(section, config, model.mpp, None)[seen])
         expression = np.log1p(1e4 * section.counts(model.genes).toarray()[seen] / section.library()[seen, None])
         means.append(expression.mean(0))
         Y.append(expression - means[-1])
@@ -42,7 +40,7 @@ def test_prediction_and_choice_on_sections(opened, config):
         for k in candidates
     ]
     assert model.n_neighbors == candidates[int(np.argmax(scores))]
-    new = patch_features(opened[2], config, mpp=model.mpp, trunk=None, device=torch.device("cpu"), batch_size=64)
+    new = plain_features(opened[2], config, model.mpp, None)
     expected = slow_mean_of_nearest(np.concatenate(X), np.concatenate(Y), new, model.n_neighbors)
     found, latent = model.predict(opened[2])
     assert latent is None

@@ -12,14 +12,14 @@ from hggep_sc.section import open_sections
 @pytest.fixture
 def features_computed_once(monkeypatch):
     """They depend on the image alone; the five sections' scales differ by less than is resampled for."""
-    known, compute = {}, base.patch_features
+    known, compute = {}, base.describe_section
 
-    def once(section, config, **settings):
+    def once(section, *given, **settings):
         if section.name not in known:
-            known[section.name] = compute(section, config, **settings)
+            known[section.name] = compute(section, *given, **settings)
         return known[section.name]
 
-    monkeypatch.setattr(base, "patch_features", once)
+    monkeypatch.setattr(base, "describe_section", once)
 
 
 @pytest.mark.slow

@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from hggep_sc.features.moments import Moments, standardise
-from hggep_sc.methods.baselines.features import Trunk, patch_features
+from hggep_sc.features.store import _memory
+from hggep_sc.methods.baselines import Ridge
+from hggep_sc.methods.baselines.trunk import Trunk
 from hggep_sc.nn.shufflenet import ShuffleNetV2
 from hggep_sc.section import open_sections
 
-N_STATISTICS, N_POOLED = 90, 336  # per field of view
+N_STATISTICS, N_POOLED = 48, 336  # per field of view
 CPU = torch.device("cpu")
 
 
@@ -17,7 +18,7 @@ def patches():
 
 
 def features_of(section, config, trunk=None, batch_size=64):
-    return patch_features(section, config, mpp=section.mpp, trunk=trunk, device=CPU, batch_size=batch_size)
+    return Ridge._features(section, config, section.mpp, trunk, CPU, batch_size)
 
 
 def test_standardised_within_each_section(opened, config, weights):
@@ -32,23 +33,10 @@ def test_standardised_within_each_section(opened, config, weights):
             assert (variance > 0).mean() > 0.8
 
 
-def test_constant_columns_are_zero():
-    block = np.array([[1.0, 0.0, 3.0], [1.0 + 1e-9, 0.0, 5.0]])
-    np.testing.assert_allclose(standardise(block) * np.sqrt(3), [[0, 0, -1], [0, 0, 1]], atol=1e-6)
-
-
-def test_moments_gathered_in_parts_are_those_of_the_whole():
-    """Against NumPy's, in double precision; also where the mean is far larger than the spread."""
-    block = np.random.default_rng(0).normal([0, 1000, -3, 5], [1, 0.01, 7, 0], size=(1000, 4)).astype(np.float32)
-    moments = Moments()
-    for part in np.split(block, [1, 400, 977]):
-        moments.add(part)
-    whole = block.astype(np.float64)
-    np.testing.assert_allclose(moments.mean, whole.mean(axis=0), rtol=1e-12)
-    spread = np.where(whole.std(axis=0) > 0, whole.std(axis=0), np.inf)
-    expected = (whole - whole.mean(axis=0)) / spread / 2
-    np.testing.assert_allclose(moments.standardised(block), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(standardise(block), expected, rtol=1e-5, atol=1e-6)
+def test_features_are_colours_and_the_trunks(opened, config, weights, plain_features):
+    for trunk in (None, Trunk.pretrained(weights, 0)):
+        expected = plain_features(opened[1], config, opened[1].mpp, trunk)
+        np.testing.assert_allclose(features_of(opened[1], config, trunk), expected, atol=1e-4)
 
 
 def test_trunk_pools_the_backbones_stages(patches, weights):
@@ -74,7 +62,9 @@ def test_a_trunk_centres_pixels_as_its_weights_want(patches, weights, monkeypatc
 
 def test_batches_make_no_difference(opened, config, weights):
     trunk = Trunk.pretrained(weights, 0)
-    whole, parts = (features_of(opened[1], config, trunk, batch_size) for batch_size in (64, 7))
+    whole = features_of(opened[1], config, trunk)
+    _memory._kept.clear()
+    parts = features_of(opened[1], config, trunk, batch_size=7)
     np.testing.assert_allclose(whole, parts, atol=1e-5)
 
 

@@ -1,7 +1,6 @@
 """HER2-positive breast tumours, legacy Spatial Transcriptomics (Andersson et al. 2021)."""
 
 import json
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from .._settings import settings
+from ..errors import FailedWarning
+from ..runtime.messages import warn
 from ..storage.fetch import fetch, registry
 from ._legacy import assemble, choose, read_counts, read_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
 
 FILES_URL = "https://raw.githubusercontent.com/almaan/her2st/HEAD/"
 LISTING_URL = "https://api.github.com/repos/almaan/her2st/contents/"
@@ -87,7 +86,7 @@ def _section(name: str) -> "AnnData":
         try:
             regions = _file(f"data/ST-pat/lbl/{name}_labeled_coordinates.tsv")
         except OSError as error:
-            logger.warning("Section %s comes without obs['region']: %s", name, error)
+            warn(f"section {name} comes without obs['region']: {error}", FailedWarning)
         else:
             adata.obs["region"] = _labels(regions, array)
     return adata

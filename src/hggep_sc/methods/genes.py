@@ -1,6 +1,5 @@
 """Which genes a model predicts, chosen on the training sections alone."""
 
-import logging
 import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Number
@@ -13,11 +12,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ..datasets import her2st_panel
+from ..errors import TrainingWarning
+from ..runtime.messages import warn
 from ..runtime.validators import choice, names, whole
 from ..section import Section, gene_name_hint
 from ..section.expression import ExpressionScale
-
-logger = logging.getLogger(__name__)
 
 GenesBy = Literal["moran", "dispersion", "mean"]
 NAMED = "names"  # in place of a rule, where the user named the genes
@@ -162,14 +161,11 @@ def _by_moran(sections: Sequence[Section], shared: pd.Index, wanted: int) -> np.
     score, share = (_mean(parts) for parts in zip(*found, strict=True))
     counted = share >= COUNTED
     if (enough := int(counted.sum())) < wanted:
-        logger.warning(
-            "only %d of %d genes are counted in at least %.0f %% of the training spots: the other %d of genes=%d say "
-            "little about where in the tissue they are; ask for fewer",
-            enough,
-            len(shared),
-            100 * COUNTED,
-            wanted - enough,
-            wanted,
+        warn(
+            f"only {enough} of {len(shared)} genes are counted in at least {100 * COUNTED:.0f} % of the training "
+            f"spots: the other {wanted - enough} of genes={wanted} say little about where in the tissue they are; ask "
+            "for fewer",
+            TrainingWarning,
         )
     return _first(shared, score, wanted, before=counted)
 

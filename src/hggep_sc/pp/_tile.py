@@ -1,4 +1,3 @@
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -9,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from ..errors import ScaleWarning
 from ..image.tissue import LOOK_PX, TissueMask, find_tissue, is_gray
+from ..runtime.messages import warn
 from ..runtime.validators import choice, flag, number, text_or_none
 from ..section import copy_of, image_of, is_spatialdata, require_key
 from ..storage.paths import expanded
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ..methods.registry import Model
-
-logger = logging.getLogger(__name__)
 
 SPACING_UM = 100.0  # where nothing tells a better one; as in Visium
 
@@ -186,9 +185,10 @@ def _check_model(model: Any) -> None:
 
     require_model(model)
     if told(model, "mpp") is None:
-        logger.warning(
+        warn(
             "the physical scale that the model was trained at is unknown: it will look at as many px of this image as "
-            "of those, whatever um they are"
+            "of those, whatever um they are",
+            ScaleWarning,
         )
 
 

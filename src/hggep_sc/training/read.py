@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..config import Config
+from ..errors import InputError
 from ..features.describe import PLAIN, TURNS
 from ..features.encoders import is_frozen
 from ..features.patches import read_patches, say_if_coarse
@@ -94,7 +95,7 @@ def _described(
         lengths = {section.name: section.embeddings(encoder).shape[1] for section in sections}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
-            raise ValueError(f"obsm[{encoder!r}] has embeddings of different lengths: {listed}")
+            raise InputError(f"obsm[{encoder!r}] has embeddings of different lengths: {listed}")
     with (
         stores_of_features(checkpoint_dir, resume, sections, fields, encoder, config) as kept,
         of_spots(sections, "images", progress) as bar,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .._settings import settings
-from ..errors import FailedWarning
+from ..errors import FailedWarning, UnreachableError
 from ..runtime.messages import warn
 from ..storage.fetch import fetch, registry
 from ._legacy import assemble, choose, read_counts, read_spots
@@ -51,8 +51,10 @@ def her2st(sections: str | Sequence[str] | None = None) -> "dict[str, AnnData]":
     Raises
     ------
     ValueError
-        No such section, or a file that is not the expected one.
-    ConnectionError, OSError
+        No such section.
+    WrongFileError
+        A file is not the expected one.
+    DownloadError
         A file is neither there nor to be had; the message says what to put where.
 
     Notes
@@ -118,7 +120,7 @@ def _image(name: str) -> Path:
             listing = fetch(LISTING_URL + folder, sha256=None, path=Path(temporary) / "listing.json")
             names = [entry["name"] for entry in json.loads(listing.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError, KeyError):
-        raise ConnectionError(
+        raise UnreachableError(
             f"The H&E image of section {name} is not in {local}, and its file name upstream cannot be looked "
             f"up: put the one .jpg of {folder}/ (github.com/almaan/her2st, or Zenodo record 3957257) into "
             "that folder, or set the environment variable HGGEP_DATASETDIR to a folder that holds her2st/."

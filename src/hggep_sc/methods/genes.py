@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ..datasets import her2st_panel
-from ..errors import TrainingWarning
+from ..errors import InputError, TrainingWarning
 from ..runtime.messages import warn
 from ..runtime.validators import choice, names, whole
 from ..section import Section, gene_name_hint
@@ -107,8 +107,10 @@ def training_genes(
     Raises
     ------
     ValueError
-        For duplicate names, sections without a gene in common, too few genes or spots, or a rule that does not exist.
-    KeyError
+        For duplicate names, too few genes, or a rule that does not exist.
+    InputError
+        For sections without a gene in common, or too few spots.
+    MissingSlotError
         For names that a section does not have.
     """
     wanted, by = requested_genes(genes, genes_by)
@@ -139,7 +141,7 @@ def _shared(sections: Sequence[Section]) -> pd.Index:
     for section in sections[1:]:
         both = shared.intersection(section.var_names, sort=False)
         if both.empty:
-            raise ValueError(
+            raise InputError(
                 f"sections {sections[0].name!r} and {section.name!r} have no gene in common."
                 + gene_name_hint(shared.tolist(), section.var_names.tolist())
             )
@@ -154,7 +156,7 @@ def _by_moran(sections: Sequence[Section], shared: pd.Index, wanted: int) -> np.
     """
     found = [each for section in sections if (each := _morans_i(section, shared)) is not None]
     if not found:
-        raise ValueError(
+        raise InputError(
             f"choosing genes by Moran's I needs a section of more than {NEIGHBOURS + 1} spots with counts: name the "
             "genes by genes=, or choose them by genes_by='mean'"
         )
@@ -192,7 +194,7 @@ def _by_dispersion(sections: Sequence[Section], shared: pd.Index, wanted: int) -
         names += [section.name] * int(kept.sum())
     spots = pd.DataFrame({"section": pd.Categorical(names)}, index=[str(i) for i in range(len(names))])
     if len(spots) < 2:
-        raise ValueError("ranking genes by variability needs at least two spots with counts: name the genes by genes=")
+        raise InputError("ranking genes by variability needs at least two spots with counts: name the genes by genes=")
     stacked = AnnData(sp.csr_matrix(sp.vstack(expression)), obs=spots, var=pd.DataFrame(index=shared))
     ranked = sc.pp.highly_variable_genes(
         stacked, n_top_genes=wanted, flavor="seurat", batch_key="section", inplace=False

@@ -294,7 +294,9 @@ class HGGEP:
         Raises
         ------
         ValueError
-            If `batch_size` or `chunk_spots` is below 1, or what is predicted is NaN or infinite.
+            If `batch_size` or `chunk_spots` is below 1.
+        ModelError
+            If what is predicted is NaN or infinite.
         OSError
             If there is no room on disk for what waits there.
         """
@@ -518,9 +520,10 @@ class HGGEP:
         ------
         FileNotFoundError
             If there is no such folder.
+        ModelError
+            If the folder is not a model of this class, is damaged, or was written by another version.
         ValueError
-            If the folder is not a model of this class, is damaged, or was written by a newer version; if the model
-            wants an encoder that was not given, or is another.
+            If the model wants an encoder that was not given, or is another.
         """
         target = resolve_device(device)
         model = load_model(path, method=cls.method, rebuild=partial(cls._rebuild, module=encoder))

@@ -97,7 +97,7 @@ def domains(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If a column is missing.
     TypeError
         If `keys` is a set, which has no order, or no name.

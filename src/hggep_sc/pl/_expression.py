@@ -44,7 +44,7 @@ def read_expression(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If a prediction, a gene or the named layer is not there.
     ValueError
         If a prediction is called "observed" beside another, the predictions are not on one scale, or

@@ -43,7 +43,7 @@ def tissue_mask(
 
     Raises
     ------
-    ValueError, KeyError, TypeError, FileNotFoundError
+    InputError, ImageError, MissingSlotError, ValueError, TypeError, FileNotFoundError
         For input that cannot be used; the message names the slot and the remedy.
     """
     source = image_of(data, image_key=image_key, library_id=library_id, mpp=mpp)

@@ -153,8 +153,10 @@ def cross_validate(
 
     Raises
     ------
+    InputError, ImageError, MissingSlotError
+        For sections that cannot be used; the message names the slot and the remedy.
     ValueError, KeyError, TypeError, FileNotFoundError
-        For input that cannot be used; the message names the slot and the remedy.
+        For other arguments that cannot.
     RuntimeError
         If every fold failed.
     """

@@ -121,7 +121,7 @@ def domains(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If there is no such prediction, layer, column or slot.
     ValueError
         If the number of domains cannot be had, fewer than two labels are there, values are missing, a parameter is

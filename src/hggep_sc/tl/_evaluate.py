@@ -143,11 +143,13 @@ def evaluate(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If there is no prediction under `key`, no such layer, or no column that tells several sections apart.
+    InputError
+        If there are no counts to compare with.
     ValueError
-        If there are no counts to compare with, `uns[key]` holds something else than an evaluation of `layer`, or a
-        column of `var` that is to be written holds something else.
+        If `uns[key]` holds something else than an evaluation of `layer`, or a column of `var` that is to be written
+        holds something else.
     """
     flag("copy", copy)
     seed = seed_of("seed", seed)

@@ -1,4 +1,3 @@
-import logging
 from itertools import count
 from threading import Barrier, current_thread
 from weakref import WeakSet
@@ -7,11 +6,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from hggep_sc.features.frozen import stored_features
 from scipy.spatial import KDTree
 
 from helpers import WAIT
 from hggep_sc import Config
-from hggep_sc.features.frozen import stored_features
 from hggep_sc.nn import HGGEPNetwork, Output, average_views
 from hggep_sc.prediction.chunks import CORE, chunks_with_halo, predict_in_chunks, spatial_chunks, spots_at_once
 from hggep_sc.storage.checkpoint import Checkpoint
@@ -313,12 +312,11 @@ def test_features_wait_on_disk_where_the_checkpoint_keeps_them():
     assert held_in_memory - 5 < files < held_in_memory + 5  # those along the border, not all 64
 
 
-def test_out_of_memory_halves_the_chunks(features, caplog):
+def test_out_of_memory_halves_the_chunks(features, warned):
     xy, network = grid(25, 20), Smoother(neighbours=1, memory=70)
-    with caplog.at_level(logging.WARNING):
-        expression, _ = predict(network, xy, features[:, :1], chunk_spots=256, name="slide")
+    expression, _ = predict(network, xy, features[:, :1], chunk_spots=256, name="slide")
     np.testing.assert_array_equal(expression, features[:, 0].numpy())
-    first, second = caplog.messages
+    first, second = warned.messages
     assert "'slide'" in first
     assert "256 spots" in first
     assert "chunk_spots=128" in first
@@ -347,38 +345,36 @@ class TestFreeMemory:
     def available(self, monkeypatch, n):
         free_memory(monkeypatch, 2 * 4 * 8 * n**2)
 
-    def test_held(self, features, monkeypatch, caplog):
+    def test_held(self, features, monkeypatch, warned):
         self.available(monkeypatch, 500)
         network = Smoother()
         predict(network, grid(25, 20), features, config=self.paper)
         assert network.sizes == [500, 500]  # two views
-        assert not caplog.messages
+        assert not warned.messages
 
-    def test_not_held(self, features, monkeypatch, caplog):
+    def test_not_held(self, features, monkeypatch, warned):
         self.available(monkeypatch, 100)
         network = Smoother()
-        with caplog.at_level(logging.WARNING):
-            predict(network, grid(25, 20), features, config=self.paper, name="slide")
+        predict(network, grid(25, 20), features, config=self.paper, name="slide")
         assert set(network.sizes) == {100}
-        (message,) = caplog.messages
+        (message,) = warned.messages
         for part in ("'slide'", "500 spots at once", "chunks of 100", "chunk_spots="):
             assert part in message
 
-    def test_a_given_number_counts(self, features, monkeypatch, caplog):
+    def test_a_given_number_counts(self, features, monkeypatch, warned):
         self.available(monkeypatch, 100)
         network = Smoother()
         predict(network, grid(25, 20), features, config=self.paper, chunk_spots=250)
         assert set(network.sizes) == {250}
-        assert not caplog.messages
+        assert not warned.messages
 
-    def test_bounds_the_chunks_of_any_preset(self, features, monkeypatch, caplog):
+    def test_bounds_the_chunks_of_any_preset(self, features, monkeypatch, warned):
         free_memory(monkeypatch, 2 * 4 * 4 * 60**2)
         network = Smoother()
-        with caplog.at_level(logging.WARNING):
-            predict(network, grid(25, 20), features, config=Config())
+        predict(network, grid(25, 20), features, config=Config())
         assert set(network.sizes) == {60}
-        assert "chunks of 60" in caplog.text
-        caplog.clear()
+        assert "chunks of 60" in warned.text
+        warned.clear()
         predict(network, grid(25, 20), features, config=Config(chunk_spots=60))
         assert set(network.sizes) == {60}
-        assert not caplog.messages
+        assert not warned.messages

@@ -13,9 +13,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +24,12 @@ from anndata import AnnData
 from scipy.spatial import KDTree
 
 import hggep_sc as hggep
-from hggep_sc.features.frozen import features_of, stored_features
 from hggep_sc.features.patches import fields_of_view
+from hggep_sc.features.store import describe_section
 from hggep_sc.metrics import pearson
 from hggep_sc.nn import HGGEPNetwork
 from hggep_sc.prediction.chunks import chunks_with_halo, predict_in_chunks, spatial_chunks
 from hggep_sc.section import open_sections
-from hggep_sc.storage.checkpoint import Checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(os.environ["HGGEP_SHARED"])
@@ -50,14 +47,13 @@ def agreement(training: dict, name: str, section: object) -> list[dict[str, obje
     (opened,) = open_sections(section)
     fields, device = fields_of_view(model.config, model.mpp, opened.mpp), torch.device("cpu")
     xy, n = opened.xy, len(opened.xy)
-    (seen,) = features_of(opened, model.encoder, fields, model.config, device=device)([np.arange(n)])
+    seen = describe_section(opened, model.encoder, fields, model.config.patch_size, device=device).encoded
     positions = torch.as_tensor(model.network.positions(opened)).float()
 
     def predict(spots: np.ndarray, size: int) -> np.ndarray:
-        here = seen[spots]
         expression, _ = predict_in_chunks(
             model.network,
-            lambda parts: (here[part] for part in parts),
+            seen[spots],
             xy[spots],
             positions[spots],
             model.config,
@@ -113,8 +109,8 @@ def peak_memory() -> int:
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
-def growth(n: int, where: str) -> dict[str, object]:
-    """CPU seconds and peaks of predicting n spots of a square array from random features, which wait in `where`."""
+def growth(n: int) -> dict[str, object]:
+    """CPU seconds and peaks of predicting n spots of a square array from random features."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = hggep.Config()
@@ -123,26 +119,19 @@ def growth(n: int, where: str) -> dict[str, object]:
     xy = 100.0 * np.argwhere(np.ones((side, side)))
     positions = torch.from_numpy(xy).float()
 
-    def random_features(parts: Sequence[np.ndarray]) -> Generator[torch.Tensor, None, None]:
-        return (torch.rand(len(spots), 8, 4, 336) for spots in parts)
-
     with torch.inference_mode():
         network.decode(torch.rand(512, 4, 336), positions[:512])  # what a first call costs once
-    known = Checkpoint()
-    with known.with_features_on_disk() if where == "disk" else nullcontext(known) as known:
-        before, started = psutil.Process().memory_info().rss, time.process_time()
-        how = {"name": "random", "max_spots": 512, "checkpoint": known}
-        features = stored_features(random_features, known.features, positions.device, None)
-        outputs = predict_in_chunks(network, features, xy, positions, config, **how)
+    features = torch.rand(len(xy), 1, 4, 336).numpy()
+    before, started = psutil.Process().memory_info().rss, time.process_time()
+    outputs = predict_in_chunks(network, features, xy, positions, config, name="random", max_spots=512)
     taken, results, peak = time.process_time() - started, sum(output.nbytes for output in outputs), peak_memory()
     return {
         "spots": len(xy),
-        "features_wait_in": where,
         "seconds": taken,
         "peak_mib": peak / 2**20,
         "results_mib": results / 2**20,
         "held_mib": (peak - before - results) / 2**20,
-        "all_features_mib": len(xy) * 8 * 4 * 336 * 4 / 2**20,
+        "features_mib": features.nbytes / 2**20,
     }
 
 
@@ -152,11 +141,7 @@ def markdown(table: pd.DataFrame) -> list[str]:
 
 
 def report(compared: pd.DataFrame, grown: pd.DataFrame) -> str:
-    ratios = []
-    for where, rows in grown.groupby("features_wait_in", sort=False):
-        few, many = rows.to_dict("records")
-        of_memory = (many["peak_mib"] - many["results_mib"]) / (few["peak_mib"] - few["results_mib"])
-        ratios.append(f"{many['seconds'] / few['seconds']:.2f} and {of_memory:.2f} times as much ({where})")
+    few, many = grown.to_dict("records")
     return "\n".join(
         [
             "# Prediction in chunks",
@@ -174,10 +159,9 @@ def report(compared: pd.DataFrame, grown: pd.DataFrame) -> str:
             "",
             *markdown(grown),
             "",
-            f"From {min(SPOTS):,} to {max(SPOTS):,} spots, time and peak memory of the process without the results are "
-            f"{', '.join(ratios)}. Features that a later chunk needs wait on disk where a CPU predicts, and in memory "
-            "on a GPU. Random features, eight views, chunks of 512; CPU seconds of one thread. `held_mib` is what the "
-            "prediction takes beyond results, model and libraries.",
+            f"From {min(SPOTS):,} to {max(SPOTS):,} spots, the time is {many['seconds'] / few['seconds']:.2f} times as "
+            "much. Random features, one view, chunks of 512; CPU seconds of one thread. `held_mib` is what the "
+            "prediction takes beyond features, results, model and libraries.",
             "",
             f"hggep_sc {hggep.__version__}, torch {torch.__version__}, NumPy {np.__version__}, Python "
             f"{platform.python_version()}, {platform.machine()}, {psutil.cpu_count()} cores.",
@@ -201,8 +185,7 @@ def main() -> None:
         compared = pd.DataFrame([row for case in cases for row in agreement(*case)])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        sizes = [(n, where) for where in ("memory", "disk") for n in SPOTS]
-        grown = pd.DataFrame(list(pool.map(growth, *zip(*sizes, strict=True))))
+        grown = pd.DataFrame(list(pool.map(growth, SPOTS)))
     compared.to_csv(RESULTS / "chunks.csv", index=False, float_format="%.4g")
     grown.to_csv(RESULTS / "chunks_growth.csv", index=False, float_format="%.4g")
     (RESULTS / "chunks.md").write_text(report(compared, grown))

@@ -23,7 +23,7 @@ from accuracy import RESULTS, made, made_by, table
 
 from hggep_sc.config import Config
 from hggep_sc.nn import shufflenet_encoder
-from hggep_sc.runtime.device import compute_alone
+from hggep_sc.runtime.threads import compute_alone
 
 ROUNDS = 5
 BATCHES = 8  # a round

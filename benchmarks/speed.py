@@ -5,7 +5,7 @@
 
 One section of 180 spots, 785 genes, patches in memory, random weights. A step is forward, backward and update, as
 Lightning runs it, less the transfer to the device, clipping and augmentation; of `default` it is one of each of its
-three networks. `published` sees every patch six times (five
+three networks, on crops of 176 px. `published` sees every patch six times (five
 augmented views); `default` looks at features that its frozen encoder computed once, which is the third row: it is
 spread over all epochs of a fit. The floor is the arithmetic of the step (its multiplications and additions, counted) at
 the rate of a large matrix product in the same precision on the same device; no schedule of the same arithmetic can be
@@ -15,6 +15,7 @@ faster. Writes results/speed.csv and .md beside this file; rows of another devic
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,10 @@ from accuracy import RESULTS, made, made_by, table
 from torch.utils.flop_counter import FlopCounterMode
 
 import hggep_sc as hggep
-from hggep_sc.features.describe import DIHEDRAL, of_patches, of_views
+from hggep_sc.features.describe import PLAIN, TURNS, View
 from hggep_sc.features.encoders import make_encoder
+from hggep_sc.features.slide import SURROUNDINGS, in_view
+from hggep_sc.features.windows import middle
 from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, average_views, averaged
 from hggep_sc.runtime.device import mixed_precision
 
@@ -122,16 +125,21 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     config = hggep.Config()
     encoder = make_encoder("shufflenet", config, None).to(device).eval()
     fields = moved(section_batch(len(config.fields_px), generator), device)
-    patches = fields.patches
-
+    n_fields, side = len(config.fields_px), PATCH + 2 * SURROUNDINGS
+    crops = torch.randint(0, 256, (SPOTS * n_fields, 3, side, side), dtype=torch.uint8, generator=generator).to(device)
     fast = encoder.for_inference()
 
     @torch.inference_mode()
-    def encode() -> torch.Tensor:
-        parts = patches.split(256 if on_gpu else 64)
-        return torch.cat([of_views(of_patches(fast), DIHEDRAL)(part) for part in parts])
+    def encode(views: tuple[View, ...] = PLAIN) -> torch.Tensor:
+        found = []
+        for crop in crops.split(1024 if on_gpu else 8):
+            with mixed_precision(device):
+                maps = [in_view(fast.maps, view)(crop) for view in views]
+            found.append(torch.stack([torch.cat([middle(m, PATCH / side) for m in of_view], 1) for of_view in maps], 1))
+        return torch.cat(found).unflatten(0, (SPOTS, n_fields)).transpose(1, 2)
 
-    rows["encoding, once for all epochs", "default"] = measured(encode, device, 5 if on_gpu else 1)
+    turned = partial(encode, TURNS)
+    rows["encoding, once for all epochs", "default"] = measured(turned, device, 5 if on_gpu else 1)
     features = encode().clone()
     networks = [
         HGGEPNetwork(config, GENES, encoder=encoder, groups=encoder.groups, n_fields=len(config.fields_px)).to(device)

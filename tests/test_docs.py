@@ -164,7 +164,7 @@ def test_encoders(own):
         return np.random.default_rng(1).random((section.n_obs, 5))
 
     names = run("docs/encoders.md", sections=sections, test=test, embeddings_of=embeddings_of)
-    assert names["model"].encoder == "X_uni"
+    assert names["model"].embeddings == "X_uni"
 
 
 def test_errors(own, trained, capsys):

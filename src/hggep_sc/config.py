@@ -126,7 +126,8 @@ class Config(BaseConfig):
     correlation_weight
         Weight of 1 - mean per-gene Pearson correlation in the loss.
     flips
-        Augment each spot's patches by a random flip and rotation by a multiple of 90 degrees.
+        Augment each spot's patches by a random flip and rotation by a multiple of 90 degrees; what a frozen encoder
+        sees, by one of the four quarter turns.
     stain_jitter
         Standard deviation of the random change of each stain's strength, per patch; for an encoder that learns.
     feature_shift
@@ -138,6 +139,9 @@ class Config(BaseConfig):
     chunk_spots
         Sections with more spots are handled in compact chunks of at most this many, in training and in
         prediction. None: always whole. In prediction fewer, where free memory does not hold so many.
+    epoch_chunks
+        Chunks that an epoch takes at most, others in each epoch, so that training on many spots takes no longer than
+        it helps. None: all of them.
     patience
         Epochs without a better validation score before training stops; used with `validation=` only.
     ensemble
@@ -193,6 +197,7 @@ class Config(BaseConfig):
     schedule: Literal["onecycle", "constant"] = "onecycle"
     gradient_clip: float = 1.0
     chunk_spots: int | None = 512
+    epoch_chunks: int | None = 32
     patience: int = 10
     ensemble: int = 3
     linear: bool = True
@@ -233,7 +238,7 @@ class Config(BaseConfig):
             object.__setattr__(self, switch, value)
         for name, (kind, least, most) in _RANGES.items():
             value = plain(getattr(self, name))
-            if value is None and name in ("n_components", "chunk_spots"):
+            if value is None and name in ("n_components", "chunk_spots", "epoch_chunks"):
                 continue
             whole = isinstance(value, Integral)
             if isinstance(value, bool) or not (whole or (kind is float and isinstance(value, Real))):
@@ -283,6 +288,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "weight_decay": (float, 0, MOST),
     "gradient_clip": (float, 0, MOST),
     "chunk_spots": (int, 1, MOST),
+    "epoch_chunks": (int, 1, MOST),
     "patience": (int, 1, MOST),
     "ensemble": (int, 1, 2**10),
 }
@@ -325,6 +331,7 @@ _PAPER: dict[str, Any] = {
     "schedule": "constant",
     "gradient_clip": 0.0,
     "chunk_spots": None,
+    "epoch_chunks": None,
     "ensemble": 1,
     "linear": False,
     "cross_fit": False,

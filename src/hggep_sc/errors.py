@@ -61,7 +61,7 @@ class HggepWarning(UserWarning):
 
 
 class InputWarning(HggepWarning):
-    """Data are unlikely to be right, or serve in part: spots outside the image or on glass, few spots, unlike copies."""
+    """Data are unlikely to be right, or serve in part: spots outside the image or on glass, few spots."""
 
 
 class ImageWarning(InputWarning):

@@ -120,7 +120,7 @@ class TestEmbeddings:
     def test_fit_predict_save_load_without_an_image(self, training, sections, tmp_path):
         embed(sections)
         model = tl.fit(training, encoder="X_emb", **HOW)
-        assert model.embeddings == model.encoder == "X_emb"
+        assert model.embeddings == model.encoder.slot == "X_emb"
         assert "embeddings: obsm['X_emb']" in repr(model)
         before = predict(sections["S3"], model, copy=True)
         assert before[:, model.genes].layers["hggep"].std(0).min() > 1e-4

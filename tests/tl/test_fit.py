@@ -369,7 +369,7 @@ class TestEnsemble:
         monkeypatch.setattr(
             module,
             "fit_network",
-            lambda kept, *rest, **how: fits.append((how["seed"], len(kept))) or real(kept, *rest, **how),
+            lambda kept, *rest, **how: fits.append((how["run"].seed, len(kept))) or real(kept, *rest, **how),
         )
         hggep.tl.fit(training, config={**TWO, "epochs": 1, "cross_fit": True}, **TEN_GENES)
         second = fits[1][0]

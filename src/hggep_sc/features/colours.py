@@ -15,7 +15,7 @@ PATTERN_SCALES = 2
 CELL = 2 ** (GRADIENT_SCALES - 1)  # px of a map's cell: one of the coarsest gradient's
 NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))  # rows and columns, around
 PATTERNS = len(NEIGHBOURS) + 2
-DIAGONAL = 70711  # where a circle of radius 100,000 meets the diagonals, as skimage rounds it
+DIAGONAL = 70, 29  # parts of the corner and of the pixels beside it where a circle of radius 1 meets a diagonal
 SPREAD = 6 + 2 * GRADIENT_SCALES  # quantities of which the standard deviation is told beside the mean
 N_STATISTICS = 2 * SPREAD + PATTERN_SCALES * PATTERNS
 
@@ -35,14 +35,14 @@ def colour_maps(pixels: Tensor) -> list[Tensor]:
     squares of all of these; and the shares of the uniform local binary patterns (Ojala et al. 2002) of the luminance,
     at two scales.
     """
-    stains = _stains(pixels.flatten(2).int()).view(pixels.shape)
+    stains = _stains(pixels)
     luminance = _mix(pixels.float(), LUMINANCE)[:, None]
     maps = torch.cat([luminance / (255 * sum(LUMINANCE)), stains[:, :1]], dim=1)
-    measured = [torch.cat([pixels / 255, stains], dim=1), *map(_gradient, _scales(maps, GRADIENT_SCALES))]
-    steps = [(scaled[:, 0] / sum(LUMINANCE)).int() for scaled in _scales(luminance, PATTERN_SCALES)]
+    measured = [pixels / 255, stains, *map(_gradient, _scales(maps, GRADIENT_SCALES))]
     means = [_in_cells(values, pixels) for values in measured]
     squares = [_in_cells(values.square_(), pixels) for values in measured]
     cells = means[0].shape[2], means[0].shape[3]
+    steps = [(scaled[:, 0] / sum(LUMINANCE)).short() for scaled in _scales(luminance, PATTERN_SCALES)]
     return [torch.cat([*means, *squares, *(_binary_patterns(of_scale, cells) for of_scale in steps)], dim=1)]
 
 
@@ -66,12 +66,12 @@ def _mix(channels: Tensor, weights: Sequence[float]) -> Tensor:
     return (weights[0] * red).add_(green, alpha=weights[1]).add_(blue, alpha=weights[2])
 
 
-def _stains(codes: Tensor) -> Tensor:
-    """RGB in 0..255 to haematoxylin, eosin and DAB, both (n, 3, N)."""
+def _stains(pixels: Tensor) -> Tensor:
+    """RGB in 0..255 to haematoxylin, eosin and DAB, both (n, 3, H, W)."""
     from skimage.color import hed_from_rgb
 
     density = (torch.arange(256) / 255).clamp(min=DARKEST).log() / math.log(DARKEST)
-    of_pixels = density.to(codes.device).index_select(0, codes.flatten()).view(codes.shape)
+    of_pixels = density.to(pixels.device).index_select(0, pixels.flatten().int()).view(pixels.shape)
     return torch.stack([_mix(of_pixels, weights) for weights in hed_from_rgb.T.tolist()], dim=1).clamp_(min=0)
 
 
@@ -103,7 +103,7 @@ def _slope(maps: Tensor, axis: int) -> Tensor:
 
 
 def _binary_patterns(luminance: Tensor, cells: tuple[int, int]) -> Tensor:
-    """Shares of the uniform local binary patterns of int32 (n, S, S), 0..255, in each cell: (n, 10, *cells).
+    """Shares of the uniform local binary patterns of int16 (n, H, W), 0..255, in each cell: (n, 10, *cells).
 
     A neighbour counts where it is not darker than the pixel; those on the diagonals lie between four pixels, and
     what is outside is black. Whole numbers: where all are alike, rounding would decide.
@@ -114,14 +114,15 @@ def _binary_patterns(luminance: Tensor, cells: tuple[int, int]) -> Tensor:
     darker = torch.zeros_like(luminance)
     for bit, (y, x) in enumerate(NEIGHBOURS):
         difference = brighter[y, x]
-        if x and y:  # bilinear, times 10^10 / DIAGONAL
-            beside = brighter[y, 0] + brighter[0, x]
-            difference = beside.mul_(100_000 - DIAGONAL).add_(difference, alpha=DIAGONAL)
-        darker.sub_(difference >> 31, alpha=1 << bit)  # -1 where it is negative
+        if x and y:  # bilinear
+            corner, beside = DIAGONAL
+            difference = (brighter[y, 0] + brighter[0, x]).mul_(beside).add_(difference, alpha=corner)
+        darker.sub_(difference >> 15, alpha=1 << bit)  # -1 where it is negative
     rows, columns = cells
-    cell = torch.arange(n * rows * columns, device=luminance.device).view(n, rows, 1, columns, 1) * PATTERNS
-    in_cells = _uniform().to(luminance.device)[darker.long()].view(n, rows, height // rows, columns, width // columns)
-    counts = torch.bincount((cell + in_cells).flatten(), minlength=n * rows * columns * PATTERNS)
+    cell = torch.arange(0, n * rows * columns * PATTERNS, PATTERNS, dtype=torch.int32, device=luminance.device)
+    patterns = _uniform().to(luminance.device).index_select(0, darker.int().flatten())
+    in_cells = patterns.view(n, rows, height // rows, columns, width // columns) + cell.view(n, rows, 1, columns, 1)
+    counts = torch.bincount(in_cells.flatten(), minlength=n * rows * columns * PATTERNS)
     return counts.view(n, rows, columns, PATTERNS).permute(0, 3, 1, 2).float() * (rows * columns / (height * width))
 
 
@@ -131,4 +132,4 @@ def _uniform() -> Tensor:
     codes = torch.arange(1 << len(NEIGHBOURS))
     bits = 1 - (codes[:, None] >> torch.arange(len(NEIGHBOURS)) & 1)
     changes = (bits.diff(dim=1) != 0).sum(1)  # from the first to the last, as in skimage
-    return torch.where(changes <= 2, bits.sum(1), PATTERNS - 1)
+    return torch.where(changes <= 2, bits.sum(1), PATTERNS - 1).int()

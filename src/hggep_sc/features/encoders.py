@@ -1,5 +1,6 @@
 """What sees the spots: HGGEP's own encoder, a module of the user's, or embeddings that the table holds."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -11,12 +12,33 @@ from .weights import load_pretrained, locate_weights
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
 
 
-def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path | None) -> Encoder | str | None:
+@dataclass(frozen=True)
+class ObsmEncoder:
+    """Embeddings that every section's table holds: nothing is left to encode.
+
+    Attributes
+    ----------
+    slot
+        Their name in `obsm`.
+    """
+
+    slot: str
+
+    @property
+    def id(self) -> str:
+        """What tells it from others."""
+        return self.slot
+
+
+Eye = Encoder | ObsmEncoder  # what sees the spots
+
+
+def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path | None) -> Eye | None:
     """Return what is to see the spots; see `hggep_sc.tl.fit` for the parameters.
 
     Returns
     -------
-    An encoder; the `obsm` slot of embeddings; None for the released network, which has its own.
+    An encoder or embeddings; None for the released network, which has its own encoder.
 
     Raises
     ------
@@ -43,13 +65,13 @@ def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path |
     if isinstance(encoder, nn.Module):
         return ModuleEncoder(encoder, config.patch_size)
     if encoder != SHUFFLENET:
-        return encoder
+        return ObsmEncoder(encoder)
     own = shufflenet_encoder(config)
     if (path := locate_weights(weights)) is not None:
         load_pretrained(own, path)
     return own
 
 
-def is_frozen(encoder: Encoder | str | None, config: Config) -> bool:
+def is_frozen(encoder: Eye | None, config: Config) -> bool:
     """Whether features do not change in training, so that they are computed once."""
-    return isinstance(encoder, str | ModuleEncoder) or (encoder is not None and not config.learns_from_pixels)
+    return isinstance(encoder, ObsmEncoder | ModuleEncoder) or (encoder is not None and not config.learns_from_pixels)

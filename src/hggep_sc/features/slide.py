@@ -81,8 +81,8 @@ def parts_of(xy: np.ndarray, fields: Sequence[float], size: int) -> list[np.ndar
     def fits(spots: np.ndarray) -> bool:
         if len(spots) > PART_SPOTS:
             return False
-        costs = (_costs(xy[spots] * (size / field), size) for field in fields)
-        return sum(min(cost.values()) for cost in costs) <= PART_PIXELS
+        of_scales = (costs(xy[spots] * (size / field), size) for field in fields)
+        return sum(min(cost.values()) for cost in of_scales) <= PART_PIXELS
 
     return halved(xy, fits)
 
@@ -120,7 +120,7 @@ def _side_of_crop(size: int) -> int:
     return STRIDE * -(-(size + 2 * SURROUNDINGS) // STRIDE)
 
 
-def _costs(centres: np.ndarray, size: int) -> dict[str, int]:
+def costs(centres: np.ndarray, size: int) -> dict[str, int]:
     """Count the px that are encoded by either way, for windows of one scale."""
     corners, side = tiles_under(centres, size)
     return {
@@ -133,8 +133,8 @@ def _way(centres: np.ndarray, size: int) -> str:
     """Return the way that costs less, unless `settings.feature_route` asks for one."""
     if settings.feature_route != "auto":
         return settings.feature_route
-    costs = _costs(centres, size)
-    return min(costs, key=costs.__getitem__)
+    found = costs(centres, size)
+    return min(found, key=found.__getitem__)
 
 
 def _squares(centres: np.ndarray, size: int, scale: int, way: str, batch: int) -> Iterator[Squares]:

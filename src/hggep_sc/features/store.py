@@ -20,6 +20,7 @@ from ..storage.arrays import large_array
 from ..storage.checkpoint import Parts
 from .colours import colour_maps, colour_statistics
 from .describe import PLAIN, View, describe_parts, of_patches, of_views
+from .encoders import Eye, ObsmEncoder
 from .patches import BATCH_SPOTS, say_if_coarse
 from .slide import SURROUNDINGS, MapsOf, describe_windows, in_view, parts_of
 
@@ -92,7 +93,7 @@ def use_once(sections: "Iterable[Section]") -> None:
 
 def describe_section(
     section: "Section",
-    encoder: Encoder | str | None,
+    encoder: Eye | None,
     fields: tuple[float, ...],
     patch_size: int,
     *,
@@ -113,7 +114,7 @@ def describe_section(
     section
         Where the spots and the image are.
     encoder
-        A frozen encoder; the `obsm` slot of embeddings, which have one view and one field; None for colours alone.
+        A frozen encoder; embeddings, which have one view and one field; None for colours alone.
     fields
         Sides of the fields of view, px of the image's finest level.
     patch_size
@@ -136,10 +137,10 @@ def describe_section(
     OSError
         If there is no room on disk for features that do not fit into memory.
     """
-    if isinstance(encoder, str):
+    if isinstance(encoder, ObsmEncoder):
         if advance is not None:
             advance(len(section.xy))
-        return Described(section.embeddings(encoder)[:, None, None], None)
+        return Described(section.embeddings(encoder.slot)[:, None, None], None)
     say_if_coarse(section, fields, patch_size)
     definition = fields, patch_size, SURROUNDINGS, settings.feature_route
     # a user's module has more to it than its hash tells: its features are its own

@@ -5,17 +5,17 @@ from typing import Any
 from torch import nn
 
 from ..config import Config
-from ..features.encoders import SHUFFLENET
-from ..nn import Encoder, ModuleEncoder
+from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder
+from ..nn import ModuleEncoder
 from ..storage.models import IncompleteError
 
 
-def encoder_entry(encoder: Encoder | str | None, groups: Any) -> dict[str, Any] | None:
+def encoder_entry(encoder: Eye | None, groups: Any) -> dict[str, Any] | None:
     """Describe an encoder for the manifest; None for the released network's own."""
     if encoder is None:
         return None
-    if isinstance(encoder, str):
-        return {"kind": "obsm", "key": encoder, "groups": groups}
+    if isinstance(encoder, ObsmEncoder):
+        return {"kind": "obsm", "key": encoder.slot, "groups": groups}
     kind = "module" if isinstance(encoder, ModuleEncoder) else SHUFFLENET
     return {"kind": kind, "groups": groups, "id": encoder.id}
 

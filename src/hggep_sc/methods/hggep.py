@@ -17,7 +17,7 @@ from .._settings import settings
 from ..config import Config
 from ..errors import ModelError
 from ..features.describe import DIHEDRAL, PLAIN, View, describe_parts, of_views
-from ..features.encoders import SHUFFLENET, is_frozen, make_encoder
+from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder, is_frozen, make_encoder
 from ..features.patches import (
     fields_of_view,
     model_mpp,
@@ -33,7 +33,7 @@ from ..features.patches import (
 from ..features.slide import parts_of
 from ..features.store import ENCODED, Described, describe_section, gathered, require_length
 from ..features.weights import read_state_dict
-from ..nn import Encoder, Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
+from ..nn import Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
 from ..prediction.chunks import predict_in_chunks, spots_at_once
 from ..prediction.confidence import Confidence, optical_density
 from ..prediction.context import pitch_of
@@ -50,6 +50,7 @@ from ..storage.models import load_model, save_model, stored_scale
 from ..training.checkpoint import folder_of_fit
 from ..training.devices import Devices, Strategy
 from ..training.fit import train
+from ..training.run import Run
 from ..training.split import held_out_spots
 from .encoder import encoder_entry, required_module
 from .genes import NAMED, GenesBy, training_genes
@@ -135,9 +136,11 @@ class HGGEP:
         self.spacing_um = spacing_um
 
     @property
-    def encoder(self) -> Encoder | str | None:
-        """What sees the spots: an encoder, the `obsm` slot of embeddings, or None for the released network's own."""
-        return self.embeddings or (None if isinstance(self.network, PublishedNetwork) else self.network.encoder)
+    def encoder(self) -> Eye | None:
+        """What sees the spots: an encoder, embeddings, or None for the released network's own."""
+        if self.embeddings is not None:
+            return ObsmEncoder(self.embeddings)
+        return None if isinstance(self.network, PublishedNetwork) else self.network.encoder
 
     @property
     def reads_image(self) -> bool:
@@ -156,7 +159,7 @@ class HGGEP:
 
     def __repr__(self) -> str:
         config = self.config
-        foreign = isinstance(self.encoder, str | ModuleEncoder)  # which has no GEM and no CBAM
+        foreign = isinstance(self.encoder, ObsmEncoder | ModuleEncoder)  # which has no GEM and no CBAM
         switches = ("vit", "ham", "lstm") if foreign else ("gem", "cbam", "vit", "ham", "lstm")
         modules = [name.upper() for name in switches if getattr(config, name)]
         modules += ["linear path"] if self.linear is not None else []
@@ -211,9 +214,16 @@ class HGGEP:
         chosen, by = training_genes(learnt, genes, genes_by)
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp, reduction, spacing_um = model_mpp(learnt), model_reduction(learnt), training_spacing(learnt)
-        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        run = Run(
+            seed,
+            targets,
+            None if checkpoint_dir is None else Path(checkpoint_dir),
+            checkpoint_every,
+            resume,
+            progress=targets.rank == 0 and (settings.progress if progress is None else progress),
+        )
         with (
-            folder_of_fit(folder, resume, writes=targets.rank == 0),
+            folder_of_fit(run.checkpoint_dir, resume, writes=run.writes),
             own_random_state(seed),
             threads_of_torch(),
             torch.inference_mode(False),
@@ -230,12 +240,7 @@ class HGGEP:
                 reduction=reduction,
                 weights=weights,
                 held_out=held_out,
-                seed=seed,
-                devices=targets,
-                checkpoint_dir=folder,
-                checkpoint_every=checkpoint_every,
-                resume=resume,
-                progress=settings.progress if progress is None else progress,
+                run=run,
             )
         fingerprint = Fingerprint.of(sections, chosen)
         return cls(
@@ -247,7 +252,7 @@ class HGGEP:
             history=trained.history,
             seed=seed,
             genes_by=by,
-            embeddings=eye if isinstance(eye, str) else None,
+            embeddings=eye.slot if isinstance(eye, ObsmEncoder) else None,
             linear=trained.linear,
             confidence=trained.confidence,
             reduction=reduction,
@@ -432,9 +437,9 @@ class HGGEP:
         fields, size, network = self._fields(section), self.config.patch_size, self.network
         how: dict[str, Any] = {"batch_size": batch_size, "device": device}
         if is_frozen(self.encoder, self.config):
-            if isinstance(self.encoder, str):
+            if self.embeddings is not None:
                 assert not isinstance(network, PublishedNetwork)  # which has its own encoder
-                require_length(section, self.encoder, sum(network.groups))
+                require_length(section, self.embeddings, sum(network.groups))
             how |= {"views": views, "colours": self.linear is not None, "kept": kept, "advance": advance}
             return describe_section(section, self.encoder, fields, size, **how)
         assert not isinstance(network, Ensemble)  # whose encoder is frozen

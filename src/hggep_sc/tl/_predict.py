@@ -68,8 +68,8 @@ def predict(
     batch_size
         Spots whose patches are in memory at once; None for 64.
     average_flips
-        Average over the eight flips and rotations of every patch: eight times the work. None: as the network learnt,
-        which for `preset="default"` is on all eight; False is faster, and a little less accurate.
+        Average the predictions of the spots in eight views, turned and mirrored: nearly eight times the work. Otherwise
+        spots are seen as they lie.
     chunk_spots
         Spots that attention and hypergraph see at once, for HGGEP alone; None for as many as the model's
         `config.chunk_spots` and free memory allow. A section with more spots is predicted in chunks of so many: half

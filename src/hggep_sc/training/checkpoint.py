@@ -16,7 +16,8 @@ from .._settings import settings
 from .._version import __version__
 from ..config import Config
 from ..errors import CheckpointError, OtherCheckpointError, TrainingWarning
-from ..nn import Encoder, ShuffleNetEncoder
+from ..features.encoders import Eye
+from ..nn import ShuffleNetEncoder
 from ..runtime.messages import warn
 from ..section import Section
 from ..section.fingerprint import sight_hash
@@ -228,7 +229,7 @@ def stores_of_features(
     resume: bool,
     sections: Sequence[Section],
     fields: Sequence[tuple[float, ...]],
-    encoder: Encoder | str,
+    encoder: Eye,
     config: Config,
 ) -> Iterator[list[Parts]]:
     """Give where the features of each section are kept, from which an interrupted fit goes on.

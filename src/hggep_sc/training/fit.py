@@ -11,9 +11,9 @@ import numpy as np
 
 from ..config import Config
 from ..errors import TrainingWarning
-from ..features.encoders import is_frozen
+from ..features.encoders import Eye, ObsmEncoder, is_frozen
 from ..features.patches import fields_of_view
-from ..nn import Encoder, Ensemble, HGGEPNetwork, PublishedNetwork, averaged
+from ..nn import Ensemble, HGGEPNetwork, PublishedNetwork, averaged
 from ..prediction.confidence import Confidence, optical_density
 from ..prediction.linear import LinearPath
 from ..runtime.messages import warn
@@ -29,11 +29,11 @@ from .checkpoint import (
 from .confidence import confidence_of
 from .cross_fit import Weights, cross_fit
 from .data import SectionData
-from .devices import Devices
 from .lightning_manners import interruptible, quiet
 from .linear import fit_linear
 from .network import fit_network
 from .read import read_sections
+from .run import Run
 
 if TYPE_CHECKING:
     from ..section import Section
@@ -59,25 +59,19 @@ def train(
     scale: ExpressionScale,
     config: Config,
     *,
-    encoder: Encoder | str | None,
+    encoder: Eye | None,
     mpp: float | None,
     reduction: float,
     weights: str | Path | None,
     held_out: Sequence[np.ndarray] | None,
-    seed: int,
-    devices: Devices,
-    checkpoint_dir: Path | None,
-    checkpoint_every: int,
-    resume: bool,
-    progress: bool,
+    run: Run,
 ) -> Trained:
     """Train a network on sections; see `hggep_sc.tl.fit` for the parameters.
 
     `encoder` is what `make_encoder` made, or None for the released network, which has its own and takes `weights`;
     `held_out` marks per section the spots that are validated on, `mpp` is the scale to train at, `reduction` how many
-    full-resolution px a px has there. The caller holds `checkpoint_dir` and the random state.
+    full-resolution px a px has there. The caller holds `run.checkpoint_dir` and the random state.
     """
-    progress = progress and devices.rank == 0
     if not is_frozen(encoder, config):
         if config.ensemble > 1 or (config.linear and config.cross_fit):
             warn(
@@ -87,7 +81,7 @@ def train(
             )
         config = config.replace(ensemble=1)  # networks that share no encoder are no ensemble of ours
     fields = [fields_of_view(config, mpp, section.mpp, section.reduction / reduction) for section in sections]
-    with interruptible(checkpoint_dir), quiet():
+    with interruptible(run.checkpoint_dir), quiet():
         data = read_sections(
             sections,
             genes,
@@ -96,33 +90,21 @@ def train(
             encoder=encoder,
             fields=fields,
             held_out=held_out,
-            device=devices.own,
-            checkpoint_dir=checkpoint_dir if devices.number == 1 else None,
-            resume=resume,
-            progress=progress,
+            run=run,
         )
-        identity = identity_of(data, genes, config, held_out, seed, devices.number)
-        checkpoint = checkpoint_to_resume(checkpoint_dir, resume, identity, writes=devices.rank == 0)
+        identity = identity_of(data, genes, config, held_out, run.seed, run.devices.number)
+        checkpoint = checkpoint_to_resume(run.checkpoint_dir, run.resume, identity, writes=run.writes)
         training, validation = _split(data, held_out)
-        fits = _Fits(
-            encoder,
-            config,
-            seed,
-            checkpoint_dir,
-            n_genes=len(genes),
-            weights=weights,
-            devices=devices,
-            checkpoint_every=checkpoint_every,
-        )
-        trained = fits.to_all(training, validation, checkpoint, progress)
+        fits = _Fits(encoder, config, run, n_genes=len(genes), weights=weights)
+        trained = fits.to_all(training, validation, checkpoint)
         if config.cross_fit and not isinstance(trained.network, PublishedNetwork):
             learnt = {part.name for part in training}
-            looked_at = [] if isinstance(encoder, str) else zip(sections, fields, strict=True)
+            looked_at = [] if isinstance(encoder, ObsmEncoder) else zip(sections, fields, strict=True)
             densities = [optical_density(s, min(f), config.patch_size) for s, f in looked_at if s.name in learnt]
             stain = np.array(densities).reshape(-1, 3)
-            _learn_from_left_out(trained, fits, training, scale, stain, seed, devices, progress)
-    if checkpoint_dir is not None and devices.rank == 0:
-        remove_checkpoints(checkpoint_dir / FEATURES)
+            _learn_from_left_out(trained, fits, training, scale, stain, run)
+    if run.checkpoint_dir is not None and run.writes:
+        remove_checkpoints(run.checkpoint_dir / FEATURES)
     return trained
 
 
@@ -135,38 +117,32 @@ class _Fits:
         What all of them see through; of one that learns, each has its own.
     config
         The configuration; `ensemble` networks are fitted at a time, and averaged.
-    seed
-        Of the first of them.
-    checkpoint_dir
-        Folder of the first fit's checkpoints; those of the others are in folders inside it.
+    run
+        Of the first of them; folders of the others' checkpoints are inside its own.
     **settings
         The other arguments of `fit_network` that are the same for all.
     """
 
-    def __init__(
-        self, encoder: Encoder | str | None, config: Config, seed: int, checkpoint_dir: Path | None, **settings: Any
-    ) -> None:
+    def __init__(self, encoder: Eye | None, config: Config, run: Run, **settings: Any) -> None:
         self._settings: dict[str, Any] = {"config": config, **settings}
+        self._run = run
         self._encoder, self._learns = encoder, not is_frozen(encoder, config)
         # one that learns is changed by a fit
         self._fresh = deepcopy(encoder) if self._learns and config.cross_fit else encoder
-        self._seeds = _seeds(seed, config.ensemble)
-        self._checkpoint_dir, self._turns = checkpoint_dir, count(1)
+        self._seeds = _seeds(run.seed, config.ensemble)
+        self._turns = count(1)
         self._epochs = config.epochs
 
-    def to_all(
-        self, training: list[SectionData], validation: list[SectionData], checkpoint: Path | None, progress: bool
-    ) -> Trained:
+    def to_all(self, training: list[SectionData], validation: list[SectionData], checkpoint: Path | None) -> Trained:
         """Fit to all sections. How long all other networks are trained is what `validation` told of the first."""
         first = fit_network(
             training,
             validation,
             **self._settings,
             encoder=self._encoder,
-            seed=self._seeds[0],
+            run=self._run,
             checkpoint=checkpoint,
-            checkpoint_dir=self._checkpoint_dir,
-            progress=self._called(1, progress),
+            called=self._called(1),
         )
         if validation:
             self._epochs = _best_epoch(first.history)
@@ -176,16 +152,16 @@ class _Fits:
                 [
                     first.network,
                     *(
-                        self._another(training, seed, self._called(number, progress))
+                        self._another(training, seed, self._called(number))
                         for number, seed in enumerate(self._seeds[1:], 2)
                     ),
                 ]
             )
         return Trained(network, first.config, first.history)
 
-    def _called(self, number: int, progress: bool) -> str:
+    def _called(self, number: int) -> str:
         """Name of a fit's progress bar; "" for none."""
-        if not progress:
+        if not self._run.progress:
             return ""
         return "fit" if len(self._seeds) == 1 else f"fit {number} of {len(self._seeds)}"
 
@@ -193,18 +169,18 @@ class _Fits:
         """Fit to what is left of the sections."""
         return averaged([self._another(kept, seed) for seed in self._seeds])
 
-    def _another(self, data: list[SectionData], seed: int, progress: str = "") -> HGGEPNetwork:
-        folder = None if self._checkpoint_dir is None else self._checkpoint_dir / f"{FURTHER}_{next(self._turns)}"
+    def _another(self, data: list[SectionData], seed: int, called: str = "") -> HGGEPNetwork:
+        around = self._run.checkpoint_dir
+        folder = None if around is None else around / f"{FURTHER}_{next(self._turns)}"
         network = fit_network(
             data,
             [],
             **self._settings,
             encoder=deepcopy(self._fresh) if self._learns else self._encoder,
-            seed=seed,
+            run=replace(self._run, seed=seed, checkpoint_dir=folder),
             stop_after=self._epochs,
             checkpoint=last_checkpoint(folder),  # of this fit, as the folder around it
-            checkpoint_dir=folder,
-            progress=progress,
+            called=called,
         ).network
         assert isinstance(network, HGGEPNetwork)  # as the one that it stands beside or in for
         return network
@@ -216,21 +192,19 @@ def _learn_from_left_out(
     training: list[SectionData],
     scale: ExpressionScale,
     stain: np.ndarray,
-    seed: int,
-    devices: Devices,
-    progress: bool,
+    run: Run,
 ) -> None:
     """Leave training sections out in turn, to weigh network and linear path and to tell how far to trust them."""
     network = trained.network
     assert not isinstance(network, PublishedNetwork)  # which is taken as it is
-    linear = fit_linear(training, seed) if training[0].linear is not None else None
+    linear = fit_linear(training, run.seed) if training[0].linear is not None else None
 
     def refit(kept: list[SectionData]) -> tuple[HGGEPNetwork | Ensemble, LinearPath | None]:
-        path = None if linear is None else fit_linear(kept, seed, linear.alpha)
-        return fits.to_some(kept).to(devices.own), path
+        path = None if linear is None else fit_linear(kept, run.seed, linear.alpha)
+        return fits.to_some(kept).to(run.devices.own), path
 
-    held = cross_fit(training, refit, scale, seed=seed, progress=progress)
-    weights, linear = devices.agreed((Weights.of(held), linear))
+    held = cross_fit(training, refit, scale, seed=run.seed, progress=run.progress)
+    weights, linear = run.devices.agreed((Weights.of(held), linear))
     if weights is None:
         warn(
             "nothing was learnt that holds in training sections which were left out (in turn): the prediction is the "
@@ -240,8 +214,8 @@ def _learn_from_left_out(
         weights = Weights(network=1.0, linear=0.0)
     network.scale_output(weights.network)
     trained.linear = None if linear is None else linear.scaled(weights.linear)
-    told = confidence_of(network.to(devices.own), training, held, weights, scale=scale, stain=stain)
-    trained.confidence = devices.agreed(told)
+    told = confidence_of(network.to(run.devices.own), training, held, weights, scale=scale, stain=stain)
+    trained.confidence = run.devices.agreed(told)
 
 
 def _seeds(seed: int, n: int) -> list[int]:

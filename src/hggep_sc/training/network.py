@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import Config
 from ..errors import InputError
+from ..features.encoders import Eye
 from ..features.weights import load_weights, locate_weights
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
 from ..prediction.chunks import spatial_chunks
@@ -28,6 +29,7 @@ from .plan import (
     TrainingPlan,
     without_frozen_encoder,
 )
+from .run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +47,20 @@ def fit_network(
     *,
     config: Config,
     n_genes: int,
-    encoder: Encoder | str | None,
+    encoder: Eye | None,
     weights: str | Path | None,
-    seed: int,
-    devices: Devices,
-    checkpoint_every: int,
+    run: Run,
     stop_after: int | None = None,
     checkpoint: Path | None = None,
-    checkpoint_dir: Path | None = None,
-    progress: str = "",
+    called: str = "",
 ) -> FittedNetwork:
     """Train a network on sections' data; nothing else has a say.
 
-    `stop_after` so many epochs; the schedule is that of `config.epochs` all the same. `progress` is what the bar is
-    called; "" for none.
+    `stop_after` so many epochs; the schedule is that of `config.epochs` all the same. It goes on from `checkpoint`.
+    `called` is the name of its bar; "" for none.
     """
-    torch.manual_seed(seed)
-    training, config, start = _center(training, config, seed)
+    torch.manual_seed(run.seed)
+    training, config, start = _center(training, config, run.seed)
     network: HGGEPNetwork | PublishedNetwork
     if encoder is None:
         network = PublishedNetwork(n_genes)
@@ -72,27 +71,24 @@ def fit_network(
             config,
             n_genes,
             encoder=encoder if isinstance(encoder, Encoder) else None,
-            groups=(training[0].seen.shape[-1],) if isinstance(encoder, str) else encoder.groups,
-            n_fields=1 if isinstance(encoder, str) else len(config.fields_px),
+            groups=encoder.groups if isinstance(encoder, Encoder) else (training[0].seen.shape[-1],),
+            n_fields=len(config.fields_px) if isinstance(encoder, Encoder) else 1,
         )
         network.start_from(*start)
         if config.standardize:
-            network.standardise_features(*feature_statistics(network.to(devices.own), training))
-    history = _run(
+            network.standardise_features(*feature_statistics(network.to(run.devices.own), training))
+    history = _trained(
         network,
         training,
         validation,
         config,
-        seed=seed,
-        devices=devices,
+        run,
         stop_after=config.epochs if stop_after is None else stop_after,
         checkpoint=checkpoint,
-        checkpoint_dir=checkpoint_dir,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
+        called=called,
     )
     # of processes that hold other chunks, statistics of a backbone's batches differ
-    learnt, history = devices.agreed((without_frozen_encoder(network, network.state_dict()), history))
+    learnt, history = run.devices.agreed((without_frozen_encoder(network, network.state_dict()), history))
     network.load_state_dict(learnt, strict=False)
     return FittedNetwork(network.eval(), config, history)
 
@@ -153,59 +149,60 @@ class EpochOrder(Sampler[int]):
     """A process's share of the chunks, in an order that depends on (seed, epoch) alone; Lightning calls `set_epoch`.
 
     The processes take turns; where they do not come out even, the last take chunks of the epoch's start once more.
+    An epoch takes `most` chunks at most, others in each epoch.
     """
 
-    def __init__(self, n: int, seed: int, devices: Devices) -> None:
+    def __init__(self, n: int, seed: int, devices: Devices, most: int | None = None) -> None:
         self.n, self.seed, self.devices, self.epoch = n, seed, devices, 0
+        self.taken = n if most is None else min(n, most)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.n // self.devices.number)
+        return -(-self.taken // self.devices.number)
 
     def __iter__(self) -> Iterator[int]:
         # drawn when the first is asked for: Lightning iterates over a resumed epoch before it calls `set_epoch`
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)[: self.taken]
         even = np.resize(order, len(self) * self.devices.number)
         yield from even[self.devices.rank :: self.devices.number].tolist()
 
 
-def _run(
+def _trained(
     network: HGGEPNetwork | PublishedNetwork,
     training: list[SectionData],
     validation: list[SectionData],
     config: Config,
+    run: Run,
     *,
-    seed: int,
-    devices: Devices,
     stop_after: int,
     checkpoint: Path | None,
-    checkpoint_dir: Path | None,
-    checkpoint_every: int,
-    progress: str,
+    called: str,
 ) -> list[dict[str, float]]:
     chunks = _Chunks(training, config.chunk_spots)
-    loader = DataLoader(chunks, batch_size=None, sampler=EpochOrder(len(chunks), seed, devices))
+    loader = DataLoader(
+        chunks, batch_size=None, sampler=EpochOrder(len(chunks), run.seed, run.devices, config.epoch_chunks)
+    )
     scored = DataLoader(_Chunks(validation, config.chunk_spots), batch_size=None) if validation else None
     history = History()
     callbacks: list[L.Callback] = [history, EndIfDiverged(history, network, config, [data.name for data in training])]
     if validation:
         callbacks += [KeepBest(network), StopEarly("validation_pcc", mode="max", patience=config.patience)]
-    if progress:
-        callbacks.append(EpochProgress(history, progress))
-    if checkpoint_dir is not None:
-        callbacks.append(SaveLast(checkpoint_dir / CHECKPOINT, checkpoint_every))
-    trainer = devices.trainer(
+    if called:
+        callbacks.append(EpochProgress(history, called))
+    if run.checkpoint_dir is not None:
+        callbacks.append(SaveLast(run.checkpoint_dir / CHECKPOINT, run.checkpoint_every))
+    trainer = run.devices.trainer(
         max_epochs=stop_after,
         gradient_clip_val=config.gradient_clip or None,
         callbacks=callbacks,
         plugins=[WholeCheckpoints()],
-        enable_checkpointing=checkpoint_dir is not None,
+        enable_checkpointing=run.checkpoint_dir is not None,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
-    plan = TrainingPlan(network.train(), config, seed)  # Lightning keeps the mode that it finds
+    plan = TrainingPlan(network.train(), config, run.seed)  # Lightning keeps the mode that it finds
     try:
         trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
     except torch.OutOfMemoryError as error:

@@ -1,25 +1,24 @@
 """Sections read for training: their counts, and patches or what a frozen encoder makes of them."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..config import Config
 from ..errors import InputError
 from ..features.describe import PLAIN, TURNS
-from ..features.encoders import is_frozen
+from ..features.encoders import Eye, ObsmEncoder, is_frozen
 from ..features.patches import read_patches, say_if_coarse
 from ..features.store import Described, describe_section
-from ..nn import Encoder, HGGEPNetwork, PublishedNetwork
+from ..nn import HGGEPNetwork, PublishedNetwork
 from ..prediction.linear import linear_features
 from ..runtime.progress import of_spots, over_sections
 from ..section.expression import ExpressionScale
 from ..storage.arrays import large_array
 from .checkpoint import stores_of_features
 from .data import SectionData, section_data
+from .run import Run
 
 if TYPE_CHECKING:
     from ..section import Section
@@ -31,18 +30,15 @@ def read_sections(
     scale: ExpressionScale,
     config: Config,
     *,
-    encoder: Encoder | str | None,
+    encoder: Eye | None,
     fields: Sequence[tuple[float, ...]],
     held_out: Sequence[np.ndarray] | None,
-    device: torch.device,
-    checkpoint_dir: Path | None,
-    resume: bool,
-    progress: bool,
+    run: Run,
 ) -> list[SectionData]:
     """Return what training holds of each section; see `train` for the parameters.
 
     `fields` are the fields of view of each section, px of its image. What HGGEP's own encoder makes of them, frozen, is
-    kept in `checkpoint_dir`.
+    kept in the folder of checkpoints.
     """
     network_class = PublishedNetwork if encoder is None else HGGEPNetwork
     masks: Sequence[np.ndarray | None] = held_out if held_out is not None else [None for _ in sections]
@@ -53,13 +49,13 @@ def read_sections(
     ]
     if is_frozen(encoder, config):
         assert encoder is not None  # the released network is not frozen
-        described = _described(sections, fields, encoder, config, device, checkpoint_dir, resume, progress)
+        described = _described(sections, fields, encoder, config, run)
         for part, found in zip(data, described, strict=True):
             assert found.encoded is not None  # there is an encoder
             part.seen = found.encoded
             part.linear = linear_features(found) if config.linear and config.cross_fit else None
         return data
-    for part, patches in zip(data, _patches(sections, fields, config, network_class, progress), strict=True):
+    for part, patches in zip(data, _patches(sections, fields, config, network_class, run.progress), strict=True):
         part.seen = patches
     return data
 
@@ -83,22 +79,20 @@ def _patches(
 def _described(
     sections: Sequence["Section"],
     fields: Sequence[tuple[float, ...]],
-    encoder: Encoder | str,
+    encoder: Eye,
     config: Config,
-    device: torch.device,
-    checkpoint_dir: Path | None,
-    resume: bool,
-    progress: bool,
+    run: Run,
 ) -> Iterator[Described]:
     """Yield what a frozen encoder makes of each section."""
-    if isinstance(encoder, str):
-        lengths = {section.name: section.embeddings(encoder).shape[1] for section in sections}
+    if isinstance(encoder, ObsmEncoder):
+        lengths = {section.name: section.embeddings(encoder.slot).shape[1] for section in sections}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
-            raise InputError(f"obsm[{encoder!r}] has embeddings of different lengths: {listed}")
+            raise InputError(f"obsm[{encoder.slot!r}] has embeddings of different lengths: {listed}")
+    folder = run.checkpoint_dir if run.devices.number == 1 else None  # each process describes all by itself
     with (
-        stores_of_features(checkpoint_dir, resume, sections, fields, encoder, config) as kept,
-        of_spots(sections, "images", progress) as bar,
+        stores_of_features(folder, run.resume, sections, fields, encoder, config) as kept,
+        of_spots(sections, "images", run.progress) as bar,
     ):
         for section, views, known in zip(sections, fields, kept, strict=True):
             yield describe_section(
@@ -108,7 +102,7 @@ def _described(
                 config.patch_size,
                 views=TURNS if config.flips else PLAIN,
                 colours=config.linear and config.cross_fit,
-                device=device,
+                device=run.devices.own,
                 kept=known,
                 advance=bar.update,
             )

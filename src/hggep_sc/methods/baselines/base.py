@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...features.encoders import SHUFFLENET, make_encoder
+from ...features.encoders import SHUFFLENET, Eye, ObsmEncoder, make_encoder
 from ...features.patches import (
     fields_of_view,
     model_mpp,
@@ -24,7 +24,6 @@ from ...features.patches import (
     training_spacing,
 )
 from ...features.store import describe_section, require_length
-from ...nn import Encoder, ModuleEncoder
 from ...prediction.finite import require_finite_model, require_finite_prediction
 from ...prediction.linear import linear_features
 from ...runtime.device import resolve_device, threads_of_torch
@@ -65,8 +64,7 @@ class Baseline(ABC):
     trunk
         The pretrained trunk that features were computed with; None without.
     encoder
-        What sees the spots in place of colours and trunk: a module of the user's, or the `obsm` slot of embeddings;
-        None without.
+        What sees the spots in place of colours and trunk: a module of the user's, or embeddings; None without.
     scale
         The expression scale of the predictions.
     mpp
@@ -99,7 +97,7 @@ class Baseline(ABC):
         mpp: float | None,
         fingerprint: Fingerprint,
         seed: int,
-        encoder: ModuleEncoder | str | None = None,
+        encoder: Eye | None = None,
         reduction: float = 1.0,
         spacing_um: tuple[float, float] | None = None,
         genes_by: str | None = None,
@@ -109,7 +107,7 @@ class Baseline(ABC):
         self.arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         self.trunk = trunk
         self.encoder = encoder
-        self.embeddings = encoder if isinstance(encoder, str) else None
+        self.embeddings = encoder.slot if isinstance(encoder, ObsmEncoder) else None
         self.reads_image = type(self).reads_image and self.embeddings is None
         require_finite_model({**self._array_tensors(), **self._trunk_state()})
         self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
@@ -139,7 +137,7 @@ class Baseline(ABC):
         """Name of this fitted model: a hash of its genes and of what was learnt."""
         digest = hashlib.sha256("\n".join([self.method, *self.genes]).encode())
         if self.encoder is not None:
-            digest.update((self.encoder if isinstance(self.encoder, str) else self.encoder.id).encode())
+            digest.update(self.encoder.id.encode())
         for tensors in (self._array_tensors(), self._trunk_state()):
             for name, tensor in sorted(tensors.items()):
                 digest.update(name.encode() + tensor.numpy().tobytes())
@@ -203,7 +201,6 @@ class Baseline(ABC):
         mpp, reduction, spacing_um = model_mpp(sections), model_reduction(sections), training_spacing(sections)
         own = isinstance(encoder, str) and encoder == SHUFFLENET
         eye = None if own else make_encoder(encoder, config.shared, None)
-        assert not isinstance(eye, Encoder) or isinstance(eye, ModuleEncoder)
         trunk = Trunk.pretrained(weights, seed) if cls.reads_image and eye is None else None
         features: list[np.ndarray] = []
         targets, means, xy = [], [], []
@@ -214,9 +211,9 @@ class Baseline(ABC):
             found = cls._features(
                 section, config, mpp, trunk, device, spots_per_batch(None), encoder=eye, reduction=reduction
             )
-            if features and found.shape[1] != features[0].shape[1]:
+            if isinstance(eye, ObsmEncoder) and features and found.shape[1] != features[0].shape[1]:
                 raise ValueError(
-                    f"section {section.name!r}: obsm[{eye!r}] has {found.shape[1]} columns, and "
+                    f"section {section.name!r}: obsm[{eye.slot!r}] has {found.shape[1]} columns, and "
                     f"{features[0].shape[1]} in section {sections[0].name!r}"
                 )
             features.append(found[seen])
@@ -312,7 +309,7 @@ class Baseline(ABC):
         device: torch.device,
         batch_size: int,
         *,
-        encoder: ModuleEncoder | str | None = None,
+        encoder: Eye | None = None,
         reduction: float = 1.0,
         kept: Parts | None = None,
         advance: Callable[[int], object] | None = None,
@@ -407,6 +404,7 @@ class Baseline(ABC):
         cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]], *, module: nn.Module | None
     ) -> Self:
         config, entry = BaselineConfig.from_dict(content["config"]), content.get("encoder") or {"kind": SHUFFLENET}
+        given = required_module(entry, module, config.shared)
         return cls(
             config,
             content["genes"],
@@ -417,7 +415,7 @@ class Baseline(ABC):
                 content["training_sections"], tensors["training"], library_genes=content["library_genes"]
             ),
             seed=content["seed"],
-            encoder=required_module(entry, module, config.shared) or entry.get("key"),
+            encoder=ObsmEncoder(entry["key"]) if "key" in entry else given,
             **stored_scale(content),
             genes_by=content.get("genes_by"),
         )

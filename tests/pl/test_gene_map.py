@@ -473,7 +473,7 @@ def test_normalised_values_are_no_counts_so_that_the_prediction_stands_alone(war
     adata.layers["normalised"] = adata.X = adata.X * 0.5
     axes = pl.gene_map(adata, "GNAS")
     assert [ax.get_title() for ax in axes] == ["GNAS\npredicted"]
-    assert "Only the prediction is drawn" in warned.text
+    assert "only the prediction is drawn" in warned.text
     assert "non-integer values" in warned.text
     with pytest.raises(ValueError, match="non-integer values"):  # the layer that the user names is meant
         pl.gene_map(adata, "GNAS", observed_layer="normalised")

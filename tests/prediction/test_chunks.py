@@ -6,11 +6,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hggep_sc.features.frozen import stored_features
 from scipy.spatial import KDTree
 
 from helpers import WAIT
 from hggep_sc import Config
+from hggep_sc.features.frozen import stored_features
 from hggep_sc.nn import HGGEPNetwork, Output, average_views
 from hggep_sc.prediction.chunks import CORE, chunks_with_halo, predict_in_chunks, spatial_chunks, spots_at_once
 from hggep_sc.storage.checkpoint import Checkpoint

@@ -15,8 +15,8 @@ results/parts.md shows them.
 """
 
 import argparse
-import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -49,15 +49,12 @@ def parts_of(model: "hggep.HGGEP") -> dict[str, "hggep.HGGEP"]:
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """Give what the package says meanwhile."""
+    """Give a list that holds, afterwards, what the package warned of meanwhile."""
     messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("hggep_sc").addHandler(handler)
-    try:
+    with warnings.catch_warnings(record=True) as recorded:
+        warnings.simplefilter("always", hggep.errors.HggepWarning)
         yield messages
-    finally:
-        logging.getLogger("hggep_sc").removeHandler(handler)
+    messages += [str(found.message) for found in recorded if issubclass(found.category, hggep.errors.HggepWarning)]
 
 
 def row_of(model: "hggep.HGGEP", section: Section, foreign: Section) -> dict[str, object]:

@@ -11,7 +11,6 @@ results/unsequenced.md, and draws docs/images/tiling.png anew.
 """
 
 import argparse
-import logging
 import time
 from pathlib import Path
 
@@ -24,22 +23,12 @@ from accuracy import RESULTS, load, made, made_by, parse, table
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from parts import heard
 
 import hggep_sc as hggep
 
 GENES = ["FASN", "GNAS"]
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "tiling.png"
-
-
-class Heard(logging.Handler):
-    """Keeps what is warned of."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
 
 
 def draw_tiles(slide: AnnData, tissue: hggep.pp.TissueMask, ax: Axes) -> None:
@@ -65,9 +54,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options, shared = parse(parser)
     matplotlib.use("Agg")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # the warnings are part of what is shown
-    heard = Heard()
-    logging.getLogger("hggep_sc").addHandler(heard)
     sections, how = load("her2st", shared)
     weights = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
     started = time.perf_counter()
@@ -75,9 +61,9 @@ def main() -> None:
     fitted = time.perf_counter()
     path = shared / "data" / "wsi" / "CMU-1-Small-Region.svs"
     slide = hggep.pp.tile(path, model=model, spacing_um=50)
-    heard.messages.clear()
-    hggep.tl.predict(slide, model, device=options.device)
-    done, warned = time.perf_counter(), "; ".join(heard.messages)
+    with heard() as messages:
+        hggep.tl.predict(slide, model, device=options.device)
+    done, warned = time.perf_counter(), "; ".join(messages)
     figure, axes = plt.subplots(1, 1 + len(GENES), figsize=(10.5, 4.2), layout="constrained")
     draw_tiles(slide, hggep.pp.tissue_mask(path), axes[0])
     hggep.pl.gene_map(slide, GENES, ax=axes[1:])

@@ -1,10 +1,12 @@
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers import CPU, TINY
+from helpers import CPU, TINY, Warned
+from hggep_sc.errors import HggepWarning
 from hggep_sc.section import open_sections
 
 
@@ -17,6 +19,14 @@ def shared() -> Path:
     path = Path(location)
     assert path.is_dir(), f"HGGEP_SHARED={location} is not a folder"
     return path
+
+
+@pytest.fixture
+def warned():
+    """What the package warns of from here on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", HggepWarning)
+        yield Warned(caught)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import torch
 from scipy import sparse
 from torch import nn
 
+from hggep_sc.errors import HggepWarning
+
 HEIGHT, WIDTH = 200, 240
 GENES = ["GNAS", "FASN", "CD74", "ACTB", "MUC1"]
 TINY = {
@@ -40,6 +42,28 @@ def bfloat16(device="cpu"):
     with pytest.MonkeyPatch.context() as patch, torch.autocast(device, torch.bfloat16):
         patch.setattr(nn.LSTM, "forward", without_onednn)
         yield
+
+
+class Warned:
+    """What the package has warned of, in order: of what `warnings.catch_warnings(record=True)` gives, its own."""
+
+    def __init__(self, caught):
+        self._caught = caught
+
+    @property
+    def recorded(self):
+        return [found for found in self._caught if issubclass(found.category, HggepWarning)]
+
+    @property
+    def messages(self):
+        return [str(found.message) for found in self.recorded]
+
+    @property
+    def text(self):
+        return "\n".join(self.messages)
+
+    def clear(self):
+        self._caught.clear()
 
 
 class Corner(nn.Module):

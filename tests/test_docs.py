@@ -5,6 +5,7 @@ and their reduced image, and stand-ins for what is not at hand: weights, a patho
 """
 
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from unittest import SkipTest
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
@@ -163,6 +165,22 @@ def test_encoders(own):
 
     names = run("docs/encoders.md", sections=sections, test=test, embeddings_of=embeddings_of)
     assert names["model"].embeddings == "X_uni"
+
+
+def test_errors(own, trained, capsys):
+    sections, other = own
+    sections["S2"].obsm["spatial"][0] = np.nan
+    (entry,) = other.uns["spatial"].values()
+    inverted = ImageOps.invert(Image.open(entry["metadata"]["source_image_path"]))
+    inverted.save("inverted.png")
+    entry["metadata"]["source_image_path"] = "inverted.png"
+    with warnings.catch_warnings():
+        names = run("docs/errors.md", hggep=hggep, slides=sections, model=trained, other=other)
+    said = capsys.readouterr().out
+    assert "S2 is left out: section 'S2': 1 of 40 spots have NaN or infinite coordinates" in said
+    assert "not predicted: section 'S3' looks unlike the training sections" in said
+    assert "hggep" in names["slides"]["S1"].layers
+    assert "hggep" not in other.layers
 
 
 def test_methods(own, monkeypatch):

@@ -1,4 +1,3 @@
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -76,18 +75,17 @@ def test_a_check_refuses_and_names_itself():
         _checks.refuse("scales_agree", "off by two")
 
 
-def test_a_check_warns_and_names_itself(caplog):
-    with caplog.at_level(logging.WARNING):
-        _checks.warn("spot_pitch", "far apart")
-    assert "far apart" in caplog.text
-    assert "'spot_pitch'" in caplog.text
+def test_a_check_warns_and_names_itself(warned):
+    _checks.warn("spot_pitch", "far apart")
+    assert "far apart" in warned.text
+    assert "'spot_pitch'" in warned.text
 
 
-def test_a_check_that_is_switched_off_says_nothing(skipping, caplog):
+def test_a_check_that_is_switched_off_says_nothing(skipping, warned):
     skipping.skip_checks = ["scales_agree", "spot_pitch"]
     _checks.refuse("scales_agree", "off by two")
     _checks.warn("spot_pitch", "far apart")
-    assert not caplog.text
+    assert not warned.text
     assert not _checks.is_on("spot_pitch")
     assert _checks.is_on("images_agree")
 

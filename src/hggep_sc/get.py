@@ -47,10 +47,12 @@ def prediction(data: "AnnData | SpatialData", *, key: str = _keys.KEY, table_key
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If there is no prediction under `key`.
-    TypeError, ValueError
-        If `data` is no AnnData or SpatialData, or has several tables and `table_key` names none.
+    TypeError
+        If `data` is no AnnData or SpatialData.
+    InputError
+        If it has several tables and `table_key` names none.
     """
     from anndata import AnnData
 

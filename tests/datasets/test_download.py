@@ -196,14 +196,14 @@ def test_a_section_of_unknown_hash_is_downloaded_whole(server, tmp_path, monkeyp
     assert (again.X != section.X).nnz == 0
 
 
-def test_missing_pathologist_labels_do_not_stop_a_section(unreachable, tmp_path, monkeypatch, caplog):
+def test_missing_pathologist_labels_do_not_stop_a_section(unreachable, tmp_path, monkeypatch, warned):
     _her2st_upstream(tmp_path / "her2st", "A1")
     (tmp_path / "her2st/data/ST-pat/lbl/A1_labeled_coordinates.tsv").unlink()
     monkeypatch.setattr(_her2st, "FILES_URL", unreachable)
     monkeypatch.setattr(settings, "dataset_dir", tmp_path)
     section = _her2st.her2st(["A1"])["A1"]
     assert "region" not in section.obs
-    assert "without obs['region']" in caplog.text
+    assert "without obs['region']" in warned.text
 
 
 def test_image_of_unknown_name_offline(unreachable, tmp_path, monkeypatch):

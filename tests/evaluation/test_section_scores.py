@@ -92,7 +92,7 @@ def test_constant_genes_and_predictions():
 
 
 @pytest.mark.parametrize("broken", ["missing", "text", "gaps", "alike"])
-def test_without_places_on_the_array_ssim_is_left_out(broken, caplog):
+def test_without_places_on_the_array_ssim_is_left_out(broken, warned):
     table, predicted = make_table()
     if broken == "missing":
         del table.obs["array_col"]
@@ -106,7 +106,7 @@ def test_without_places_on_the_array_ssim_is_left_out(broken, caplog):
     scores = scored(table, predicted)
     assert scores["ssim"].isna().all()
     assert scores.drop(columns="ssim").notna().all(axis=None)
-    assert "obs['array_col']" in caplog.text
+    assert "obs['array_col']" in warned.text
 
 
 class TestSpatialNull:

@@ -1,4 +1,3 @@
-import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,27 +59,27 @@ def test_a_models_reduction_is_that_of_its_finest_section():
 @pytest.mark.parametrize(
     ("spacing_um", "said"), [(16.0, True), (2.0, True), (90.0, True), (100.0, False), (400.0, False), (450.0, True)]
 )
-def test_spots_much_closer_or_farther_apart_than_in_training_are_told(caplog, spacing_um, said):
+def test_spots_much_closer_or_farther_apart_than_in_training_are_told(warned, spacing_um, said):
     say_if_spacing_differs(SimpleNamespace(name="S1", spacing_um=spacing_um), (200.0, 200.0))
-    assert (f"section 'S1': its spots lie {spacing_um:.3g} um apart" in caplog.text) is said
-    assert not said or ("trained on 200 um" in caplog.text and "spot_pitch" in caplog.text)
-    caplog.clear()
+    assert (f"section 'S1': its spots lie {spacing_um:.3g} um apart" in warned.text) is said
+    assert not said or ("trained on 200 um" in warned.text and "spot_pitch" in warned.text)
+    warned.clear()
     say_if_spacing_differs(SimpleNamespace(name="S1", spacing_um=100.0), (50.0, 220.0))
     say_if_spacing_differs(SimpleNamespace(name="S1", spacing_um=None), (200.0, 200.0))
     say_if_spacing_differs(SimpleNamespace(name="S1", spacing_um=16.0), None)
-    assert not caplog.text
+    assert not warned.text
 
 
-def test_training_spots_far_from_alike_are_told_once(caplog):
+def test_training_spots_far_from_alike_are_told_once(warned):
     def sections(*spacings):
         return [SimpleNamespace(name=f"S{i}", spacing_um=um) for i, um in enumerate(spacings)]
 
     assert training_spacing(sections(None, None)) is None
     assert training_spacing(sections(100.0, None, 200.0, 141.0)) == (100.0, 200.0)  # Visium and legacy arrays
-    assert not caplog.records
+    assert not warned.messages
     assert training_spacing(sections(100.0, 16.0, 8.0)) == (8.0, 100.0)
-    (said,) = caplog.records
-    assert "8 um apart in training section 'S2' and 100 in 'S0'" in said.getMessage()
+    (said,) = warned.messages
+    assert "8 um apart in training section 'S2' and 100 in 'S0'" in said
 
 
 @pytest.mark.parametrize(
@@ -109,11 +108,10 @@ def test_patches_of_every_field_are_read():
 
 
 @pytest.mark.parametrize(("fields", "said"), [((60.0, 300.0), False), ((55.0, 300.0), True)])
-def test_coarse_images_are_told(caplog, fields, said):
+def test_coarse_images_are_told(warned, fields, said):
     section = SimpleNamespace(name="A", image_name="hires")
-    with caplog.at_level(logging.WARNING):
-        say_if_coarse(section, fields, 112)
-    assert ("full-resolution" in caplog.text) is said
+    say_if_coarse(section, fields, 112)
+    assert ("full-resolution" in warned.text) is said
 
 
 @pytest.mark.parametrize(
@@ -127,16 +125,16 @@ def test_coarse_images_are_told(caplog, fields, said):
         (None, "unknown"),
     ],
 )
-def test_scales_from_one_and_a_half_times_the_models_on_are_told(caplog, mpp, said):
+def test_scales_from_one_and_a_half_times_the_models_on_are_told(warned, mpp, said):
     section = SimpleNamespace(name="S1", mpp=mpp, reduction=1.0, has_image=True)
     say_if_scale_differs(section, 0.5)
-    assert (said is None) == (not caplog.text)
-    assert said is None or ("section 'S1'" in caplog.text and said in caplog.text)
-    caplog.clear()
+    assert (said is None) == (not warned.text)
+    assert said is None or ("section 'S1'" in warned.text and said in warned.text)
+    warned.clear()
     say_if_scale_differs(
         SimpleNamespace(name="S1", mpp=mpp, reduction=1.0, has_image=True), None
     )  # what is a px of a model without a scale?
-    assert not caplog.text
+    assert not warned.text
 
 
 def test_model_scale_is_the_finest():
@@ -148,14 +146,14 @@ def test_model_scale_is_the_finest():
 
 
 @pytest.mark.parametrize("n", [1, 2, 8])
-def test_so_few_spots_that_they_are_compared_with_chance_are_told(sections, caplog, n):
+def test_so_few_spots_that_they_are_compared_with_chance_are_told(sections, warned, n):
     """By models that standardise features over the section; gene means do not look."""
     training = {name: sections[name] for name in ("S1", "S2")}
     how = {"genes": 10, "weights": None, "progress": False}
     some = sections["S3"][:n].copy()
     for method, config, said in (("gene_mean", {}, False), ("ridge", {"patch_size": 16}, n < 8)):
-        caplog.clear()
+        warned.clear()
         model = hggep.tl.fit(training, method=method, config=config, **how)
         hggep.tl.predict(some, model, progress=False)
-        assert ("few_spots" in caplog.text) is said
-        assert not said or f"section 'S3' has {n} spot" in caplog.text
+        assert ("few_spots" in warned.text) is said
+        assert not said or f"section 'S3' has {n} spot" in warned.text

@@ -1,7 +1,5 @@
 """Channels by their names: of SpatialData, OME-TIFF, ImageJ's TIFF and OME-Zarr."""
 
-import logging
-
 import numpy as np
 import pytest
 import tifffile
@@ -36,16 +34,16 @@ def test_names_that_tell_nothing_leave_channels_as_they_are(names) -> None:
     np.testing.assert_array_equal(same, PIXELS[: len(names) or 3])
 
 
-def test_colours_are_put_in_order(caplog) -> None:
+def test_colours_are_put_in_order(warned) -> None:
     (turned,) = in_colour_order([PIXELS], ("Blue", "Green", "Red"), 0, "slot")
     np.testing.assert_array_equal(turned, PIXELS[::-1])
     four = np.concatenate([PIXELS, PIXELS[:1]])
     (first,) = in_colour_order([four.transpose(1, 2, 0)], ("a", "r", "g", "b"), 2, "slot")
     np.testing.assert_array_equal(first, four[[1, 2, 3, 0]].transpose(1, 2, 0))
-    assert not caplog.records
+    assert not warned.messages
     (three,) = in_colour_order([four], ("r", "g", "b", "DAPI"), 0, "slot")
     np.testing.assert_array_equal(three, PIXELS)
-    assert "of its channels 'r', 'g', 'b', 'dapi', red, green and blue are used" in caplog.text
+    assert "of its channels 'r', 'g', 'b', 'dapi', red, green and blue are used" in warned.text
 
 
 @pytest.mark.parametrize(
@@ -80,7 +78,7 @@ def test_of_spatialdata() -> None:
             call(sd.SpatialData(images={"he": image}), mpp=1.0)
 
 
-def test_of_ome_tiff(tmp_path, caplog) -> None:
+def test_of_ome_tiff(tmp_path, warned) -> None:
     path = tmp_path / "a.ome.tif"
     how = {"photometric": "minisblack", "tile": (16, 16)}
     for names in (["DAPI", "CD45", "PanCK"], ["Blue", "Green", "Red"], ["Channel 0", "Channel 1", "Channel 2"]):
@@ -94,7 +92,7 @@ def test_of_ome_tiff(tmp_path, caplog) -> None:
         expected = PIXELS[:: -1 if names[0] == "Blue" else 1, 10:30, 15:35]
         np.testing.assert_array_equal(patch, expected)
         # of the last nothing says that they are colours
-        assert ("stores 3 gray channels" in caplog.text) == (names[0] == "Channel 0")
+        assert ("stores 3 gray channels" in warned.text) == (names[0] == "Channel 0")
 
 
 def test_of_four_gray_planes(tmp_path) -> None:
@@ -138,9 +136,3 @@ def test_other_versions_of_ome_zarr_are_named(tmp_path, version: str) -> None:
     group.attrs["multiscales"] = [{"version": version, "datasets": [{"path": "0"}]}]
     with pytest.raises(ValueError, match=rf"a\.zarr is OME-Zarr of version {version}, while 0\.4 and 0\.5 are read"):
         SectionImage.from_file(path)
-
-
-def test_logged_under_the_package(caplog) -> None:
-    with caplog.at_level(logging.WARNING, logger="hggep_sc"):
-        in_colour_order([np.zeros((4, 3, 3))], ("r", "g", "b", "ir"), 0, "slot")
-    assert caplog.records[0].name.startswith("hggep_sc")

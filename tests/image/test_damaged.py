@@ -131,14 +131,14 @@ def test_images_that_are_no_files(others, call) -> None:
             call(path, mpp=1.0)
 
 
-def test_source_images_that_are_no_files(others, caplog) -> None:
+def test_source_images_that_are_no_files(others, warned) -> None:
     for kind, (path, message) in others.items():
         adata = make_adata()
         adata.uns["spatial"]["A"]["metadata"]["source_image_path"] = str(path)
-        caplog.clear()
+        warned.clear()
         if kind in ("link", "address", "bucket"):  # nothing there: the image in memory takes its place
             open_sections(adata)
-            assert f"the image file {path} {message.split('.*')[0]}" in caplog.text
+            assert f"the image file {path} {message.split('.*')[0]}" in warned.text
             del adata.uns["spatial"]["A"]["images"]
         with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){message}"):
             open_sections(adata)

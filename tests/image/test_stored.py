@@ -1,7 +1,5 @@
 """What stored values stand for: white points, fourth channels, and pictures that are no H&E."""
 
-import logging
-
 import dask.array as da
 import numpy as np
 import pytest
@@ -31,10 +29,6 @@ def read(image: SectionImage) -> np.ndarray:
     return patch[:, :height, :width].transpose(1, 2, 0)
 
 
-def said(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
 # --- white
 
 
@@ -54,11 +48,11 @@ def said(caplog) -> list[str]:
         ("float32", 257, 16),
     ],
 )
-def test_the_range_tells_what_is_white(stained, dtype: str, factor: float, bits: int | None, lazy, caplog) -> None:
+def test_the_range_tells_what_is_white(stained, dtype: str, factor: float, bits: int | None, lazy, warned) -> None:
     stored = (stained * float(factor)).astype(dtype)
     image = SectionImage.from_array(da.from_array(stored, chunks=(50, 50, 3)) if lazy else stored, name="slot")
     assert np.abs(read(image).astype(int) - stained).max() <= 1
-    messages = said(caplog)
+    messages = warned.messages
     assert len(messages) == (bits is not None)
     if bits is not None:
         assert f"image slot: its {np.dtype(dtype).name} values range up to" in messages[0]
@@ -79,17 +73,17 @@ def test_a_range_that_tells_nothing_is_refused(stained, dtype: str, white: float
     assert np.abs(read(SectionImage.from_array(stored, name="slot")) - expected).max() <= 1
 
 
-def test_a_hot_pixel_and_tiles_left_out_do_not_count(stained, caplog) -> None:
+def test_a_hot_pixel_and_tiles_left_out_do_not_count(stained, warned) -> None:
     stored = stained.astype(np.uint16) * 16
     stored[0, 0], stored[:20, :20] = 60000, 65535
     found = read(SectionImage.from_array(stored, name="slot"))
     assert np.abs(found[20:].astype(int) - stained[20:]).max() <= 1
     assert (found[:20, :20] == 255).all()
-    assert "12 bits" in said(caplog)[0]
+    assert "12 bits" in warned.messages[0]
 
 
 @pytest.mark.parametrize("how", ["OME", "MaxSampleValue"])
-def test_the_file_says_how_many_bits_are_used(stained, tmp_path, how: str, caplog) -> None:
+def test_the_file_says_how_many_bits_are_used(stained, tmp_path, how: str, warned) -> None:
     path = tmp_path / "twelve.ome.tif"
     options: dict = {"photometric": "rgb", "tile": (64, 64)}
     if how == "OME":
@@ -99,13 +93,13 @@ def test_the_file_says_how_many_bits_are_used(stained, tmp_path, how: str, caplo
     tifffile.imwrite(path, stained.astype(np.uint16) * 16, **options)
     with SectionImage.from_file(path) as image:
         assert np.abs(read(image).astype(int) - stained).max() <= 1
-    assert not said(caplog)
+    assert not warned.messages
     tifffile.imwrite(path, stained.astype(np.uint16), **options)
     with SectionImage.from_file(path) as image, pytest.raises(ValueError, match="the file says that 4095 is white"):
         read(image)
 
 
-def test_a_png_of_sixteen_bits_keeps_them(stained, tmp_path, caplog) -> None:
+def test_a_png_of_sixteen_bits_keeps_them(stained, tmp_path, warned) -> None:
     import imagecodecs
 
     path = tmp_path / "deep.png"
@@ -113,14 +107,14 @@ def test_a_png_of_sixteen_bits_keeps_them(stained, tmp_path, caplog) -> None:
     with SectionImage.from_file(path) as image:
         assert image.shape == (120, 160)
         assert np.abs(read(image).astype(int) - stained).max() <= 1
-    assert "12 bits" in said(caplog)[0]
+    assert "12 bits" in warned.messages[0]
 
 
-def test_a_warning_is_said_once_however_often_an_image_is_opened(stained, caplog) -> None:
-    warned: set[str] = set()
+def test_a_warning_is_said_once_however_often_an_image_is_opened(stained, warned) -> None:
+    already: set[str] = set()
     for _ in range(3):
-        read(SectionImage.from_array(stained.astype(np.uint16), name="slot", warned=warned))
-    assert len(said(caplog)) == 1
+        read(SectionImage.from_array(stained.astype(np.uint16), name="slot", warned=already))
+    assert len(warned.messages) == 1
 
 
 # --- is it H&E?
@@ -138,7 +132,7 @@ def test_a_warning_is_said_once_however_often_an_image_is_opened(stained, caplog
     ],
 )
 @pytest.mark.parametrize("lazy", [False, True])
-def test_pictures_unlike_a_stained_section_are_warned_of(stained, what: str, pattern: str, lazy, caplog) -> None:
+def test_pictures_unlike_a_stained_section_are_warned_of(stained, what: str, pattern: str, lazy, warned) -> None:
     cells = np.zeros(stained.shape)
     cells[::8, ::8, 2] = cells[1::8, ::8, 2] = 200
     pixels = {
@@ -150,7 +144,7 @@ def test_pictures_unlike_a_stained_section_are_warned_of(stained, what: str, pat
         "percent": stained * (100 / 255),
     }[what].astype(np.uint8)
     read(SectionImage.from_array(da.from_array(pixels, chunks=(50, 50, 3)) if lazy else pixels, name="slot"))
-    (message,) = said(caplog)
+    (message,) = warned.messages
     assert message.startswith("image slot: it is")
     import re
 
@@ -163,13 +157,13 @@ def test_a_mask_is_no_image(stained) -> None:
 
 
 @pytest.mark.parametrize("border", [0, 255])
-def test_stained_sections_pass_in_silence(stained, border: int, caplog) -> None:
+def test_stained_sections_pass_in_silence(stained, border: int, warned) -> None:
     wide = np.full((400, 500, 3), border, dtype=np.uint8)  # a scanner's border, most of the image
     wide[100:220, 100:260] = stained
     gray = stained.mean(axis=2).astype(np.uint8)
     for pixels in (stained, wide, stained[30:90, 40:120], gray, np.repeat(gray[..., None], 3, axis=2)):
         read(SectionImage.from_array(pixels, name="slot"))
-    assert not said(caplog)
+    assert not warned.messages
 
 
 def test_a_large_lazy_level_is_looked_at_here_and_there() -> None:
@@ -200,18 +194,18 @@ def infrared() -> np.ndarray:
 
 
 @pytest.mark.parametrize("opaque", [1, 255])
-def test_transparency_is_laid_on_white(stained, opaque: int, caplog) -> None:
+def test_transparency_is_laid_on_white(stained, opaque: int, warned) -> None:
     fourth = np.full((120, 160, 1), opaque)
     fourth[:, 100:] = 0
     found = read(SectionImage.from_array(rgba(stained, fourth), name="slot"))
     np.testing.assert_array_equal(found[:, :100], stained[:, :100])
     assert (found[:, 100:] == 255).all()
-    assert not said(caplog)
+    assert not warned.messages
 
 
-def test_transparency_that_hides_everything_is_left_out(stained, caplog) -> None:
+def test_transparency_that_hides_everything_is_left_out(stained, warned) -> None:
     np.testing.assert_array_equal(read(SectionImage.from_array(rgba(stained, 0), name="slot")), stained)
-    assert "its fourth channel is 0 throughout, not transparency, and is left out" in said(caplog)[0]
+    assert "its fourth channel is 0 throughout, not transparency, and is left out" in warned.messages[0]
 
 
 def test_another_stain_is_not_transparency(stained, infrared, monkeypatch) -> None:
@@ -223,7 +217,7 @@ def test_another_stain_is_not_transparency(stained, infrared, monkeypatch) -> No
 
 
 @pytest.mark.parametrize("kind", ["unspecified", "assocalpha", "unassalpha"])
-def test_the_file_says_what_the_fourth_channel_is(stained, infrared, tmp_path, kind: str, caplog) -> None:
+def test_the_file_says_what_the_fourth_channel_is(stained, infrared, tmp_path, kind: str, warned) -> None:
     path = tmp_path / "four.tif"
     pixels = rgba(stained, infrared)
     alpha = pixels[..., 3:] / 255
@@ -234,24 +228,24 @@ def test_the_file_says_what_the_fourth_channel_is(stained, infrared, tmp_path, k
         found = read(image)
     expected = stained if kind == "unspecified" else stained * alpha + 255 * (1 - alpha)
     assert np.abs(found - expected).max() <= 1
-    assert [("fourth channel is not transparency by the file" in message) for message in said(caplog)] == [True] * (
+    assert [("fourth channel is not transparency by the file" in message) for message in warned.messages] == [True] * (
         kind == "unspecified"
     )
 
 
-def test_alpha_of_a_png_is_believed(stained, infrared, tmp_path, caplog) -> None:
+def test_alpha_of_a_png_is_believed(stained, infrared, tmp_path, warned) -> None:
     Image.fromarray(rgba(stained, infrared)).save(tmp_path / "a.png")
     with SectionImage.from_file(tmp_path / "a.png") as image:
         alpha = infrared / 255
         assert np.abs(read(image) - (stained * alpha + 255 * (1 - alpha))).max() <= 1
-    assert not said(caplog)
+    assert not warned.messages
 
 
 # --- orientation and modes
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
-def test_a_tag_of_orientation_is_named_and_not_applied(stained, tmp_path, suffix: str, caplog) -> None:
+def test_a_tag_of_orientation_is_named_and_not_applied(stained, tmp_path, suffix: str, warned) -> None:
     path = tmp_path / f"turned.{suffix}"
     for orientation in (1, 6):
         if suffix == "tif":
@@ -262,21 +256,21 @@ def test_a_tag_of_orientation_is_named_and_not_applied(stained, tmp_path, suffix
             Image.fromarray(stained).save(path, exif=exif)
         with SectionImage.from_file(path) as image:
             assert image.shape == (120, 160)
-    (message,) = said(caplog)
+    (message,) = warned.messages
     assert f"turned.{suffix} asks viewers to turn or mirror it (orientation tag 6), and is read as stored" in message
     assert "skip_checks = {'orientation'}" in message
 
 
 @pytest.mark.parametrize(("mode", "words"), [("CMYK", "colours of print"), ("P", "palette of at most 256 colours")])
-def test_colours_that_are_converted_are_told_of(stained, tmp_path, mode: str, words: str, caplog) -> None:
+def test_colours_that_are_converted_are_told_of(stained, tmp_path, mode: str, words: str, warned) -> None:
     path = tmp_path / f"a.{'tiff' if mode == 'LAB' else 'jpg' if mode == 'CMYK' else 'png'}"
     Image.fromarray(stained).convert(mode).save(path)
     with SectionImage.from_file(path) as image:
         assert np.abs(read(image).astype(int) - stained).mean() < 30
-    assert words in said(caplog)[0]
+    assert words in warned.messages[0]
 
 
-def test_real_images_pass_in_silence(shared, caplog) -> None:
+def test_real_images_pass_in_silence(shared, warned) -> None:
     images = [
         path
         for path in sorted((shared / "data").rglob("*"))
@@ -286,4 +280,4 @@ def test_real_images_pass_in_silence(shared, caplog) -> None:
     for path in images:
         with SectionImage.from_file(path) as image:
             image.thumbnail(256)
-    assert not said(caplog)
+    assert not warned.messages

@@ -87,10 +87,10 @@ def test_on_a_dask_cluster(sections):
     np.testing.assert_allclose(*figures, rtol=1e-5)
 
 
-def test_another_scale_is_said(sections, monkeypatch, caplog):
+def test_another_scale_is_said(sections, monkeypatch, warned):
     monkeypatch.setattr("third_party.ColourModel.scale", hggep.methods.ExpressionScale(target_sum=100))
     tl.cross_validate(sections, methods={"by colour": {"method": ByColour()}, "gene_mean": {}}, **HOW)
-    assert "on different expression scales ('by colour': library total scaled to 100; 'gene_mean'" in caplog.text
+    assert "on different expression scales ('by colour': library total scaled to 100; 'gene_mean'" in warned.text
 
 
 class Renamed(ByColour):

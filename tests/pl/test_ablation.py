@@ -80,7 +80,7 @@ def patients(scores: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("kind", ["plain", "category"])
-def test_the_comparison_is_that_of_the_cross_validation(scores, lost, kind, caplog) -> None:
+def test_the_comparison_is_that_of_the_cross_validation(scores, lost, kind, warned) -> None:
     table = patients(scores)
     if lost:
         table = table[(table["fold"] != "Q") | (table["method"] != "ridge")]
@@ -102,7 +102,7 @@ def test_the_comparison_is_that_of_the_cross_validation(scores, lost, kind, capl
     small = {line.get_ydata()[0]: len(line.get_xdata()) for line in ax.lines if line.get_marker() == "."}
     assert small == {0: 4 if lost else 6, 1: 6}
     assert ax.get_xlabel() == "mean PCC over genes, 6 sections in 3 folds"
-    assert ("'hggep' is compared in 2 of 3 folds" in caplog.text) == lost
+    assert ("'hggep' is compared in 2 of 3 folds" in warned.text) == lost
 
 
 def test_without_folds_each_section_is_its_own(scores) -> None:
@@ -110,10 +110,10 @@ def test_without_folds_each_section_is_its_own(scores) -> None:
     assert [text.get_text() for text in without.texts] == [text.get_text() for text in with_folds.texts]
 
 
-def test_methods_that_cannot_be_compared_are_named(scores, caplog) -> None:
+def test_methods_that_cannot_be_compared_are_named(scores, warned) -> None:
     ax = pl.ablation(scores, reference="hggep")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["hggep", "ridge"]
-    assert "pcc: no gene has a value by 'hggep' and by 'gene_mean', left out" in caplog.text
+    assert "pcc: no gene has a value by 'hggep' and by 'gene_mean', left out" in warned.text
 
 
 def test_dots_lie_above_the_interval_and_have_the_colours_of_pl_metrics(scores) -> None:

@@ -127,10 +127,10 @@ def test_the_p_value_is_that_of_this_comparison(section) -> None:
         assert pl.domains(section, "domain", label_key="region")[0].get_title() == title
 
 
-def test_more_domains_than_colours_is_said(section, caplog) -> None:
+def test_more_domains_than_colours_is_said(section, warned) -> None:
     section.obs["domain"] = [f"{i}" for i in range(30)]
     pl.domains(section, "domain")
-    assert "30 domains to tell apart and 24 colours" in caplog.text
+    assert "30 domains to tell apart and 24 colours" in warned.text
     assert len(set(COLOURS)) == 24
 
 
@@ -189,14 +189,14 @@ def test_colours_are_kept_where_scanpy_finds_them(section, tmp_path) -> None:
     assert {to_hex(colour) for colour in scatter.get_facecolor()} == set(by_name.values())
 
 
-def test_colours_that_do_not_serve_are_replaced_or_left_alone_with_a_word(section, caplog) -> None:
+def test_colours_that_do_not_serve_are_replaced_or_left_alone_with_a_word(section, warned) -> None:
     section.uns["domain_colors"] = ["#aa0000"]
     (ax,) = pl.domains(section, "domain")
-    assert "uns['domain_colors'] holds 1 colours, and obs['domain'] 3 categories" in caplog.text
+    assert "uns['domain_colors'] holds 1 colours, and obs['domain'] 3 categories" in warned.text
     assert list(legend_of(ax).values()) == section.uns["domain_colors"] == [shade.lower() for shade in COLOURS[:3]]
     section.uns["domain_colors"] = ["#aa0000", "no colour", "#00aa00"]
     (ax,) = pl.domains(section, "domain")
-    assert "uns['domain_colors'] holds 'no colour', which is no colour to Matplotlib" in caplog.text
+    assert "uns['domain_colors'] holds 'no colour', which is no colour to Matplotlib" in warned.text
     assert list(legend_of(ax).values()) == [shade.lower() for shade in COLOURS[:3]]
     assert section.uns["domain_colors"][1] == "no colour"
 

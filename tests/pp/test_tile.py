@@ -222,19 +222,19 @@ class TestRefuses:
         with pytest.raises(TypeError, match=r"tl\.fit"):
             hggep.pp.tile(slide_file, model="model")
 
-    def test_says_that_the_model_has_no_scale(self, slide_file, trained, monkeypatch, caplog):
+    def test_says_that_the_model_has_no_scale(self, slide_file, trained, monkeypatch, warned):
         monkeypatch.setattr(trained, "mpp", None)
         hggep.pp.tile(slide_file, model=trained)
-        assert "physical scale that the model was trained at is unknown" in caplog.text
+        assert "physical scale that the model was trained at is unknown" in warned.text
 
 
-def test_from_a_real_slide_to_maps(shared, trained, caplog):
+def test_from_a_real_slide_to_maps(shared, trained, warned):
     """Of a tissue that the model never saw: it says so."""
     slide = hggep.pp.tile(shared / "data" / "wsi" / "CMU-1-Small-Region.svs", model=trained)
     assert slide.uns["spatial"]["CMU-1-Small-Region"]["scalefactors"]["microns_per_pixel"] == pytest.approx(0.499)
     assert 40 < slide.n_obs < 110  # of 1.1 x 1.5 mm, about half tissue
     predict(slide, trained)
-    assert "looks unlike the training sections" in caplog.text
+    assert "looks unlike the training sections" in warned.text
     assert len(hggep.pl.gene_map(slide, trained.genes[:2])) == 2
 
 
@@ -298,12 +298,12 @@ class TestOwnMask:
         with pytest.raises(ValueError, match=f"`{next(iter(field))}` of a TissueMask"):
             dataclasses.replace(found, **field)
 
-    def test_gray_images_need_one(self, slide, pixels, found, caplog):
+    def test_gray_images_need_one(self, slide, pixels, found, warned):
         gray = pixels(slide[0].mean(axis=2))
         with pytest.raises(ValueError, match=r"no tissue on the array: it is gray.*`tissue=`"):
             hggep.pp.tile(gray, mpp=MPP)
         assert not hggep.pp.tissue_mask(gray, mpp=MPP).mask.any()
-        assert "it is gray, and tissue is told by H&E's colours" in caplog.text
+        assert "it is gray, and tissue is told by H&E's colours" in warned.text
         assert hggep.pp.tile(gray, mpp=MPP, tissue=found).n_obs > 20
 
 

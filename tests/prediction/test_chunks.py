@@ -1,4 +1,3 @@
-import logging
 from itertools import count
 from threading import Barrier, current_thread
 
@@ -294,12 +293,11 @@ def test_features_may_be_on_disk(network, tmp_path):
         np.testing.assert_array_equal(values, expected)
 
 
-def test_out_of_memory_halves_the_chunks(features, caplog):
+def test_out_of_memory_halves_the_chunks(features, warned):
     xy, network = grid(25, 20), Smoother(neighbours=1, memory=70)
-    with caplog.at_level(logging.WARNING):
-        expression, _ = predict(network, xy, features[:, :1], chunk_spots=256, name="slide")
+    expression, _ = predict(network, xy, features[:, :1], chunk_spots=256, name="slide")
     np.testing.assert_array_equal(expression, features[:, 0].numpy())
-    first, second = caplog.messages
+    first, second = warned.messages
     assert "'slide'" in first
     assert "256 spots" in first
     assert "chunk_spots=128" in first
@@ -328,38 +326,36 @@ class TestFreeMemory:
     def available(self, monkeypatch, n):
         free_memory(monkeypatch, 2 * 4 * 8 * n**2)
 
-    def test_held(self, features, monkeypatch, caplog):
+    def test_held(self, features, monkeypatch, warned):
         self.available(monkeypatch, 500)
         network = Smoother()
         predict(network, grid(25, 20), features, config=self.paper)
         assert network.sizes == [500, 500]  # two views
-        assert not caplog.messages
+        assert not warned.messages
 
-    def test_not_held(self, features, monkeypatch, caplog):
+    def test_not_held(self, features, monkeypatch, warned):
         self.available(monkeypatch, 100)
         network = Smoother()
-        with caplog.at_level(logging.WARNING):
-            predict(network, grid(25, 20), features, config=self.paper, name="slide")
+        predict(network, grid(25, 20), features, config=self.paper, name="slide")
         assert set(network.sizes) == {100}
-        (message,) = caplog.messages
+        (message,) = warned.messages
         for part in ("'slide'", "500 spots at once", "chunks of 100", "chunk_spots="):
             assert part in message
 
-    def test_a_given_number_counts(self, features, monkeypatch, caplog):
+    def test_a_given_number_counts(self, features, monkeypatch, warned):
         self.available(monkeypatch, 100)
         network = Smoother()
         predict(network, grid(25, 20), features, config=self.paper, chunk_spots=250)
         assert set(network.sizes) == {250}
-        assert not caplog.messages
+        assert not warned.messages
 
-    def test_bounds_the_chunks_of_any_preset(self, features, monkeypatch, caplog):
+    def test_bounds_the_chunks_of_any_preset(self, features, monkeypatch, warned):
         free_memory(monkeypatch, 2 * 4 * 4 * 60**2)
         network = Smoother()
-        with caplog.at_level(logging.WARNING):
-            predict(network, grid(25, 20), features, config=Config())
+        predict(network, grid(25, 20), features, config=Config())
         assert set(network.sizes) == {60}
-        assert "chunks of 60" in caplog.text
-        caplog.clear()
+        assert "chunks of 60" in warned.text
+        warned.clear()
         predict(network, grid(25, 20), features, config=Config(chunk_spots=60))
         assert set(network.sizes) == {60}
-        assert not caplog.messages
+        assert not warned.messages

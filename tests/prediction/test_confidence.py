@@ -376,57 +376,57 @@ def test_a_saved_model_keeps_it_bit_for_bit(sections, trained, tmp_path):
 
 
 class TestWarnings:
-    def test_silent_on_a_section_alike(self, sections, trained, caplog):
+    def test_silent_on_a_section_alike(self, sections, trained, warned):
         for section in sections.values():
             predict(section, trained)
-        assert "unlike" not in caplog.text
+        assert "unlike" not in warned.text
 
     @pytest.mark.parametrize("saved", [False, True])
-    def test_inverted_image(self, sections, trained, tmp_path, caplog, saved):
+    def test_inverted_image(self, sections, trained, tmp_path, warned, saved):
         if saved:
             trained.save(tmp_path / "model")
             trained = hggep.HGGEP.load(tmp_path / "model", device="cpu")
         predict(repainted(sections["S3"], tmp_path, lambda pixels: 255 - pixels), trained)
-        assert "section 'S3' looks unlike the training sections: its features are" in caplog.text
-        assert "section 'S3' is stained or scanned unlike the training sections" in caplog.text
+        assert "section 'S3' looks unlike the training sections: its features are" in warned.text
+        assert "section 'S3' is stained or scanned unlike the training sections" in warned.text
 
     @pytest.mark.parametrize("power", [3, 0.3], ids=["dark", "pale"])
-    def test_other_stain(self, sections, trained, tmp_path, caplog, power):
+    def test_other_stain(self, sections, trained, tmp_path, warned, power):
         """Optical densities times `power`."""
         changed = repainted(sections["S3"], tmp_path, lambda pixels: 255 * (pixels / 255) ** power)
         predict(changed, trained)
-        assert "section 'S3' is stained or scanned unlike" in caplog.text
+        assert "section 'S3' is stained or scanned unlike" in warned.text
 
-    def test_embeddings_have_no_stain(self, sections, tmp_path, caplog):
+    def test_embeddings_have_no_stain(self, sections, tmp_path, warned):
         rng = np.random.default_rng(9)
         for section in sections.values():
             section.obsm["emb"] = rng.normal(size=(40, 6)).astype(np.float32)
         model = fit({name: sections[name] for name in ("S1", "S2")}, genes=8, encoder="emb")
         assert model.confidence.stain.shape == (0, 3)
         predict(repainted(sections["S3"], tmp_path, lambda pixels: 255 - pixels), model)
-        assert "unlike" not in caplog.text
+        assert "unlike" not in warned.text
         sections["S3"].obsm["emb"] += 5
         predict(sections["S3"], model)
-        assert "looks unlike" in caplog.text
-        assert "stained" not in caplog.text
+        assert "looks unlike" in warned.text
+        assert "stained" not in warned.text
 
     @pytest.mark.parametrize(("distance", "limit"), [(2.0, 2.0 * UNLIKE), (0.1, 0.5), (np.nan, 0.5)])
-    def test_limit_of_the_distance(self, caplog, distance, limit):
+    def test_limit_of_the_distance(self, warned, distance, limit):
         confidence = of_parts(mean=3.0, std=2.0, distance=distance)
         confidence.say_if_unlike("A", np.array([[3 - 2 * limit * 0.99]]), None)
-        assert not caplog.records
+        assert not warned.messages
         confidence.say_if_unlike("A", np.array([[3 - 2 * limit * 1.01]]), None)
-        assert f"up to {limit:.2f} is usual" in caplog.text
+        assert f"up to {limit:.2f} is usual" in warned.text
 
     @pytest.mark.parametrize("factor", [0.4 * OTHER_STAIN * 1.01, 0.2 / OTHER_STAIN * 0.99])
-    def test_limit_of_the_stain(self, caplog, factor):
+    def test_limit_of_the_stain(self, warned, factor):
         """Each colour is compared with the densest and the palest training section in that colour."""
         confidence = of_parts(stain=[[0.2, 0.6, 0.3], [0.4, 0.8, 0.35]])
         confidence.say_if_unlike("A", None, np.array([0.4 * OTHER_STAIN, 0.6 / OTHER_STAIN, 0.3]) * [0.99, 1.01, 1])
-        assert not caplog.records
+        assert not warned.messages
         confidence.say_if_unlike("A", None, np.array([factor, 0.7, 0.3]))
-        assert "section 'A' is stained" in caplog.text
-        assert "0.70, 0.30; theirs from 0.20, 0.60, 0.30 to 0.40, 0.80, 0.35" in caplog.text
+        assert "section 'A' is stained" in warned.text
+        assert "0.70, 0.30; theirs from 0.20, 0.60, 0.30 to 0.40, 0.80, 0.35" in warned.text
 
     def test_distance_is_in_standard_deviations_of_the_training_spots(self, sections):
         """Sections of their own weigh alike, however many spots they have."""

@@ -1,4 +1,4 @@
-"""What a user sees who has set up no logging: run as they do, in a Python of their own."""
+"""What a user sees who has set up no logging and no filters: run as they do, in a Python of their own."""
 
 import logging
 import subprocess
@@ -17,9 +17,15 @@ def stderr_of(code: str) -> list[str]:
 
 
 SAY = "import hggep_sc, logging; log = logging.getLogger('hggep_sc.tl._fit'); "
+WARN = "from hggep_sc.errors import InputWarning; from hggep_sc.runtime.messages import warn; "
 
 
-def test_a_warning_says_whose_it_is():
+def test_a_warning_says_whose_line_it_is_of_and_what_it_is():
+    code = WARN + "warn('3 spots', InputWarning)\nfor _ in range(2): warn('3 spots', InputWarning)"
+    assert stderr_of(code) == ["<string>:1: InputWarning: 3 spots", "<string>:2: InputWarning: 3 spots"]
+
+
+def test_what_is_logged_says_whose_it_is():
     assert stderr_of(SAY + "log.warning('%d spots', 3); log.info('quiet')") == ["hggep_sc: WARNING 3 spots"]
 
 
@@ -33,15 +39,22 @@ def test_basic_config_after_the_import():
     assert stderr_of(SAY + "logging.basicConfig(); log.warning('once')") == ["WARNING:hggep_sc.tl._fit:once"]
 
 
-def test_between_the_states_of_a_bar_it_has_a_line_of_its_own():
+@pytest.mark.parametrize(
+    ("say", "line"),
+    [
+        (SAY + "say = log.warning", "hggep_sc: WARNING look here"),
+        (WARN + "say = lambda text: warn(text, InputWarning)", "<string>:1: InputWarning: look here"),
+    ],
+)
+def test_between_the_states_of_a_bar_it_has_a_line_of_its_own(say, line):
     code = (
-        "from tqdm.auto import tqdm\n"
+        "\nfrom tqdm.auto import tqdm\n"
         "with tqdm(total=4, desc='fit', ncols=40, mininterval=0, miniters=1) as bar:\n"
-        "    bar.update(); log.warning('look here'); bar.update()\n"
+        "    bar.update(); say('look here'); bar.update()\n"
     )
-    lines = stderr_of(SAY + "\n" + code)
-    assert lines.count("hggep_sc: WARNING look here") == 1
-    after = lines[lines.index("hggep_sc: WARNING look here") + 1 :]
+    lines = stderr_of(say + code)
+    assert lines.count(line) == 1
+    after = lines[lines.index(line) + 1 :]
     assert any(line.startswith("fit:") for line in after)  # the bar goes on below
 
 

@@ -111,12 +111,12 @@ def test_source_image_is_preferred_and_said(tmp_path, caplog) -> None:
     np.testing.assert_allclose(section.xy, adata.obsm["spatial"] / 2)
 
 
-def test_lost_source_image_falls_back_to_the_finest_copy(tmp_path, caplog) -> None:
+def test_lost_source_image_falls_back_to_the_finest_copy(tmp_path, warned) -> None:
     images = {"lowres": np.zeros((20, 24, 3), np.uint8), "hires": np.zeros((100, 120, 3), np.uint8)}
     adata = make_adata(images=images, metadata={"source_image_path": str(tmp_path / "gone.tif")})
     (section,) = open_sections(adata)
     assert "hires" in section.image_name
-    assert "gone.tif does not exist" in caplog.text
+    assert "gone.tif does not exist" in warned.text
     with pytest.raises(FileNotFoundError, match=r"gone.tif"):
         open_sections(adata, image_key="source")
 
@@ -184,11 +184,11 @@ def test_another_spatial_key_and_numbers_as_text() -> None:
     np.testing.assert_array_equal(section.xy, grid())
 
 
-def test_few_spots_outside_are_said_and_kept_most_are_refused(caplog) -> None:
+def test_few_spots_outside_are_said_and_kept_most_are_refused(warned) -> None:
     xy = grid()
     xy[:3, 0] += WIDTH
     (section,) = open_sections(make_adata(xy))
-    assert "3 of 30 spots lie outside the image" in caplog.text
+    assert "3 of 30 spots lie outside the image" in warned.text
     with section.open_image() as image:
         patches = image.read_patches(section.xy, field=8, size=8)
     assert patches.shape == (30, 3, 8, 8)
@@ -197,9 +197,9 @@ def test_few_spots_outside_are_said_and_kept_most_are_refused(caplog) -> None:
     with pytest.raises(ValueError, match=r"4 of 30 spots lie outside.*scale factors.*`image_key=`"):
         open_sections(make_adata(xy))
     xy = grid() + np.array([60, 0])  # up to x = 240, beyond the height
-    caplog.clear()
+    warned.clear()
     open_sections(make_adata(xy))
-    assert "lie outside" not in caplog.text
+    assert "lie outside" not in warned.text
     with pytest.raises(ValueError, match="lie outside"):
         open_sections(make_adata(xy[:, ::-1].copy()))  # row and column swapped
     hires = image_of_coordinates()[::2, ::2]
@@ -314,15 +314,15 @@ def test_names_of_lists_and_dicts() -> None:
         ({"scalefactors": {"spot_diameter_fullres": 12.0}}, None),
     ],
 )
-def test_physical_scale(entry, expected, caplog) -> None:
+def test_physical_scale(entry, expected, warned) -> None:
     (section,) = open_sections(make_adata(**entry))
     if expected is None:
         assert section.mpp is None
-        assert "taken as equal" in caplog.text
-        assert "`mpp=`" in caplog.text
+        assert "taken as equal" in warned.text
+        assert "`mpp=`" in warned.text
     else:
         assert section.mpp == pytest.approx(expected, rel=1e-12)
-        assert "taken as equal" not in caplog.text
+        assert "taken as equal" not in warned.text
 
 
 def test_given_mpp_comes_first_and_is_of_the_full_resolution() -> None:
@@ -390,7 +390,7 @@ def test_the_opener_can_be_sent_to_a_worker() -> None:
 # --- real
 
 
-def test_real_section(shared, caplog) -> None:
+def test_real_section(shared, warned) -> None:
     folder = shared / "data" / "her2st" / "data"
     spots = pd.read_csv(folder / "ST-spotfiles" / "C5_selection.tsv", sep="\t")
     spots.index = spots["x"].astype(str) + "x" + spots["y"].astype(str)
@@ -407,4 +407,4 @@ def test_real_section(shared, caplog) -> None:
     assert section.mpp_source == "spots"
     assert section.library().sum() == counts.to_numpy().sum()
     np.testing.assert_array_equal(section.array_xy(), spots.loc[counts.index, ["x", "y"]])
-    assert not caplog.records
+    assert not warned.messages

@@ -1,7 +1,5 @@
 """Images, their copies and coordinates that do not belong together are refused or warned of; those that do pass."""
 
-import logging
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,14 +63,10 @@ def visium(sections, slide):
     return make
 
 
-def said(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
 # --- images among themselves
 
 
-def test_copies_of_one_image_pass(visium, caplog, tmp_path, slide):
+def test_copies_of_one_image_pass(visium, warned, tmp_path, slide):
     open_sections(visium())
     open_sections(visium(), image_key="hires")
     tifffile.imwrite(tmp_path / "slide.tif", slide[0], tile=(256, 256), photometric="rgb")
@@ -80,7 +74,7 @@ def test_copies_of_one_image_pass(visium, caplog, tmp_path, slide):
     del of_file.uns["spatial"]["S1"]["images"]["full"]
     of_file.uns["spatial"]["S1"]["metadata"]["source_image_path"] = str(tmp_path / "slide.tif")
     open_sections(of_file)
-    assert said(caplog) == []
+    assert warned.messages == []
 
 
 TURNED = {
@@ -121,20 +115,20 @@ def test_an_image_that_contradicts_its_copy_is_refused(what, square, visium, sli
     hggep.settings.skip_checks = frozenset()
 
 
-def test_an_image_of_something_else_is_warned_of(visium, slide, caplog):
+def test_an_image_of_something_else_is_warned_of(visium, slide, warned):
     open_sections(visium(np.roll(slide[0], (-498, -400), axis=(0, 1)), xy=(slide[1] - [400, 498]) % [1336, 996]))
-    assert any("do not show the same" in line and "images_agree" in line for line in said(caplog))
+    assert any("do not show the same" in line and "images_agree" in line for line in warned.messages)
 
 
-def test_scale_factors_may_be_rounded(visium, slide, caplog):
+def test_scale_factors_may_be_rounded(visium, slide, warned):
     hires = np.asarray(Image.fromarray(slide[0]).resize((227, 169)))  # 0.1699 and 0.1697
     open_sections(visium(hires=hires, tissue_hires_scalef=0.17))
-    assert said(caplog) == []
+    assert warned.messages == []
     with pytest.raises(ValueError, match="the scale factor is wrong"):
         open_sections(visium(hires=hires, tissue_hires_scalef=0.2))
 
 
-def test_a_crop_beside_the_whole(visium, slide, caplog):
+def test_a_crop_beside_the_whole(visium, slide, warned):
     """As bin2cell keeps it: a key of its own, coordinates of its own."""
 
     def cropped(**metadata):
@@ -153,24 +147,24 @@ def test_a_crop_beside_the_whole(visium, slide, caplog):
             open_sections(cropped(), image_key=image_key)
     adata = cropped()
     for how in (both, {"spatial_key": both["spatial_key"]}, {"image_key": "hires"}):
-        caplog.clear()
+        warned.clear()
         (section,) = open_sections(adata, **how)
-        assert said(caplog) == []
+        assert warned.messages == []
         slot = adata.obsm[how.get("spatial_key", "spatial")]
         np.testing.assert_allclose(section.xy, slot * (0.25 if "image_key" in how and len(how) == 1 else 1))
     # coordinates of the crop on the whole
-    caplog.clear()
+    warned.clear()
     open_sections(adata, image_key="lowres", spatial_key=both["spatial_key"])
-    assert any("'spatial_cropped_150_buffer'] of another image" in line for line in said(caplog))
+    assert any("'spatial_cropped_150_buffer'] of another image" in line for line in warned.messages)
 
 
-def test_a_whole_file_passes_beside_a_crop_of_it(visium, slide, caplog, tmp_path):
+def test_a_whole_file_passes_beside_a_crop_of_it(visium, slide, warned, tmp_path):
     Image.fromarray(slide[0]).save(tmp_path / "slide.png")
     adata = visium(slide[0][90:, 380:])
     adata.uns["spatial"]["S1"]["metadata"]["source_image_path"] = str(tmp_path / "slide.png")
     (section,) = open_sections(adata)
     assert section.image_name.endswith("slide.png")
-    assert said(caplog) == []
+    assert warned.messages == []
 
 
 # --- coordinates on the image
@@ -213,7 +207,7 @@ def test_coordinates_of_the_copy_where_there_is_no_file(visium, slide):
         open_sections(adata)
 
 
-def test_spots_on_glass_without_a_way_out(visium, slide, caplog):
+def test_spots_on_glass_without_a_way_out(visium, slide, warned):
     corner = np.random.default_rng(0).uniform([10, 10], [300, 140], (len(slide[1]), 2))
     adata = visium(xy=corner)
     adata.obs["in_tissue"] = 1
@@ -221,11 +215,11 @@ def test_spots_on_glass_without_a_way_out(visium, slide, caplog):
         open_sections(adata)
     del adata.obs["in_tissue"]  # of the whole array many lie on glass
     open_sections(adata)
-    assert any("100% of the 40 spots lie on bare glass" in line for line in said(caplog))
+    assert any("100% of the 40 spots lie on bare glass" in line for line in warned.messages)
 
 
 @pytest.mark.parametrize("kind", ["gray", "dark", "tissue alone", "tiny", "one colour"])
-def test_images_on_which_nothing_can_be_told_pass(kind, visium, slide, caplog, monkeypatch):
+def test_images_on_which_nothing_can_be_told_pass(kind, visium, slide, warned, monkeypatch):
     full, xy = slide
     if kind == "gray":
         full = np.repeat(full.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
@@ -243,18 +237,18 @@ def test_images_on_which_nothing_can_be_told_pass(kind, visium, slide, caplog, m
         adata.uns["spatial"]["S1"]["scalefactors"] |= {"tissue_hires_scalef": 1.0, "microns_per_pixel": 100.0}
         monkeypatch.setattr(hggep.settings, "skip_checks", {"scale_plausible"})
     open_sections(adata)
-    assert [line for line in said(caplog) if "pixel_range" not in line] == []
+    assert [line for line in warned.messages if "pixel_range" not in line] == []
 
 
-def test_spots_that_are_not_under_tissue_are_not_looked_for_there(visium, slide, caplog):
+def test_spots_that_are_not_under_tissue_are_not_looked_for_there(visium, slide, warned):
     adata = visium()
     adata.obs["in_tissue"] = 1
     adata.obsm["spatial"][:10] = [[20 * i + 5, 20] for i in range(10)]
     adata.obs.iloc[:10, adata.obs.columns.get_loc("in_tissue")] = 0
     (section,) = open_sections(adata)
     np.testing.assert_array_equal(section.obs_rows, np.arange(10, 40))
-    assert len(said(caplog)) == 1
-    assert "10 of 40 spots are left out" in said(caplog)[0]
+    assert len(warned.messages) == 1
+    assert "10 of 40 spots are left out" in warned.messages[0]
 
 
 # --- a table of coordinates
@@ -318,9 +312,9 @@ def sdata(slide, sections):
     return make
 
 
-def test_spatialdata_of_one_image_passes(sdata, caplog):
+def test_spatialdata_of_one_image_passes(sdata, warned):
     open_sections(sdata(), mpp=1.0)
-    assert said(caplog) == []
+    assert warned.messages == []
 
 
 @pytest.mark.parametrize("what", TURNED)
@@ -341,27 +335,27 @@ def test_spatialdata_with_shapes_on_glass_is_refused(sdata, slide):
         open_sections(sdata(xy=slide[1] / 4), mpp=1.0)
 
 
-def test_spatialdata_with_another_image_turned_is_warned_of(sdata, slide, caplog):
+def test_spatialdata_with_another_image_turned_is_warned_of(sdata, slide, warned):
     other = (reduced(slide[0], 2)[::-1], 2)
     open_sections(sdata({"he": (slide[0], 1), "again": other}), mpp=1.0, image_key="he")
-    assert any("mirrored top to bottom" in line for line in said(caplog))
+    assert any("mirrored top to bottom" in line for line in warned.messages)
 
 
 @pytest.mark.parametrize("name", ["wsi_thumbnail", "S1_hires_image"])
-def test_a_reduced_image_is_not_taken_silently(name, sdata, slide, caplog):
+def test_a_reduced_image_is_not_taken_silently(name, sdata, slide, warned):
     data = sdata({name: (reduced(slide[0], 4), 4)})
     open_sections(data, mpp=4.0)
-    assert any("a reduced copy" in line for line in said(caplog))
-    caplog.clear()
+    assert any("a reduced copy" in line for line in warned.messages)
+    warned.clear()
     open_sections(data, mpp=4.0, image_key=name)
-    assert said(caplog) == []
+    assert warned.messages == []
 
 
-def test_a_reduced_image_of_an_anndata_is_not_taken_silently(visium, caplog):
+def test_a_reduced_image_of_an_anndata_is_not_taken_silently(visium, warned):
     adata = visium()
     adata.uns["spatial"]["S1"]["images"].pop("full")
     open_sections(adata)
-    assert any("a reduced copy" in line for line in said(caplog))
+    assert any("a reduced copy" in line for line in warned.messages)
 
 
 # --- real sections
@@ -376,19 +370,19 @@ def real(shared):
     hggep.settings.dataset_dir = kept
 
 
-def test_real_sections_pass_without_a_word(shared, real, caplog, sections):
+def test_real_sections_pass_without_a_word(shared, real, warned, sections):
     tiles = hggep.pp.tile(shared / "data" / "wsi" / "CMU-1-Small-Region.svs", spacing_um=50.0)
     open_sections(real("C2") | real() | sections | {"CMU": tiles})
-    assert said(caplog) == []
+    assert warned.messages == []
 
 
 @pytest.mark.slow
-def test_all_real_sections_pass_without_a_word(real, caplog):
+def test_all_real_sections_pass_without_a_word(real, warned):
     open_sections(real("B4", "C3", "C4", "C5"))
-    assert said(caplog) == []
+    assert warned.messages == []
 
 
-def test_real_coordinates_in_px_of_the_copy_or_swapped_are_noticed(real, caplog):
+def test_real_coordinates_in_px_of_the_copy_or_swapped_are_noticed(real, warned):
     (adata,) = real("C5").values()
     (factors,) = (entry["scalefactors"] for entry in adata.uns["spatial"].values())
     adata.obsm["spatial"] = adata.obsm["spatial"] * factors["tissue_hires_scalef"]
@@ -397,4 +391,4 @@ def test_real_coordinates_in_px_of_the_copy_or_swapped_are_noticed(real, caplog)
     adata = real()["MOB1"]
     adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
     open_sections(adata)
-    assert any("look as if they were swapped" in line for line in said(caplog))
+    assert any("look as if they were swapped" in line for line in warned.messages)

@@ -1,7 +1,6 @@
 """um per px: from every source, compared with the others, within what a microscope gives."""
 
 import json
-import logging
 
 import numpy as np
 import pandas as pd
@@ -142,21 +141,21 @@ def test_visium_hd_by_scale_factors_and_names() -> None:
     assert only(one).mpp == pytest.approx(0.4)
 
 
-def test_squares_with_gaps_between_them_are_no_bins(caplog) -> None:
+def test_squares_with_gaps_between_them_are_no_bins(warned) -> None:
     """`bin_size_um` of spots that are only drawn as squares."""
     factors = {"bin_size_um": 55, "spot_diameter_fullres": 12.0, "microns_per_pixel": 1.2}
     section = only(hd(8, 20.0, barcodes=False, scalefactors=factors))
     assert (section.mpp, section.spacing_um, section.spot_shape) == (1.2, pytest.approx(24), "square")
-    assert not caplog.records
+    assert not warned.messages
 
 
-def test_cells_are_no_bins(caplog) -> None:
+def test_cells_are_no_bins(warned) -> None:
     """Cells put together from bins keep the bins' scale factors; they are on no grid."""
     adata = hd(2, 2.5, barcodes=False, scalefactors={"bin_size_um": 2, "microns_per_pixel": 0.8})
     adata.obsm["spatial"] = np.random.default_rng(0).uniform(0, 200, (adata.n_obs, 2))
     adata.obs["array_col"], adata.obs["array_row"] = adata.obsm["spatial"].T / 2.5
     assert only(adata).mpp == 0.8
-    assert not caplog.records
+    assert not warned.messages
 
 
 def test_a_hexagonal_array_is_no_legacy_array() -> None:
@@ -172,7 +171,7 @@ def test_a_hexagonal_array_is_no_legacy_array() -> None:
                             (2.2, "refused"), (0.2125, "refused")],
 )  # fmt: skip
 @pytest.mark.parametrize("source", ["scalefactors", "file"])
-def test_a_source_against_the_spots(factor, outcome, source, tmp_path, caplog, skipped) -> None:
+def test_a_source_against_the_spots(factor, outcome, source, tmp_path, warned, skipped) -> None:
     metadata, factors = {"technology": "Visium"}, {}
     if source == "file":
         metadata |= write_tiff(tmp_path / "a.tif", 5 * factor)
@@ -183,26 +182,26 @@ def test_a_source_against_the_spots(factor, outcome, source, tmp_path, caplog, s
         with pytest.raises(ValueError, match=r"section 'A'.*which lie 100 um apart, say 5.*`mpp=`.*scales_agree"):
             open_sections(adata)
         assert only(adata, mpp=5).mpp == 5  # the user's word decides
-        assert f"`mpp=` says 5 um per px, but {'the image file' if source == 'file' else 'scalefactors'}" in caplog.text
-        caplog.clear()
+        assert f"`mpp=` says 5 um per px, but {'the image file' if source == 'file' else 'scalefactors'}" in warned.text
+        warned.clear()
         skipped("scales_agree")
         outcome = "silent"
     section = only(adata)
     assert (section.mpp, section.mpp_source) == (pytest.approx(5 * factor, rel=1e-3), source)
-    assert ("100 um apart" in caplog.text) is (outcome == "said")
+    assert ("100 um apart" in warned.text) is (outcome == "said")
 
 
 @pytest.mark.parametrize(("mpp", "said"), [(5, False), (5.4, False), (6, True), (14, True), (0.5, True)])
-def test_the_users_word_is_taken_and_its_contradiction_said(mpp, said, caplog) -> None:
+def test_the_users_word_is_taken_and_its_contradiction_said(mpp, said, warned) -> None:
     section = only(visium(metadata={"technology": "Visium"}), mpp=mpp)
     assert (section.mpp, section.mpp_source) == (mpp, "mpp=")
-    assert ("`mpp=` says" in caplog.text) is said
+    assert ("`mpp=` says" in warned.text) is said
 
 
-def test_scale_factors_against_the_file(tmp_path, caplog) -> None:
+def test_scale_factors_against_the_file(tmp_path, warned) -> None:
     adata = visium(metadata=write_tiff(tmp_path / "a.tif", 0.25), scalefactors={"microns_per_pixel": 0.26})
     assert only(adata).mpp == 0.26
-    assert not caplog.records
+    assert not warned.messages
     adata.uns["spatial"]["A"]["scalefactors"]["microns_per_pixel"] = 0.55
     with pytest.raises(ValueError, match=r"scalefactors.*says 0\.55 .*the image file .*a\.tif says 0\.25"):
         open_sections(adata)
@@ -253,8 +252,7 @@ def test_implausible_scales_are_refused_from_every_source(mpp, said, tmp_path) -
 
 
 @pytest.mark.parametrize("mpp", [0.05, 0.12, 4.38, 20])
-def test_scales_of_microscopes_and_reduced_copies_are_not(mpp, caplog) -> None:
-    caplog.set_level(logging.WARNING)
+def test_scales_of_microscopes_and_reduced_copies_are_not(mpp, warned) -> None:
     assert only(visium(scalefactors={"microns_per_pixel": mpp})).mpp == mpp
     small = make_adata()
     library = small.uns["spatial"]["A"]
@@ -263,7 +261,7 @@ def test_scales_of_microscopes_and_reduced_copies_are_not(mpp, caplog) -> None:
     library["metadata"] = {}
     small.obsm["spatial"] = small.obsm["spatial"] / 0.02
     assert only(small).mpp == pytest.approx(25)  # of a thumbnail
-    assert not [record for record in caplog.records if "a reduced copy" not in record.getMessage()]
+    assert not [record for record in warned.messages if "a reduced copy" not in record]
 
 
 def test_an_absurd_scale_that_is_let_through_fits_in_memory(skipped, sections, trained) -> None:
@@ -293,12 +291,12 @@ def test_the_scale_and_its_source_are_noted(sections, trained) -> None:
     assert sections["S3"].uns["hggep"]["training_spacing_um"] == pytest.approx([100, 100])
 
 
-def test_plots_and_domains_take_what_the_prediction_noted(unscaled, trained, caplog) -> None:
+def test_plots_and_domains_take_what_the_prediction_noted(unscaled, trained, warned) -> None:
     import matplotlib.pyplot as plt
 
     hggep.tl.predict(unscaled, trained, mpp=1.25)
     gene = trained.genes[0]
-    assert not caplog.records
+    assert not warned.messages
 
     def bar(axes):
         return [artist.txt_label.get_text() for artist in axes[0].artists if hasattr(artist, "txt_label")]
@@ -311,13 +309,13 @@ def test_plots_and_domains_take_what_the_prediction_noted(unscaled, trained, cap
     unscaled.obs["hggep_domain"] = pd.Categorical(["0"] * unscaled.n_obs)
     assert bar(hggep.pl.domains(unscaled))
     assert only(unscaled, noted=["other", "hggep"], mpp=2.0).mpp == 2.0
-    assert not caplog.records
+    assert not warned.messages
     assert only(unscaled).mpp is None
-    assert "unknown" in caplog.text
+    assert "unknown" in warned.text
     plt.close("all")
 
 
-def test_tiles_know_whose_word_their_scale_is(tmp_path, trained, caplog) -> None:
+def test_tiles_know_whose_word_their_scale_is(tmp_path, trained, warned) -> None:
     """What the caller said against the file is said once, and not refused when the tiles are predicted."""
     path = tmp_path / "slide.tif"
     pixels = np.random.default_rng(0).integers(0, 255, (400, 400, 3), dtype=np.uint8)
@@ -325,17 +323,17 @@ def test_tiles_know_whose_word_their_scale_is(tmp_path, trained, caplog) -> None
     tifffile.imwrite(path, pixels, **options)  # 1 um per px
     mask = hggep.pp.TissueMask(np.ones((40, 40), bool), np.full(2, 10.0), None)
     of_file = hggep.pp.tile(path, model=trained, tissue=mask)
-    assert not caplog.records
+    assert not warned.messages
     assert (only(of_file).mpp, only(of_file).mpp_source) == (1, "scalefactors")
     given = hggep.pp.tile(path, model=trained, tissue=mask, mpp=0.4)
-    assert "`mpp=` says 0.4 um per px, but the image file" in caplog.text
+    assert "`mpp=` says 0.4 um per px, but the image file" in warned.text
     hggep.tl.predict(given, trained)
     assert given.uns["hggep"]["sections"]["mpp_source"][0] == "mpp="
     assert given.uns["hggep"]["sections"]["mpp"][0] == 0.4
 
 
 @pytest.mark.parametrize("method", ["ridge", "hggep"])
-def test_models_know_how_far_apart_their_spots_were(method, sections, trained, tmp_path, caplog) -> None:
+def test_models_know_how_far_apart_their_spots_were(method, sections, trained, tmp_path, warned) -> None:
     training = {name: sections[name] for name in ("S1", "S2")}
     options = {"weights": None, "device": "cpu", "genes": 20}
     model = trained if method == "hggep" else hggep.tl.fit(training, method=method, **options)
@@ -347,11 +345,11 @@ def test_models_know_how_far_apart_their_spots_were(method, sections, trained, t
     dense = hggep.pp.tile(
         sections["S3"].uns["spatial"]["S3"]["metadata"]["source_image_path"], spacing_um=16, mpp=1.0, model=model
     )[:40].copy()
-    caplog.clear()
+    warned.clear()
     hggep.tl.predict(sections["S3"], again, device="cpu")
-    assert "apart" not in caplog.text
+    assert "apart" not in warned.text
     hggep.tl.predict(dense, again, device="cpu")
-    assert "its spots lie 16 um apart, those that the model was trained on 100 um" in caplog.text
+    assert "its spots lie 16 um apart, those that the model was trained on 100 um" in warned.text
     # of a model saved before it was noted
     content = json.loads((tmp_path / "model" / "model.json").read_text())
     del content["spacing_um"], content["reduction"], content["checksum"]
@@ -455,14 +453,14 @@ def test_a_reduced_copy_of_unknown_scale_has_larger_px() -> None:
     assert (section.mpp, section.reduction) == (None, pytest.approx(4))
 
 
-def test_a_coordinate_system_against_the_bins(caplog) -> None:
+def test_a_coordinate_system_against_the_bins(warned) -> None:
     from spatialdata.transformations import Scale, set_transformation
 
     sdata = hd_sdata(16)
     set_transformation(sdata.images["P1_full_image"], Scale([0.85, 0.85], axes=("x", "y")), "um")
     section = only(sdata)
     assert (section.mpp, section.mpp_source) == (pytest.approx(0.85), "coordinate system")
-    assert not caplog.records
+    assert not warned.messages
     set_transformation(sdata.images["P1_full_image"], Scale([0.25, 0.25], axes=("x", "y")), "um")
     with pytest.raises(ValueError, match=r"coordinate system 'um' says 0\.25 .*bins, which lie 16 um apart, say 0\.8"):
         open_sections(sdata)
@@ -475,7 +473,7 @@ def test_a_coordinate_system_against_the_bins(caplog) -> None:
 
 
 @pytest.mark.parametrize("name", ["B4", "C5", "MOB1", "MOB3"])
-def test_real_sections(name, shared, caplog, monkeypatch) -> None:
+def test_real_sections(name, shared, warned, monkeypatch) -> None:
     """Legacy arrays; of her2st 200 um are one array step, of mob two: its spots lie 141 um apart, in a checkerboard."""
     monkeypatch.setattr(hggep.settings, "dataset_dir", shared / "data")
     adata = (hggep.datasets.mob if name.startswith("MOB") else hggep.datasets.her2st)(name)[name]
@@ -492,12 +490,12 @@ def test_real_sections(name, shared, caplog, monkeypatch) -> None:
     if not name.startswith("MOB"):
         del some.obs["array_row"]
         assert only(some).mpp == pytest.approx(noted, rel=0.02)
-    assert not caplog.records
+    assert not warned.messages
 
 
-def test_synthetic_sections(sections, caplog) -> None:
+def test_synthetic_sections(sections, warned) -> None:
     for adata in sections.values():
         section = only(adata)
         assert (section.mpp, section.mpp_source) == (1.0, "scalefactors")
         assert section.spacing_um == pytest.approx(100)
-    assert not caplog.records
+    assert not warned.messages

@@ -31,7 +31,7 @@ def wsi(path):
     return data
 
 
-def test_the_slide_is_read_not_its_thumbnail(wsi, path, caplog):
+def test_the_slide_is_read_not_its_thumbnail(wsi, path, warned):
     (section,) = open_sections(wsi)
     assert section.image_name == str(path)
     assert section.mpp == pytest.approx(0.499)
@@ -39,7 +39,7 @@ def test_the_slide_is_read_not_its_thumbnail(wsi, path, caplog):
     with section.open_image() as image:
         patch = image.read_patches(section.xy[:1], field=300, size=300)[0].transpose(1, 2, 0)
     np.testing.assert_array_equal(patch, tifffile.imread(path)[400:700, 200:500, :3])
-    assert "thumbnail" not in caplog.text
+    assert "thumbnail" not in warned.text
     wsi.set_mpp(0.25)
     assert open_sections(wsi)[0].mpp == 0.25
     assert open_sections(wsi, mpp=0.5)[0].mpp == 0.5

@@ -1,7 +1,5 @@
 """Sections read from SpatialData: the same as from the equal AnnData, and what is ambiguous is refused."""
 
-import logging
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -197,7 +195,7 @@ def test_several_regions_with_their_own_images() -> None:
     assert [section.name for section in open_sections({"x": sdata})] == ["x/spots", "x/more"]
 
 
-def test_finest_resolution_of_one_image(caplog) -> None:
+def test_finest_resolution_of_one_image(warned) -> None:
     """As spatialdata-io writes Visium: each resolution in a coordinate system of its own."""
     half, tenth = Scale([0.5, 0.5], axes=("x", "y")), Scale([0.1, 0.1], axes=("x", "y"))
     array = image_of_coordinates()
@@ -212,10 +210,9 @@ def test_finest_resolution_of_one_image(caplog) -> None:
         "S1_lowres_image": make_image(array[:, ::10, ::10], levels=False, downscaled_lowres=Identity()),
         "S1_hires_image": make_image(array[:, ::2, ::2], levels=False, downscaled_hires=Identity()),
     }
-    with caplog.at_level(logging.INFO, "hggep_sc"):
-        (section,) = open_sections(make_sdata(images=images, shapes={"spots": shapes}, tables={"table": make_table()}))
+    (section,) = open_sections(make_sdata(images=images, shapes={"spots": shapes}, tables={"table": make_table()}))
     assert section.image_name == "images['S1_hires_image']"
-    assert "the image is images['S1_hires_image'], a reduced copy" in caplog.text
+    assert "the image is images['S1_hires_image'], a reduced copy" in warned.text
     np.testing.assert_allclose(section.xy, grid() / 2)
     images["S1_full_image"] = make_image(array)
     images["S1_full_image"] = make_image(array, **{"global": Identity()})
@@ -272,10 +269,10 @@ def test_coordinate_systems() -> None:
         opened({"a": flat})
 
 
-def test_physical_scale(caplog) -> None:
+def test_physical_scale(warned) -> None:
     (section,) = open_sections(make_sdata())
     assert section.mpp is None
-    assert "taken as equal" in caplog.text
+    assert "taken as equal" in warned.text
     assert open_sections(make_sdata(), mpp=0.3)[0].mpp == 0.3
     assert open_sections(make_sdata(), mpp={"spots": 0.3})[0].mpp == 0.3
     for system in ("um", "Microns", "micrometer"):
@@ -332,7 +329,7 @@ def test_instances_that_are_not_among_the_shapes() -> None:
         open_sections(make_sdata(shapes={"spots": twice}))
 
 
-def test_bad_coordinates(caplog) -> None:
+def test_bad_coordinates(warned) -> None:
     # the spots' transformation was forgotten
     apart = make_shapes(**{"global": Identity()})
     with pytest.raises(ValueError, match=r"spots lie outside the image.*Are the transformations"):
@@ -344,7 +341,7 @@ def test_bad_coordinates(caplog) -> None:
     xy = grid()
     xy[2, 0] = WIDTH + 5
     open_sections(make_sdata(shapes={"spots": make_shapes(xy)}))
-    assert "1 of 30 spots lie outside" in caplog.text
+    assert "1 of 30 spots lie outside" in warned.text
 
 
 def test_prediction_is_written_and_survives_zarr(tmp_path) -> None:

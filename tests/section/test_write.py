@@ -141,7 +141,7 @@ def test_writing_to_views_and_backed_objects(tmp_path) -> None:
     backed.file.close()
 
 
-def test_refused_predictions_leave_no_trace(monkeypatch, caplog) -> None:
+def test_refused_predictions_leave_no_trace(monkeypatch, warned) -> None:
     adata = make_adata()
     sections = open_sections(adata)
     good = {"genes": ["MUC1", "GNAS"], "key": "hggep", "params": {}}
@@ -170,13 +170,13 @@ def test_refused_predictions_leave_no_trace(monkeypatch, caplog) -> None:
     refuse(ValueError, r"a layer of 30 x 5 needs .* `adata = adata\[:, model\.genes\]")
     monkeypatch.undo()
     write_prediction(adata, sections, predictions, **{**good, "genes": ["GNAS", "KRT5"]})
-    assert "1 of the 2 predicted genes are not in var_names and are left out: 'KRT5'" in caplog.text
+    assert "1 of the 2 predicted genes are not in var_names and are left out: 'KRT5'" in warned.text
 
 
-def test_what_can_be_written_is_known_beforehand(tmp_path, monkeypatch, caplog) -> None:
+def test_what_can_be_written_is_known_beforehand(tmp_path, monkeypatch, warned) -> None:
     adata = make_adata()
     require_writable(adata, ["GNAS", "KRT5"], key="hggep")
-    assert not caplog.records  # said once, on writing
+    assert not warned.messages  # said once, on writing
     with pytest.raises(ValueError, match="no gene in common"):
         require_writable(adata, ["KRT5"], key="hggep")
     with pytest.raises(ValueError, match="letters, digits"):
@@ -267,7 +267,7 @@ MINE = {
 
 
 @pytest.mark.parametrize("slot", MINE)
-def test_what_the_user_has_there_is_replaced_on_request_alone(slot, caplog) -> None:
+def test_what_the_user_has_there_is_replaced_on_request_alone(slot, warned) -> None:
     adata = make_adata()
     (attribute, *_), (name, value) = slot.split(), MINE[slot]
     getattr(adata, attribute)[name] = value
@@ -281,11 +281,11 @@ def test_what_the_user_has_there_is_replaced_on_request_alone(slot, caplog) -> N
     )
     assert_same(adata, before)
     written(adata, overwrite=True)
-    assert f"replaced, as overwrite=True says: {where}" in caplog.text
+    assert f"replaced, as overwrite=True says: {where}" in warned.text
     assert read_prediction(adata, "hggep")[1].tolist() == [0, 4]
-    caplog.clear()
+    warned.clear()
     written(adata)  # which is ours now
-    assert "replaced" not in caplog.text
+    assert "replaced" not in warned.text
 
 
 def test_all_slots_in_the_way_are_named() -> None:

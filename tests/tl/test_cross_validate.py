@@ -145,30 +145,27 @@ def test_groups_are_left_out_together_inside_a_fold(sections):
     assert ids[0] != ids[1]
 
 
-def test_sections_of_one_patient_on_both_sides_are_warned_of(sections, caplog):
+def test_sections_of_one_patient_on_both_sides_are_warned_of(sections, warned):
     for name, section in sections.items():
         section.obs["patient"] = "p1" if name == "S2" else "p2"
-    with caplog.at_level(logging.WARNING):
-        tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, **HOW)
+    tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, **HOW)
     warning = "sections S1, S3 are predicted by models trained on others of the same patient"
-    assert warning in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):  # groups that split the patient are no better
-        tl.cross_validate(sections, groups={"S1": "a", "S2": "a", "S3": "b"}, methods={"mean": METHODS["mean"]}, **HOW)
-    assert warning in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        tl.cross_validate(sections, groups="patient", methods={"mean": METHODS["mean"]}, **HOW)
-    assert "same patient" not in caplog.text
+    assert warning in warned.text
+    warned.clear()
+    # groups that split the patient are no better
+    tl.cross_validate(sections, groups={"S1": "a", "S2": "a", "S3": "b"}, methods={"mean": METHODS["mean"]}, **HOW)
+    assert warning in warned.text
+    warned.clear()
+    tl.cross_validate(sections, groups="patient", methods={"mean": METHODS["mean"]}, **HOW)
+    assert "same patient" not in warned.text
 
 
-def test_one_section_under_two_names_is_found(sections, caplog):
+def test_one_section_under_two_names_is_found(sections, warned):
     sections["copy"] = sections["S1"].copy()
-    with caplog.at_level(logging.WARNING):
-        tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, **HOW)
-    assert "S1 (fold S1)" in caplog.text
-    assert "copy (fold copy)" in caplog.text
-    assert "S2 (fold" not in caplog.text
+    tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, **HOW)
+    assert "S1 (fold S1)" in warned.text
+    assert "copy (fold copy)" in warned.text
+    assert "S2 (fold" not in warned.text
 
 
 def test_finished_folds_are_read_and_not_run_again(sections, tmp_path, monkeypatch, one_run):
@@ -226,21 +223,20 @@ def test_a_fold_is_run_again_where_something_changed(sections, tmp_path, monkeyp
     assert names == expected.get(change, ["S1", "S2", "S3"])
 
 
-def test_a_failing_fold_is_named_and_the_others_survive(sections, tmp_path, caplog):
+def test_a_failing_fold_is_named_and_the_others_survive(sections, tmp_path, warned):
     # one spot of S1 has counts in the panel: enough to learn from, too few for a correlation
     genes = sections["S1"].var_names[:5].tolist()
     section = sections["S1"]
     section.X = section.X.toarray()
     section.X[1:, :5] = 0
     section.X[0, :5] = 1
-    with caplog.at_level(logging.WARNING):
-        result = tl.cross_validate(
-            sections, methods={"mean": METHODS["mean"]}, path=tmp_path, normalize="panel", **{**HOW, "genes": genes}
-        )
+    result = tl.cross_validate(
+        sections, methods={"mean": METHODS["mean"]}, path=tmp_path, normalize="panel", **{**HOW, "genes": genes}
+    )
     errors = result.folds.set_index("fold")["error"]
     assert "a correlation needs two predicted spots with counts; found 1" in errors["S1"]
     assert errors[["S2", "S3"]].eq("").all()
-    assert "fold 'S1', method 'mean', seed 0 failed" in caplog.text
+    assert "fold 'S1', method 'mean', seed 0 failed" in warned.text
     assert sorted(file.name[:2] for file in tmp_path.iterdir()) == ["S2", "S3"]
     assert set(result.table["section"]) == {"S2", "S3"}
     assert "2 of 3 runs" in repr(result)
@@ -325,14 +321,13 @@ def test_settings_for_all_are_those_of_each(sections):
     assert one.folds["model"].iloc[0] != two.folds["model"].iloc[0]
 
 
-def test_one_section_in_blocks_is_what_fit_predict_and_evaluate_give_by_hand(sections, caplog):
+def test_one_section_in_blocks_is_what_fit_predict_and_evaluate_give_by_hand(sections, warned):
     section = sections["S1"]
     config = {"patch_size": 32, "fields_um": (60.0, 300.0), "fields_px": (60.0, 300.0), "alphas": (1.0,)}
     how = {**HOW, "genes": section.var_names[:12].tolist(), "config": config}
-    with caplog.at_level(logging.WARNING):
-        result = tl.cross_validate(section, methods=["ridge"], n_folds=2, key_added="cv", **how)
-    assert "S1: there is nothing else to leave out, so 2 spatial blocks serve as folds" in caplog.text
-    assert "beside" not in caplog.text
+    result = tl.cross_validate(section, methods=["ridge"], n_folds=2, key_added="cv", **how)
+    assert "S1: there is nothing else to leave out, so 2 spatial blocks serve as folds" in warned.text
+    assert "beside" not in warned.text
     assert result.folds["test"].tolist() == ["S1 (block 1)", "S1 (block 2)"]
     assert set(result.folds["role"]) == {"held out"}
     assert section.uns["cv_ridge"]["sections"]["role"].tolist() == ["held out"]
@@ -376,15 +371,14 @@ def test_blocks_of_spatialdata_are_those_of_anndata(sections):
     assert set(one["fold"]) == set(other.table["fold"]) == {"block 1", "block 2"}
 
 
-def test_halves_of_one_image_are_told(sections, caplog):
+def test_halves_of_one_image_are_told(sections, warned):
     section = sections["S1"]
     right = section.obsm["spatial"][:, 0] > np.median(section.obsm["spatial"][:, 0])
     halves = {"left": section[~right].copy(), "right": section[right].copy(), "S2": sections["S2"]}
-    with caplog.at_level(logging.WARNING):
-        result = tl.cross_validate(halves, methods=["gene_mean"], key_added="cv", **{**HOW, "genes": None})
+    result = tl.cross_validate(halves, methods=["gene_mean"], key_added="cv", **{**HOW, "genes": None})
     assert result.folds["role"].tolist() == ["beside training", "beside training", "held out"]
     assert halves["right"].uns["cv_gene_mean"]["sections"]["role"].tolist() == ["beside training"]
-    (message,) = [text for text in caplog.messages if "lie beside spots that were trained on" in text]
+    (message,) = [text for text in warned.messages if "lie beside spots that were trained on" in text]
     assert message.startswith("left, right: ")
     assert "training_neighbours" in message
 
@@ -418,15 +412,14 @@ def test_layers_of_other_tools_are_scored_as_the_methods(sections):
     assert row["n_folds"] == 3
 
 
-def test_a_layer_without_values_is_named_and_the_others_survive(sections, caplog):
+def test_a_layer_without_values_is_named_and_the_others_survive(sections, warned):
     for name, section in sections.items():
         section.layers["theirs"] = np.full(section.shape, np.nan if name == "S2" else 1.0)
-    with caplog.at_level(logging.WARNING):
-        result = tl.cross_validate(sections, methods=["gene_mean"], layers={"other": "theirs"}, **HOW)
+    result = tl.cross_validate(sections, methods=["gene_mean"], layers={"other": "theirs"}, **HOW)
     errors = result.folds.query("method == 'other'").set_index("fold")["error"]
     assert "predicts nothing to compare" in errors["S2"]
     assert errors[["S1", "S3"]].eq("").all()
-    assert "fold 'S2', layer 'theirs' could not be scored" in caplog.text
+    assert "fold 'S2', layer 'theirs' could not be scored" in warned.text
 
 
 @pytest.mark.parametrize(
@@ -495,7 +488,7 @@ def test_what_would_fail_after_the_training_fails_before(sections):
 
 
 @pytest.mark.parametrize("kind", [OSError, RuntimeError], ids=["system", "HDF5"])
-def test_a_full_disk_costs_the_file_alone(sections, tmp_path, monkeypatch, caplog, kind):
+def test_a_full_disk_costs_the_file_alone(sections, tmp_path, monkeypatch, warned, kind):
     from hggep_sc.cross_validation import FoldStore
 
     def full(*_):
@@ -504,7 +497,7 @@ def test_a_full_disk_costs_the_file_alone(sections, tmp_path, monkeypatch, caplo
     monkeypatch.setattr(FoldStore, "write", full)
     result = tl.cross_validate(sections, methods={"mean": METHODS["mean"]}, path=tmp_path, **HOW)
     assert result.folds["error"].eq("").all()
-    assert "could not be stored, and will be run again by the next call: make room in" in caplog.text
+    assert "could not be stored, and will be run again by the next call: make room in" in warned.text
 
 
 @pytest.mark.parametrize("genes", [5, [3], "index"])
@@ -586,11 +579,10 @@ def test_threads_train_one_after_another(sections, one_run):
     assert result.folds["model"].tolist() == one_run.folds["model"].tolist()
 
 
-def test_sections_with_other_genes(sections, caplog):
+def test_sections_with_other_genes(sections, warned):
     sections["S2"] = sections["S2"][:, 3:].copy()
-    with caplog.at_level(logging.WARNING):
-        tl.cross_validate(sections, methods=["gene_mean"], **HOW)
-    assert "do not hold the same genes (57 of up to 60 in all)" in caplog.text
+    tl.cross_validate(sections, methods=["gene_mean"], **HOW)
+    assert "do not hold the same genes (57 of up to 60 in all)" in warned.text
     sections["S2"].var_names = [f"ENSG{i:011d}" for i in range(57)]
     with pytest.raises(ValueError, match=r"have no gene in common.*Ensembl"):
         tl.cross_validate(sections, methods=["gene_mean"], **HOW)

@@ -137,17 +137,17 @@ def test_labels_that_do_not_count(section):
     assert record["ari"] == pytest.approx(expected, abs=1e-10)
 
 
-def test_scan_is_named_optimistic(section, caplog):
+def test_scan_is_named_optimistic(section, warned):
     resolutions = (0.3, 1.0, 2.0)
     singly = []
     for resolution in resolutions:
         hggep.tl.domains(section, label_key="region", resolution=resolution, **FEW)
         singly.append(section.uns["hggep_domain"]["ari"])
-    assert "optimistic" not in caplog.text
+    assert "optimistic" not in warned.text
     hggep.tl.domains(section, label_key="region", scan=resolutions, **FEW)
     record = section.uns["hggep_domain"]
     assert record["optimistic"]
-    assert "optimistic" in caplog.text
+    assert "optimistic" in warned.text
     assert record["scan"]["ari"] == pytest.approx(singly)
     assert record["ari"] == pytest.approx(max(singly))
     assert record["resolution"] == resolutions[int(np.argmax(singly))]
@@ -307,7 +307,7 @@ def test_observed_expression_of_a_real_section(shared, monkeypatch):
 
 
 @pytest.mark.parametrize(("slot", "key"), [("obs", "mine"), ("uns", "mine"), ("uns", "hggep")])
-def test_what_is_no_result_of_it_is_replaced_on_request_alone(predicted, slot, key, caplog):
+def test_what_is_no_result_of_it_is_replaced_on_request_alone(predicted, slot, key, warned):
     if key == "mine":
         getattr(predicted, slot)[key] = "annotation" if slot == "obs" else {"notes": 1}
     before = predicted.copy()
@@ -315,12 +315,12 @@ def test_what_is_no_result_of_it_is_replaced_on_request_alone(predicted, slot, k
         hggep.tl.domains(predicted, key_added=key)
     assert_same(predicted, before)
     hggep.tl.domains(predicted, key_added=key, overwrite=True)
-    assert f"replaced, as overwrite=True says: {slot}['{key}']" in caplog.text
+    assert f"replaced, as overwrite=True says: {slot}['{key}']" in warned.text
     assert predicted.uns[key]["n_domains"] == predicted.obs[key].nunique()
-    caplog.clear()
+    warned.clear()
     if key == "mine":
         hggep.tl.domains(predicted, key_added=key)  # its own
-        assert "replaced" not in caplog.text
+        assert "replaced" not in warned.text
 
 
 @pytest.mark.parametrize("key", ["spatial", "in_tissue", "array_row", "array_col", "a/b", "", 5])

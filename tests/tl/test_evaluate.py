@@ -84,12 +84,12 @@ def test_counts_kept_in_a_layer(predicted):
     assert np.allclose(hggep.tl.evaluate(predicted, observed_layer="counts"), expected)
 
 
-def test_subset_of_genes_is_said(predicted, trained, caplog):
+def test_subset_of_genes_is_said(predicted, trained, warned):
     """Without the other genes the library is not what the model was trained with."""
     hggep.tl.evaluate(predicted)
-    assert "subsetting" not in caplog.text
+    assert "subsetting" not in warned.text
     hggep.tl.evaluate(predicted[:, trained.genes].copy())
-    assert "subsetting" in caplog.text
+    assert "subsetting" in warned.text
 
 
 def test_summary(predicted):
@@ -142,14 +142,14 @@ def test_ceiling_is_seeded(predicted):
     assert not first.equals(hggep.tl.evaluate(predicted, seed=2)["ceiling"])
 
 
-def test_roles(sections, trained, caplog):
+def test_roles(sections, trained, warned):
     """What the model was trained on is named aloud."""
     for name, role in (("S1", "train"), ("S3", "held out")):
-        caplog.clear()
+        warned.clear()
         hggep.tl.predict(sections[name], trained, device="cpu", progress=False)
         hggep.tl.evaluate(sections[name])
         assert list(sections[name].uns["hggep"]["metrics"]["sections"]["role"]) == [role]
-        assert ("goodness of fit, not prediction" in caplog.text) == (role == "train")
+        assert ("goodness of fit, not prediction" in warned.text) == (role == "train")
 
 
 def test_summary_survives_files(predicted, tmp_path):
@@ -170,10 +170,10 @@ class TestSeveralSections:
         hggep.tl.predict(both, trained, library_key="library", device="cpu", progress=False)
         return both
 
-    def test_each_by_itself(self, several, sections, trained, caplog):
+    def test_each_by_itself(self, several, sections, trained, warned):
         table = hggep.tl.evaluate(several)
         assert list(table) == ["section", *FIGURES]
-        assert "in the training: S1;" in caplog.text
+        assert "in the training: S1;" in warned.text
         for name in ("S1", "S3"):
             alone = several[several.obs["library"] == name].copy()
             expected = hggep.tl.evaluate(alone)
@@ -275,11 +275,11 @@ class TestOtherLayers:
         np.testing.assert_allclose(theirs.loc[ours.index], ours, rtol=1e-5, atol=1e-6)
         assert "hggep_predicted" in predicted.var
 
-    def test_raw_counts_against_logs_are_warned_of(self, foreign, caplog):
+    def test_raw_counts_against_logs_are_warned_of(self, foreign, warned):
         hggep.tl.evaluate(foreign, layer="theirs", observed_layer="log")
-        assert "raw counts" not in caplog.text
+        assert "raw counts" not in warned.text
         hggep.tl.evaluate(foreign, layer="theirs")
-        assert "X holds raw counts, and layers['theirs'] other values" in caplog.text
+        assert "X holds raw counts, and layers['theirs'] other values" in warned.text
 
     def test_several_sections_one_by_one(self, sections):
         both = ad.concat({name: sections[name] for name in ("S1", "S3")}, label="library", index_unique="-")
@@ -374,15 +374,15 @@ class TestBadInput:
         assert predicted.uns["hggep"].keys() == before[1].keys()
 
 
-def test_a_column_of_the_users_is_replaced_on_request_alone(predicted, caplog):
+def test_a_column_of_the_users_is_replaced_on_request_alone(predicted, warned):
     predicted.var["hggep_ceiling"] = 0.5
     before = predicted.copy()
     with pytest.raises(ValueError, match=r"key= would replace var\['hggep_ceiling'\], which is no earlier result"):
         hggep.tl.evaluate(predicted)
     assert_same(predicted, before)
     table = hggep.tl.evaluate(predicted, overwrite=True)
-    assert "replaced, as overwrite=True says: var['hggep_ceiling']" in caplog.text
+    assert "replaced, as overwrite=True says: var['hggep_ceiling']" in warned.text
     np.testing.assert_array_equal(predicted.var.loc[table.index, "hggep_ceiling"], table["ceiling"])
-    caplog.clear()
+    warned.clear()
     hggep.tl.evaluate(predicted)  # its own
-    assert "replaced" not in caplog.text
+    assert "replaced" not in warned.text

@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import random
 import re
@@ -415,14 +414,14 @@ class TestEnsemble:
             ({"config": {**LEARNING, "ensemble": 1, "cross_fit": False}}, None),
         ],
     )
-    def test_what_an_encoder_that_learns_leaves_unused_is_said(self, training, monkeypatch, caplog, settings, said):
+    def test_what_an_encoder_that_learns_leaves_unused_is_said(self, training, monkeypatch, warned, settings, said):
         def stop(*_, **__):
             raise RuntimeError("before sections are read")
 
         monkeypatch.setattr(module, "read_sections", stop)
-        with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="before sections are read"):
+        with pytest.raises(RuntimeError, match="before sections are read"):
             hggep.tl.fit(training, **settings, **TEN_GENES)
-        found = [message for message in caplog.messages if "an encoder that learns" in message]
+        found = [message for message in warned.messages if "an encoder that learns" in message]
         assert len(found) == (said is not None)
         assert all(said in message for message in found)
 
@@ -724,7 +723,7 @@ class TestCheckpoints:
         assert len(steps) == 2 * 4 + 4 * 2 - {7: 6, 10: 9}[step]  # up to the last checkpoint
 
     @encoders
-    def test_ctrl_c_while_images_are_read_names_the_folder(self, training, tmp_path, monkeypatch, caplog, encoder):
+    def test_ctrl_c_while_images_are_read_names_the_folder(self, training, tmp_path, monkeypatch, warned, encoder):
         how = {**TEN_GENES, "config": {**TINY, **encoder, "epochs": 1}, "checkpoint_dir": tmp_path / "run"}
         whole = hggep.tl.fit(training, **{**how, "checkpoint_dir": None})
         real = SectionImage.read_patches
@@ -739,7 +738,7 @@ class TestCheckpoints:
             hggep.tl.fit(training, **how)
         monkeypatch.undo()
         assert_same_model(whole, hggep.tl.fit(training, resume=True, **how))
-        assert "holds no checkpoint yet" in caplog.text
+        assert "holds no checkpoint yet" in warned.text
 
     @pytest.mark.slow
     @pytest.mark.parametrize("number", [0, 2], ids=["of the whole", "of a fit without a section"])

@@ -44,7 +44,7 @@ def without_record(data):
 
 
 @pytest.mark.slow
-def test_by_processes(slides, trained, tmp_path, caplog):
+def test_by_processes(slides, trained, tmp_path, warned):
     before, out = slides["S1"].copy(), tmp_path / "out"
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
         table = hggep.tl.predict_slides(slides, trained, out, executor=executor, **HOW)
@@ -52,9 +52,9 @@ def test_by_processes(slides, trained, tmp_path, caplog):
     assert table["slide"].tolist() == ["S1", "S2", "S3"]
     assert table["spots"].tolist() == [40, 40, 0]
     assert table["error"].tolist()[:2] == ["", ""]
-    assert table["error"][2].startswith("ValueError: ")
+    assert table["error"][2].startswith("InputError: ")
     assert (table["seconds"][:2] > 0).all()
-    assert "slide 'S3' failed: ValueError" in caplog.text
+    assert "slide 'S3' failed: InputError" in warned.text
     assert set(times(out)) == {"S1.h5ad", "S2.h5ad"}
     for name, slide in {"S1": slides["S1"], "S2": ad.read_h5ad(slides["S2"])}.items():
         result = without_record(ad.read_h5ad(out / f"{name}.h5ad"))

@@ -43,19 +43,19 @@ def test_means_are_over_every_section_of_the_gene_itself() -> None:
         assert row["mean_neg_log10_p"] == pytest.approx(log_p[there].mean())
 
 
-def test_genes_that_lack_a_section_are_not_ranked_against_the_others(caplog) -> None:
+def test_genes_that_lack_a_section_are_not_ranked_against_the_others(warned) -> None:
     rows = table()
     once = rows[(rows["gene"] == "lucky") & (rows["section"] == "S0")].assign(gene="of one fold")
     ranked = tl.top_genes(pd.concat([rows, once]), by="pcc")
     assert list(ranked.index) == ["steady", "lucky", "upside down"]
     assert list(ranked["rank_pcc"]) == [1, 2, 3]
-    assert "3 of 6 genes are left out, which have a correlation in fewer than 3 sections" in caplog.text
-    caplog.clear()
+    assert "3 of 6 genes are left out, which have a correlation in fewer than 3 sections" in warned.text
+    warned.clear()
     assert tl.top_genes(pd.concat([rows, once]), by="pcc", min_sections=1).index[0] == "of one fold"
-    assert "1 of 6 genes are left out" in caplog.text
+    assert "1 of 6 genes are left out" in warned.text
 
 
-def test_sections_without_any_correlation_are_not_missed(caplog) -> None:
+def test_sections_without_any_correlation_are_not_missed(warned) -> None:
     rows = table()
     nothing = rows[rows["section"] == "S0"].assign(section="S3", value=NAN)
     pd.testing.assert_frame_equal(tl.top_genes(pd.concat([rows, nothing])), tl.top_genes(rows))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -16,6 +15,7 @@ from torch import nn
 
 from .._settings import settings as package_settings
 from .._version import __version__
+from ..errors import FailedWarning, HggepWarning
 from ..evaluation.section_scores import section_scores, tidy
 from ..features.encoders import SHUFFLENET
 from ..features.weights import locate_weights
@@ -24,11 +24,10 @@ from ..nn import state_hash
 from ..prediction.record import confidence_of, prediction_record, told
 from ..runtime.device import resolve_device
 from ..runtime.executor import outcomes
+from ..runtime.messages import warn
 from ..section.fingerprint import content_hash
 from .folds import Fold, FoldResult, Task
 from .store import FoldStore
-
-logger = logging.getLogger(__name__)
 
 
 def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> list[Task]:
@@ -175,8 +174,10 @@ def run_tasks(
     for task, outcome in outcomes(run_task, todo, executor):
         try:
             results[task] = outcome()
+        except HggepWarning:  # which the user's filters make an error
+            raise
         except Exception as error:  # noqa: BLE001 - one fold's failure is reported by name, the others go on
-            logger.warning("%s failed: %s: %s", task.name, type(error).__name__, error)
+            warn(f"{task.name} failed: {type(error).__name__}: {error}", FailedWarning)
             errors[task] = error
         else:
             _keep(store, task, results[task])
@@ -191,10 +192,8 @@ def _keep(store: FoldStore | None, task: Task, result: FoldResult) -> None:
     try:
         store.write(task, result)
     except Exception as error:  # noqa: BLE001 - as above
-        logger.warning(
-            "%s could not be stored, and will be run again by the next call: make room in %s. Its result is returned "
-            "all the same. %s",
-            task.name,
-            store.path,
-            error,
+        warn(
+            f"{task.name} could not be stored, and will be run again by the next call: make room in {store.path}. Its "
+            f"result is returned all the same. {error}",
+            FailedWarning,
         )

@@ -1,7 +1,6 @@
 """HER2-positive breast tumours, legacy Spatial Transcriptomics (Andersson et al. 2021)."""
 
 import json
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from .._settings import settings
+from ..errors import FailedWarning, UnreachableError
+from ..runtime.messages import warn
 from ..storage.fetch import fetch, registry
 from ._legacy import assemble, choose, read_counts, read_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
 
 FILES_URL = "https://raw.githubusercontent.com/almaan/her2st/HEAD/"
 LISTING_URL = "https://api.github.com/repos/almaan/her2st/contents/"
@@ -52,8 +51,10 @@ def her2st(sections: str | Sequence[str] | None = None) -> "dict[str, AnnData]":
     Raises
     ------
     ValueError
-        No such section, or a file that is not the expected one.
-    ConnectionError, OSError
+        No such section.
+    WrongFileError
+        A file is not the expected one.
+    DownloadError
         A file is neither there nor to be had; the message says what to put where.
 
     Notes
@@ -87,7 +88,7 @@ def _section(name: str) -> "AnnData":
         try:
             regions = _file(f"data/ST-pat/lbl/{name}_labeled_coordinates.tsv")
         except OSError as error:
-            logger.warning("Section %s comes without obs['region']: %s", name, error)
+            warn(f"section {name} comes without obs['region']: {error}", FailedWarning)
         else:
             adata.obs["region"] = _labels(regions, array)
     return adata
@@ -119,7 +120,7 @@ def _image(name: str) -> Path:
             listing = fetch(LISTING_URL + folder, sha256=None, path=Path(temporary) / "listing.json")
             names = [entry["name"] for entry in json.loads(listing.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError, KeyError):
-        raise ConnectionError(
+        raise UnreachableError(
             f"The H&E image of section {name} is not in {local}, and its file name upstream cannot be looked "
             f"up: put the one .jpg of {folder}/ (github.com/almaan/her2st, or Zenodo record 3957257) into "
             "that folder, or set the environment variable HGGEP_DATASETDIR to a folder that holds her2st/."

@@ -34,8 +34,10 @@ def mob(sections: str | Sequence[str] | None = None) -> "dict[str, AnnData]":
     Raises
     ------
     ValueError
-        No such section, or a file that is not the expected one.
-    ConnectionError, OSError
+        No such section.
+    WrongFileError
+        A file is not the expected one.
+    DownloadError
         A file is neither there nor to be had; the message says what to put where.
 
     Notes

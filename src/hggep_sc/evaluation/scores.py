@@ -1,17 +1,15 @@
 """Tables of scores, as users hand them to plots and rankings: read, checked, averaged, compared by fold, ranked."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from ..runtime.messages import listed
+from ..errors import ResultWarning
+from ..runtime.messages import listed, warn
 from ..runtime.validators import text_or_none
 from .section_scores import FIGURES, tidy
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = ["section", "method", "gene", "metric", "value"]
 NAMES = ["fold", "section", "method", "seed", "gene", "metric"]  # what a row is called; not all need be there
@@ -201,11 +199,10 @@ def _of_enough_sections(ranked: pd.DataFrame, n_sections: int, min_sections: int
             f"no gene has a correlation in {needed} sections; the most is {most}: set min_sections={most} or less"
         )
     if not enough.all():
-        logger.warning(
-            "%d of %d genes are left out, which have a correlation in fewer than %d sections; min_sections= sets that",
-            (~enough).sum(),
-            len(enough),
-            needed,
+        warn(
+            f"{(~enough).sum()} of {len(enough)} genes are left out, which have a correlation in fewer than {needed} "
+            "sections; min_sections= sets that",
+            ResultWarning,
         )
     return ranked[enough].copy()
 

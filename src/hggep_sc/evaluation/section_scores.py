@@ -1,6 +1,5 @@
 """Scores of a section's prediction, gene by gene, and of several sections together."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -10,14 +9,14 @@ import pandas as pd
 from scipy import special
 
 from .. import _keys, metrics
+from ..errors import MissingSlotError, ResultWarning
+from ..runtime.messages import warn
 from ..section import array_places, coordinates_of, layer_values, observed_counts
 from ..section.expression import ExpressionScale
 from .spatial_null import moved_maps
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
 
 FIGURES = _keys.METRICS
 COLUMNS = ["fold", "section", "method", "seed", "gene", "metric", "value"]
@@ -226,11 +225,10 @@ def _array_xy(table: "AnnData", rows: np.ndarray) -> np.ndarray | None:
     places = array_places(table, rows)
     if places is not None and len(np.unique(places, axis=0)) == len(places):
         return places
-    logger.warning(
-        "SSIM is left out: it needs each spot's place on the array, whole numbers in obs[%r] (x) and obs[%r] (y), no "
-        "two alike",
-        _keys.ARRAY_COL,
-        _keys.ARRAY_ROW,
+    warn(
+        "SSIM is left out: it needs each spot's place on the array, whole numbers in "
+        f"obs[{_keys.ARRAY_COL!r}] (x) and obs[{_keys.ARRAY_ROW!r}] (y), no two alike",
+        ResultWarning,
     )
     return None
 
@@ -240,7 +238,7 @@ def _coordinates(table: "AnnData", rows: np.ndarray, array_xy: np.ndarray | None
     if _keys.SPATIAL in table.obsm:
         return coordinates_of(table, _keys.SPATIAL)[rows]
     if array_xy is None:
-        raise KeyError(
+        raise MissingSlotError(
             f"null='spatial' needs to know where spots lie: obsm[{_keys.SPATIAL!r}], or "
             f"obs[{_keys.ARRAY_COL!r}] and obs[{_keys.ARRAY_ROW!r}], neither of which is there"
         )

@@ -1,19 +1,18 @@
 """Patches: how large a field of view is in px of an image, and reading all fields around every spot."""
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ..errors import ImageWarning, ScaleWarning, UnlikeTrainingWarning
 from ..runtime import checks
+from ..runtime.messages import warn
 from ..runtime.validators import whole
 
 if TYPE_CHECKING:
     from ..image import SectionImage
     from ..section import Section
-
-logger = logging.getLogger(__name__)
 
 BATCH_SPOTS = 64  # that are read and encoded at once, unless the caller says otherwise
 
@@ -136,32 +135,28 @@ def say_if_scale_differs(section: "Section", model_mpp: float | None, reduction:
     if model_mpp is None or not section.has_image:
         return
     if section.mpp is None:
-        logger.warning(
-            "section %r: its physical scale is unknown; a full-resolution px is taken to be that of the training "
-            "sections, %.3g um; give mpp= if it is another",
-            section.name,
-            model_mpp / reduction,
+        warn(
+            f"section {section.name!r}: its physical scale is unknown; a full-resolution px is taken to be that of the "
+            f"training sections, {model_mpp / reduction:.3g} um; give mpp= if it is another",
+            ScaleWarning,
         )
     elif max(section.mpp / model_mpp, model_mpp / section.mpp) > OTHER_SCALE:
-        logger.warning(
-            "section %r was scanned at %.3g um per px, the training sections at %.3g: its patches are resampled, and "
-            "look sharper or more blurred than those that were learnt from",
-            section.name,
-            section.mpp,
-            model_mpp,
+        warn(
+            f"section {section.name!r} was scanned at {section.mpp:.3g} um per px, the training sections at "
+            f"{model_mpp:.3g}: its patches are resampled, and look sharper or more blurred than those that were learnt "
+            "from",
+            UnlikeTrainingWarning,
         )
 
 
 def say_if_coarse(section: "Section", fields: Sequence[float], size: int) -> None:
     """Warn where a section's image holds much less detail than the network looks for."""
     if min(fields) < COARSE * size:
-        logger.warning(
-            "section %r: the smallest field of view is only %.0f px wide in %s and is enlarged to %d px: detail is "
-            "missing; use the full-resolution image where there is one",
-            section.name,
-            min(fields),
-            section.image_name,
-            size,
+        warn(
+            f"section {section.name!r}: the smallest field of view is only {min(fields):.0f} px wide in "
+            f"{section.image_name} and is enlarged to {size} px: detail is missing; use the full-resolution image "
+            "where there is one",
+            ImageWarning,
         )
 
 

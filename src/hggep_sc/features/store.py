@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._settings import settings
+from ..errors import InputError
 from ..nn import Encoder, ModuleEncoder, ShuffleNetEncoder
 from ..storage.arrays import large_array
 from ..storage.checkpoint import Parts
@@ -185,7 +186,7 @@ def require_length(section: "Section", slot: str, wanted: int) -> None:
         If they are.
     """
     if (found := section.embeddings(slot).shape[1]) != wanted:
-        raise ValueError(
+        raise InputError(
             f"section {section.name!r}: obsm[{slot!r}] has {found} columns; the model learnt from {wanted}"
         )
 

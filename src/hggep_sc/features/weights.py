@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._settings import settings
+from ..errors import ModelError, WeightsError
 from ..runtime.validators import path_of
 from ..storage.paths import require_file
 
@@ -34,7 +35,7 @@ def locate_weights(weights: str | Path | None) -> Path | None:
         return _imagenet()
     path = path_of("weights", weights)
     try:
-        require_file(path, "weights file")
+        require_file(path, "weights file", ModelError)
     except (FileNotFoundError, ValueError) as error:
         expected = 'weights= is "imagenet", None or the path of a .pth or .safetensors file'
         raise type(error)(f"{error}; {expected}") from None
@@ -62,13 +63,13 @@ def load_weights(network: "nn.Module", path: Path) -> None:
 
     Raises
     ------
-    ValueError
+    ModelError
         The file is no state dict, holds an entry of another shape, or none that the backbone has.
     """
     found, wanted = read_state_dict(path), network.state_dict()
     known = {name: value for name, value in found.items() if name in wanted}
     if not known:
-        raise ValueError(
+        raise ModelError(
             f"{path}: none of its {len(found)} entries ({_some(found)}) is one of the backbone's "
             f"({_some(wanted)}); expected a ShuffleNetV2 x0.5 state dict with torchvision's names"
         )
@@ -78,7 +79,7 @@ def load_weights(network: "nn.Module", path: Path) -> None:
         if value.shape != wanted[name].shape
     ]
     if misfits:
-        raise ValueError(f"{path}: not the weights of ShuffleNetV2 x0.5: {'; '.join(misfits[:3])}")
+        raise ModelError(f"{path}: not the weights of ShuffleNetV2 x0.5: {'; '.join(misfits[:3])}")
     missing, unknown = wanted.keys() - known.keys(), found.keys() - known.keys()
     network.load_state_dict(known, strict=False)
     if missing:
@@ -100,8 +101,8 @@ def _imagenet() -> Path:
     path = beside if beside.is_file() else settings.cache_dir / "weights" / IMAGENET_FILE
     try:
         return Path(fetch(IMAGENET_URL, sha256=IMAGENET_SHA256, path=path))
-    except OSError as error:  # requests' and urllib's errors are OSErrors too
-        raise RuntimeError(
+    except OSError as error:  # DownloadError, or that the file there cannot be read
+        raise WeightsError(
             f"the ImageNet weights: {error} Or pass weights= a file of your own, or weights=None for random weights"
         ) from None
 
@@ -119,9 +120,9 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable file of weights ({error})") from error
+        raise ModelError(f"{path}: not a readable file of weights ({error})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a state dict, which is a flat dict of names and tensors")
+        raise ModelError(f"{path}: expected a state dict, which is a flat dict of names and tensors")
     return state
 
 

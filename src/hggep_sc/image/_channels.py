@@ -35,7 +35,7 @@ def in_colour_order(arrays: Sequence[Any], names: Sequence[str], axis: int, wher
 
     Raises
     ------
-    ValueError
+    ImageError
         If the names are those of something else than colours.
     """
     names = [name.strip().lower() for name in names]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..errors import ImageError
 from ._stored import Meaning
 
 
@@ -21,7 +22,7 @@ def to_rgb(pixels: np.ndarray, meaning: Meaning, name: str) -> np.ndarray:
 def _bytes(values: np.ndarray, white: float, name: str) -> np.ndarray:
     """Scale stored values to 0..255."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError(f"image {name}: NaN or infinite pixels: fill them, for instance with white")
+        raise ImageError(f"image {name}: NaN or infinite pixels: fill them, for instance with white")
     if values.dtype == np.uint8 and white == 255:
         return values
     if values.dtype.kind == "u" and white == 65535:

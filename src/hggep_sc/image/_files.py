@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
+from ..errors import HggepWarning, ImageError
 from ..storage.paths import require_file
 from ._channels import in_colour_order
-from ._errors import ImageFileError, damaged, require_memory
+from ._errors import damaged, require_memory
 from ._levels import Whole
 from ._ome_zarr import ome_zarr_image
 from ._stored import Said
@@ -50,12 +51,12 @@ def open_file(path: Path) -> OpenFile:
     if path.is_dir():
         levels, size, channels = ome_zarr_image(path)
         return OpenFile(in_colour_order(levels, channels, 0, str(path)) if channels else levels, size, None)
-    require_file(path, "image file")
+    require_file(path, "image file", ImageError)
     with path.open("rb") as file:
         magic = file.read(4)
     if (suffix := path.suffix.lower()) in PREVIEWS:
         slide, remedy = PREVIEWS[suffix]
-        raise ValueError(f"image file {path} is {slide}, which is not read: {remedy}")
+        raise ImageError(f"image file {path} is {slide}, which is not read: {remedy}")
     return _open_tiff(path) if magic in TIFF_MAGIC else _open_picture(path)
 
 
@@ -70,7 +71,7 @@ def _open_tiff(path: Path) -> OpenFile:
         try:
             levels = tiff_levels(tiff, path)
             size, channels, orientation = tiff_pixel_size(tiff), tiff_channels(tiff), tiff_orientation(tiff)
-        except ImageFileError:
+        except (ImageError, HggepWarning):
             raise
         except Exception as error:
             raise damaged(path, error) from error
@@ -115,7 +116,7 @@ def _open_picture(path: Path) -> OpenFile:
         target = "RGB"
     else:
         kind = f"{MODES[mode]} (mode {mode!r})" if mode in MODES else f"mode {mode!r}"
-        raise ValueError(f"image file {path} has pixels of {kind}: convert it to 8- or 16-bit gray, RGB or RGBA")
+        raise ImageError(f"image file {path} has pixels of {kind}: convert it to 8- or 16-bit gray, RGB or RGBA")
     pixel = np.asarray(Image.new(target, (1, 1)))
     shape, dtype = (size[1], size[0], *pixel.shape[2:]), np.dtype(np.uint16) if deep else pixel.dtype
     # pillow's own picture has 4 bytes per px

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from .._settings import settings
+from ..errors import ImageError
 from ..runtime import checks
 from ..storage.paths import require_there
 from ._colour import glass, to_rgb
@@ -95,7 +96,7 @@ class SectionImage:
         ------
         TypeError
             If `array` is not an array.
-        ValueError
+        ImageError
             If its shape, data type or values are not those of such an image.
         """
         return cls.from_levels([array], name=name, mpp=mpp, warned=warned)
@@ -121,7 +122,7 @@ class SectionImage:
         ------
         TypeError
             If a level is not an array.
-        ValueError
+        ImageError
             If a level is no image, or if the levels are not resolutions of one image.
         """
         if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
@@ -148,7 +149,7 @@ class SectionImage:
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        ImageError
             If the file is no regular file, is not an image, holds something other than a gray, RGB or RGBA image, or
             would not fit in free memory where it is decoded whole. Pixels that are damaged or cut off are found out on
             reading them.
@@ -184,8 +185,8 @@ class SectionImage:
     def _warn(self, check: str, message: str) -> None:
         """Warn once, however often the image is opened."""
         if message not in self._warned:
-            self._warned.add(message)
             checks.warn(check, message)
+            self._warned.add(message)
 
     @cached_property
     def _meaning(self) -> Meaning:
@@ -220,7 +221,7 @@ class SectionImage:
         for number, (start, stop) in enumerate(windows):
             try:
                 part = read(level, start, stop)[::step, ::step]
-            except ValueError:  # a damaged tile, which is told of where it is needed
+            except ImageError:  # a damaged tile, which is told of where it is needed
                 if number == len(windows) - 1 and not parts:
                     raise
                 continue
@@ -250,8 +251,8 @@ class SectionImage:
 
         Raises
         ------
-        ValueError
-            If an argument is out of range, or if the pixels cannot be read.
+        ImageError, ValueError
+            If the pixels cannot be read, or an argument is out of range.
         """
         centres = np.asarray(xy, dtype=np.float64)
         if centres.ndim != 2 or centres.shape[1] != 2:
@@ -322,8 +323,8 @@ class SectionImage:
 
         Raises
         ------
-        ValueError
-            If `max_size` is below 1, or if the pixels cannot be read.
+        ImageError, ValueError
+            If the pixels cannot be read, or `max_size` is below 1.
         """
         if max_size < 1:
             raise ValueError(f"image {self.name}: max_size must be at least 1 px, found {max_size}")
@@ -410,7 +411,7 @@ class SectionImage:
         try:
             return level.read(start, stop)
         except Exception as error:
-            raise ValueError(
+            raise ImageError(
                 f"image {self.name}: the pixels of columns {start[0]} to {stop[0]}, rows {start[1]} to "
                 f"{stop[1]} cannot be read ({error or type(error).__name__}): the file or store is damaged or gone; "
                 "copy or download it again"

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ImageError
+
 # px along a tile's edge, at least: reading a smaller chunk costs more than decoding it
 TILE = 256
 LARGEST = 2**40  # values of an image; a glass slide at 0.1 um per px has a fifth
@@ -104,7 +106,7 @@ def _edges(size: int, chunk: int | tuple[int, ...]) -> np.ndarray:
 def pyramid(arrays: Sequence[Any], name: str) -> list[Level]:
     """Check the levels and work out their layout and scale."""
     if not len(arrays):
-        raise ValueError(f"image {name}: no resolution levels: give at least one array")
+        raise ImageError(f"image {name}: no resolution levels: give at least one array")
     finest: tuple[np.ndarray, int, np.dtype] | None = None
     levels: list[Level] = []
     for array in arrays:
@@ -115,19 +117,19 @@ def pyramid(arrays: Sequence[Any], name: str) -> list[Level]:
         if finest is None:
             finest = (size, *kind)
         elif kind != finest[1:]:
-            raise ValueError(
+            raise ImageError(
                 f"image {name}: its levels differ in channels or data type ({finest[1]} of {finest[2]}, "
                 f"{kind[0]} of {kind[1]}): give the levels of one image"
             )
         elif (size > levels[-1].size).any():
-            raise ValueError(f"image {name}: its levels must run from the finest to the coarsest")
+            raise ImageError(f"image {name}: its levels must run from the finest to the coarsest")
         factor = finest[0] / size
         # a level made by halving is a trimmed or padded half: its factor is 2, whatever the sizes' ratio is
         nominal = np.round(factor)
         halved = (finest[0] // nominal == size) | (-(-finest[0] // nominal) == size)
         factor = np.where(halved, nominal, factor)
         if (np.abs(finest[0] / factor.mean() - size) > np.maximum(2, 0.02 * size)).any():
-            raise ValueError(
+            raise ImageError(
                 f"image {name}: its levels have different proportions ({finest[0].tolist()} and "
                 f"{size.tolist()} px, width and height): give the levels of one image"
             )
@@ -155,18 +157,18 @@ def _layout(array: Any, name: str) -> tuple[Any, int | None]:
     else:
         axis = 0
     if len(shape) not in (2, 3) or axis == 1 or (axis is not None and shape[axis] not in (1, 3, 4)):
-        raise ValueError(
+        raise ImageError(
             f"image {name}: shape {shape}, expected (height, width), (height, width, channels) or "
             "(channels, height, width) with 1 (gray), 3 (RGB) or 4 (RGBA) channels: pick the H&E image's "
             "channels"
         )
     if 0 in shape:
-        raise ValueError(f"image {name}: shape {shape} holds no pixels")
+        raise ImageError(f"image {name}: shape {shape} holds no pixels")
     if math.prod(shape) > LARGEST:
-        raise ValueError(f"image {name}: shape {shape} is more than any slide has: its header or metadata are damaged")
+        raise ImageError(f"image {name}: shape {shape} is more than any slide has: its header or metadata are damaged")
     kind, itemsize = array.dtype.kind, array.dtype.itemsize
     if not ((kind == "u" and itemsize in (1, 2)) or kind == "f"):
-        raise ValueError(
+        raise ImageError(
             f"image {name}: data type {array.dtype}, expected uint8, uint16 or floating point (0..1 or "
             "0..255): convert it, for instance with image.astype('uint8') where the values are 0..255"
         )

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ._errors import ImageFileError, damaged, require_memory
+from ..errors import ImageError
+from ._errors import damaged, require_memory
 from ._units import UM_PER_UNIT, PixelSize, pixel_size
 
 VERSIONS = ("0.4", "0.5")
@@ -18,7 +19,7 @@ def ome_zarr_image(path: Path) -> tuple[list[Any], PixelSize | None, list[str]]:
     """
     try:
         return _read(path)
-    except ImageFileError:
+    except ImageError:
         raise
     except Exception as error:  # damaged metadata make zarr raise anything
         raise damaged(path, error) from error
@@ -30,22 +31,20 @@ def _read(path: Path) -> tuple[list[Any], PixelSize | None, list[str]]:
     try:
         group = zarr.open_group(path, mode="r")
     except FileNotFoundError:
-        raise ImageFileError(
-            f"{path} is a folder, not an image file: give a TIFF, SVS, PNG, JPEG or OME-Zarr"
-        ) from None
+        raise ImageError(f"{path} is a folder, not an image file: give a TIFF, SVS, PNG, JPEG or OME-Zarr") from None
     image = _multiscale(group)
     if image is None and "0" in group:
         group = zarr.open_group(path / "0", mode="r")
         image = _multiscale(group)
     if image is None:
-        raise ImageFileError(
+        raise ImageError(
             f"{path} is a Zarr folder without an OME-Zarr image (multiscales 0.4 or 0.5): give the image's own folder, "
             "or read a SpatialData with spatialdata.read_zarr and pass the object"
         )
     attributes: Any = group.attrs.asdict()
     version = attributes.get("ome", {}).get("version") or image.get("version")
     if version is not None and version not in VERSIONS:
-        raise ImageFileError(
+        raise ImageError(
             f"image {path} is OME-Zarr of version {version}, while {' and '.join(VERSIONS)} are read: write it anew, "
             "for instance with bioformats2raw or ome-zarr-py, or convert it to OME-TIFF"
         )
@@ -82,7 +81,7 @@ def _plane(level: Any, axes: list[str], path: Path) -> Any:
     """Reduce a level to (c, y, x) or (y, x); along other axes it must hold one such plane."""
     others = [axis for axis, name in enumerate(axes) if name not in ("c", "y", "x")]
     if len(axes) != len(level.shape) or any(level.shape[axis] != 1 for axis in others):
-        raise ImageFileError(
+        raise ImageError(
             f"image {path} has axes {axes} of sizes {level.shape}, expected one plane of rows, columns and colours: "
             "save the one plane that is the H&E image"
         )

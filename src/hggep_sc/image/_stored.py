@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..errors import ImageError
 from ..runtime import checks
 
 WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
@@ -74,7 +75,7 @@ def meaning(sample: np.ndarray, said: Said, name: str) -> tuple[Meaning, list[tu
 
     Raises
     ------
-    ValueError
+    ImageError
         If values are not of a kind that is read, or what is white is not clear.
     """
     white, remarks = _white(sample[:, :3], said, name)
@@ -110,7 +111,7 @@ def _white(colours: np.ndarray, said: Said, name: str) -> tuple[float, list[tupl
     low, high = float(colours.min()), float(colours.max())
     # interpolation overshoots a little; a NaN fails the comparison
     if not (low >= -0.1 * max(high, 1.0) and high <= WHITES[-1] * 1.1):
-        raise ValueError(
+        raise ImageError(
             f"image {name}: floating-point values from {low:.4g} to {high:.4g}, expected 0..1 or 0..255: give the "
             "image before any normalisation, or convert it to uint8"
         )
@@ -160,7 +161,7 @@ def oddities(rgb: np.ndarray, name: str) -> Iterator[tuple[str, str]]:
 
     Raises
     ------
-    ValueError
+    ImageError
         If the pixels are no picture.
     """
     bright = rgb @ np.array([0.299, 0.587, 0.114])

@@ -1,6 +1,5 @@
 """TIFF files (tiled, pyramidal, OME, Aperio SVS): levels and physical scale."""
 
-import logging
 import math
 import re
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from ._errors import ImageFileError, require_memory
+from ..errors import ImageError, ScaleWarning
+from ..runtime.messages import warn
+from ._errors import require_memory
 from ._levels import Whole
 from ._stored import WHITES, Said
 from ._units import SANE_MPP, UM_PER_UNIT, PixelSize, pixel_size
-
-logger = logging.getLogger(__name__)
 
 CONVERTED = ("OJPEG", "JPEG", "ALT_JPEG", "JPEG_LOSSY")  # compressions whose YCbCr tifffile gives as RGB
 UNCONVERTED = ("APERIO_JP2000_YCBC", "JPEG2000")
@@ -42,14 +41,14 @@ def tiff_levels(tiff: Any, path: Path) -> list[Any]:
     import zarr
 
     if not len(tiff.pages):  # their table is often at the end of the file
-        raise ImageFileError(
+        raise ImageError(
             f"image file {path} is damaged or cut short: it refers to no page within its {tiff.filehandle.size} bytes; "
             "copy or download it again"
         )
     if (series := _largest(tiff)) is None:
-        raise ImageFileError(f"image file {path} holds no image with rows and columns: give the H&E image's file")
+        raise ImageError(f"image file {path} holds no image with rows and columns: give the H&E image's file")
     if len(set(series.axes) - {"Y", "X", "S", "C"}) or {"S", "C"} <= set(series.axes):
-        raise ImageFileError(
+        raise ImageError(
             f"image file {path} has axes {series.axes} of sizes {series.shape}, expected one plane of rows, "
             "columns and colours: save the one plane that is the H&E image"
         )
@@ -117,7 +116,7 @@ def tiff_channels(tiff: Any) -> Channels:
     series = _largest(tiff)
     page = series.keyframe
     axes = dict(zip(series.axes, series.shape, strict=True))
-    pixels = next(iter(_ome_pixels(tiff.ome_metadata, series)), None) if tiff.ome_metadata else None
+    pixels = next(iter(_ome_pixels(tiff, series)), None)
     names: list[str] = []
     if pixels is not None:
         names = [child.get("Name") or "" for child in pixels if _tag(child) == "Channel"]
@@ -169,7 +168,7 @@ def _stays_ycbcr(page: Any, path: Path) -> bool:
         return False
     if colours == "YCBCR" and compression in UNCONVERTED and page.dtype == np.uint8 and page.shape[-1] == 3:
         return True
-    raise ImageFileError(
+    raise ImageError(
         f"image file {path} stores colours as {photometric} with {compression} compression, "
         "which is not read here: convert it to RGB, for instance with `vips tiffsave --tile --pyramid`"
     )
@@ -180,14 +179,14 @@ def _check_extent(level: Any, file_size: int, path: Path) -> None:
         if page is None:
             continue
         if len(page.dataoffsets) < math.prod(level.keyframe.chunked):
-            raise ImageFileError(
+            raise ImageError(
                 f"image file {path} is damaged: its image of {level.keyframe.shape} needs "
                 f"{math.prod(level.keyframe.chunked)} tiles or strips, and its header names {len(page.dataoffsets)}; "
                 "copy or download it again"
             )
         end = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         if end > file_size:
-            raise ImageFileError(
+            raise ImageError(
                 f"image file {path} is cut short: it has {file_size} bytes and refers to byte {end}; copy "
                 "or download it again"
             )
@@ -196,7 +195,7 @@ def _check_extent(level: Any, file_size: int, path: Path) -> None:
 def tiff_pixel_size(tiff: Any) -> PixelSize | None:
     """Size of the px of the image that is read, where its OME metadata, Aperio's or sane resolution tags say so."""
     series = _largest(tiff)
-    if tiff.ome_metadata and (size := _ome_size(tiff.ome_metadata, series)):
+    if size := _ome_size(tiff, series):
         return size
     page = series.keyframe
     aperio = re.search(r"\bMPP\s*=\s*(\d*\.?\d+)", page.description)
@@ -213,18 +212,24 @@ def tiff_pixel_size(tiff: Any) -> PixelSize | None:
     return size if size is not None and all(SANE_MPP[0] <= side <= SANE_MPP[1] for side in size) else None
 
 
-def _ome_size(xml: str, series: Any) -> PixelSize | None:
+def _ome_size(tiff: Any, series: Any) -> PixelSize | None:
     """Size of the px of a series by OME metadata, which may describe several images."""
-    sizes = {pixel_size(_um(pixels, "X"), _um(pixels, "Y")) for pixels in _ome_pixels(xml, series)}
+    sizes = {pixel_size(_um(pixels, "X"), _um(pixels, "Y")) for pixels in _ome_pixels(tiff, series)}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _ome_pixels(xml: str, series: Any) -> list[ElementTree.Element]:
-    """Return what OME metadata say of the pixels of a series; several where they are not told apart."""
+def _ome_pixels(tiff: Any, series: Any) -> list[ElementTree.Element]:
+    """Return what OME metadata, if any, say of the pixels of a series; several where they are not told apart."""
+    if not tiff.ome_metadata:
+        return []
     try:
-        root = ElementTree.fromstring(xml)
+        root = ElementTree.fromstring(tiff.ome_metadata)
     except ElementTree.ParseError:
-        logger.warning("the OME metadata is not valid XML: the pixel size it may hold is not used")
+        warn(
+            f"image file {tiff.filehandle.name}: its OME metadata are not valid XML, and the pixel size that they may "
+            "hold is not used",
+            ScaleWarning,
+        )
         return []
     fitting = [
         (image.get("Name"), pixels)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from scipy import ndimage
 
+from ..errors import InputError
 from . import glass
 
 PIXEL_UM = 8.0  # side of a pixel of the mask: nuclei still make it rough, a spot is a dozen across
@@ -85,7 +86,7 @@ class TissueMask:
         factor = np.array(shape[::-1]) / found.shape[::-1]
         # a reduced size is rounded to whole px
         if abs(np.log(factor[0] / factor[1])) > max(0.02, 1 / min(found.shape)):
-            raise ValueError(
+            raise InputError(
                 f"`tissue` is a mask of {_size(found.shape)} px, and the image has {_size(shape)}: of one image, the "
                 "proportions would be the same. Is it turned, cropped or of another slide?"
             )
@@ -102,7 +103,7 @@ class TissueMask:
         covered = self.factor * self.mask.shape[::-1]
         wanted = np.array(shape[::-1])
         if (np.abs(covered - wanted) > np.maximum(self.factor, 0.02 * wanted)).any():
-            raise ValueError(
+            raise InputError(
                 f"`tissue`: its mask of {_size(self.mask.shape)} px times its factor ({self.factor[0]:.4g}, "
                 f"{self.factor[1]:.4g}) covers {_size(covered[::-1])} px, and the image has {_size(shape)}. Is it of "
                 "another slide, turned or resized? A mask of another size goes as an array: `tissue=mask`"

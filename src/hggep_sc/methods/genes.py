@@ -1,6 +1,5 @@
 """Which genes a model predicts, chosen on the training sections alone."""
 
-import logging
 import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Number
@@ -13,11 +12,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ..datasets import her2st_panel
+from ..errors import InputError, TrainingWarning
+from ..runtime.messages import warn
 from ..runtime.validators import choice, names, whole
 from ..section import Section, gene_name_hint
 from ..section.expression import ExpressionScale
-
-logger = logging.getLogger(__name__)
 
 GenesBy = Literal["moran", "dispersion", "mean"]
 NAMED = "names"  # in place of a rule, where the user named the genes
@@ -108,8 +107,10 @@ def training_genes(
     Raises
     ------
     ValueError
-        For duplicate names, sections without a gene in common, too few genes or spots, or a rule that does not exist.
-    KeyError
+        For duplicate names, too few genes, or a rule that does not exist.
+    InputError
+        For sections without a gene in common, or too few spots.
+    MissingSlotError
         For names that a section does not have.
     """
     wanted, by = requested_genes(genes, genes_by)
@@ -140,7 +141,7 @@ def _shared(sections: Sequence[Section]) -> pd.Index:
     for section in sections[1:]:
         both = shared.intersection(section.var_names, sort=False)
         if both.empty:
-            raise ValueError(
+            raise InputError(
                 f"sections {sections[0].name!r} and {section.name!r} have no gene in common."
                 + gene_name_hint(shared.tolist(), section.var_names.tolist())
             )
@@ -155,21 +156,18 @@ def _by_moran(sections: Sequence[Section], shared: pd.Index, wanted: int) -> np.
     """
     found = [each for section in sections if (each := _morans_i(section, shared)) is not None]
     if not found:
-        raise ValueError(
+        raise InputError(
             f"choosing genes by Moran's I needs a section of more than {NEIGHBOURS + 1} spots with counts: name the "
             "genes by genes=, or choose them by genes_by='mean'"
         )
     score, share = (_mean(parts) for parts in zip(*found, strict=True))
     counted = share >= COUNTED
     if (enough := int(counted.sum())) < wanted:
-        logger.warning(
-            "only %d of %d genes are counted in at least %.0f %% of the training spots: the other %d of genes=%d say "
-            "little about where in the tissue they are; ask for fewer",
-            enough,
-            len(shared),
-            100 * COUNTED,
-            wanted - enough,
-            wanted,
+        warn(
+            f"only {enough} of {len(shared)} genes are counted in at least {100 * COUNTED:.0f} % of the training "
+            f"spots: the other {wanted - enough} of genes={wanted} say little about where in the tissue they are; ask "
+            "for fewer",
+            TrainingWarning,
         )
     return _first(shared, score, wanted, before=counted)
 
@@ -196,7 +194,7 @@ def _by_dispersion(sections: Sequence[Section], shared: pd.Index, wanted: int) -
         names += [section.name] * int(kept.sum())
     spots = pd.DataFrame({"section": pd.Categorical(names)}, index=[str(i) for i in range(len(names))])
     if len(spots) < 2:
-        raise ValueError("ranking genes by variability needs at least two spots with counts: name the genes by genes=")
+        raise InputError("ranking genes by variability needs at least two spots with counts: name the genes by genes=")
     stacked = AnnData(sp.csr_matrix(sp.vstack(expression)), obs=spots, var=pd.DataFrame(index=shared))
     ranked = sc.pp.highly_variable_genes(
         stacked, n_top_genes=wanted, flavor="seurat", batch_key="section", inplace=False

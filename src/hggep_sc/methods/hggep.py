@@ -15,6 +15,7 @@ from torch import nn
 
 from .._settings import settings
 from ..config import Config
+from ..errors import ModelError
 from ..features.describe import DIHEDRAL, PLAIN, View, describe_parts, of_views
 from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder, is_frozen, make_encoder
 from ..features.patches import (
@@ -298,7 +299,9 @@ class HGGEP:
         Raises
         ------
         ValueError
-            If `batch_size` or `chunk_spots` is below 1, or what is predicted is NaN or infinite.
+            If `batch_size` or `chunk_spots` is below 1.
+        ModelError
+            If what is predicted is NaN or infinite.
         OSError
             If there is no room on disk for what waits there.
         """
@@ -522,9 +525,10 @@ class HGGEP:
         ------
         FileNotFoundError
             If there is no such folder.
+        ModelError
+            If the folder is not a model of this class, is damaged, or was written by another version.
         ValueError
-            If the folder is not a model of this class, is damaged, or was written by a newer version; if the model
-            wants an encoder that was not given, or is another.
+            If the model wants an encoder that was not given, or is another.
         """
         target = resolve_device(device)
         model = load_model(path, method=cls.method, rebuild=partial(cls._rebuild, module=encoder))
@@ -574,12 +578,15 @@ class HGGEP:
         ------
         FileNotFoundError
             If there is no such file.
+        ModelError
+            If it is no such checkpoint.
         ValueError
-            If it is no such checkpoint, or has another number of genes, or `mpp` is not that of an image of tissue.
+            If it has another number of genes, or `mpp` is not that of an image of tissue.
         """
+        mpp = require_plausible(mpp)
         state = read_state_dict(Path(path))
         if "gene_head.1.bias" not in state:
-            raise ValueError(
+            raise ModelError(
                 f"{path} is not a checkpoint of the released HGGEP code: entry 'gene_head.1.bias' is missing"
             )
         n_genes = len(state["gene_head.1.bias"])
@@ -594,12 +601,12 @@ class HGGEP:
                 network,
                 config,
                 genes,
-                mpp=require_plausible(mpp),
+                mpp=mpp,
                 fingerprint=Fingerprint.empty(),
                 genes_by=NAMED,
             )
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
+            raise ModelError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
 
 
 def _filled(

@@ -1,15 +1,13 @@
-import logging
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from ..errors import ResultWarning
 from ..evaluation.scores import per_fold, per_gene, require_methods, rows_of_metric, score_table, t_interval
-from ..runtime.messages import listed
+from ..runtime.messages import listed, warn
 from ._axes import one_axes
 from ._style import colour, ink, name_of, note_of
-
-logger = logging.getLogger(__name__)
 
 
 def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | None = None) -> Axes:
@@ -59,10 +57,10 @@ def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | Non
             f"there is nothing to compare: no gene has a {metric!r} by both {reference!r} and another method"
         )
     if undefined := [method for method in values if method not in (reference, *others)]:
-        logger.warning("%s: no gene has a value by %r and by %s, left out", metric, reference, listed(undefined))
+        warn(f"{metric}: no gene has a value by {reference!r} and by {listed(undefined)}, left out", ResultWarning)
     for method in others:
         if (n := len(differences[method])) < len(base):
-            logger.warning("%r is compared in %d of %d folds, which have both", method, n, len(base))
+            warn(f"{method!r} is compared in {n} of {len(base)} folds, which have both", ResultWarning)
 
     methods = [reference, *others]
     colours = {method: colour(i) for i, method in enumerate(table["method"].unique())}

@@ -1,4 +1,3 @@
-import logging
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
@@ -11,7 +10,8 @@ from matplotlib.colors import is_color_like, to_hex, to_rgba_array
 from matplotlib.lines import Line2D
 
 from .. import _keys
-from ..runtime.messages import listed
+from ..errors import MissingSlotError, ResultWarning
+from ..runtime.messages import listed, warn
 from ..runtime.validators import number, text_or_none
 from ..section import open_sections, table_of
 from ._arguments import names
@@ -33,8 +33,6 @@ from ._tissue import (
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-logger = logging.getLogger(__name__)
 
 LEGEND_LETTERS = 40  # of a line of a name
 
@@ -99,7 +97,7 @@ def domains(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If a column is missing.
     TypeError
         If `keys` is a set, which has no order, or no name.
@@ -175,7 +173,7 @@ def _layers(data: Any, table_key: str | None) -> list[str]:
 def _column(table: "AnnData", key: str, rows: np.ndarray) -> pd.Series:
     """Read a column of obs as a categorical of the names that occur."""
     if key not in table.obs:
-        raise KeyError(f"obs has no column {key!r}; columns: {', '.join(map(str, table.obs.columns))}")
+        raise MissingSlotError(f"obs has no column {key!r}; columns: {', '.join(map(str, table.obs.columns))}")
     column = table.obs[key].iloc[rows].astype("category").cat.remove_unused_categories()
     names = pd.Index([str(category) for category in column.cat.categories])
     if not names.is_unique:
@@ -191,13 +189,17 @@ def _own_colours(table: "AnnData", key: str) -> dict[str, str] | None:
     found, categories = table.uns[slot], table.obs[key].cat.categories
     kept = list(np.atleast_1d(found)) if isinstance(found, str | Sequence | np.ndarray) else []
     if len(kept) < len(categories):
-        logger.warning(
-            "uns[%r] holds %d colours, and obs[%r] %d categories: others are taken, and kept there",
-            *(slot, len(kept), key, len(categories)),
+        warn(
+            f"uns[{slot!r}] holds {len(kept)} colours, and obs[{key!r}] {len(categories)} categories: others are "
+            "taken, and kept there",
+            ResultWarning,
         )
         return None
     if wrong := [shade for shade in kept if not is_color_like(shade)]:
-        logger.warning("uns[%r] holds %s, which is no colour to Matplotlib: others are taken", slot, listed(wrong[:1]))
+        warn(
+            f"uns[{slot!r}] holds {listed(wrong[:1])}, which is no colour to Matplotlib: others are taken",
+            ResultWarning,
+        )
         return None
     return {str(category): to_hex(shade) for category, shade in zip(categories, kept, strict=False)}
 
@@ -255,7 +257,9 @@ def _matched(
             n_new += 1
         palette[name] = colours
     if n_new and n_new + n_kept > len(COLOURS):
-        logger.warning("there are %d domains to tell apart and %d colours, which repeat", n_new + n_kept, len(COLOURS))
+        warn(
+            f"there are {n_new + n_kept} domains to tell apart and {len(COLOURS)} colours, which repeat", ResultWarning
+        )
     return palette
 
 

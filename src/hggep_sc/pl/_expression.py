@@ -1,6 +1,5 @@
 """Observed and predicted expression as plots show them: on one scale, in natural log units."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._keys import predicted as predicted_column
+from ..errors import MissingSlotError, ResultWarning
 from ..metrics import pearson
-from ..runtime.messages import listed
+from ..runtime.messages import listed, warn
 from ..section import gene_name_hint, read_prediction
 from ..section.expression import ExpressionScale, observed_expression
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
 
 OBSERVED, PREDICTED = "observed", "predicted"
 
@@ -46,7 +44,7 @@ def read_expression(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If a prediction, a gene or the named layer is not there.
     ValueError
         If a prediction is called "observed" beside another, the predictions are not on one scale, or
@@ -108,7 +106,7 @@ def _require_predicted(genes: Sequence[str], key: str, panel: list[str], var_nam
         hint = f"similar predicted genes: {', '.join(close)}" if close else f"predicted are {len(panel)} genes"
         faults.append(f"{_called([gene])} not in the object; {hint}")
     if faults:
-        raise KeyError(". ".join(faults) + gene_name_hint(absent, panel).replace(" One", ". One", 1))
+        raise MissingSlotError(". ".join(faults) + gene_name_hint(absent, panel).replace(" One", ". One", 1))
 
 
 def _called(genes: list[str]) -> str:
@@ -134,12 +132,12 @@ def _observed(
 ) -> np.ndarray | None:
     """Observed expression; None where there are no raw counts, unless the user said where they are."""
     if named is not None and named not in table.layers:
-        raise KeyError(f"`observed_layer`: there is no layer {named!r}; layers: {list(table.layers)}")
+        raise MissingSlotError(f"`observed_layer`: there is no layer {named!r}; layers: {list(table.layers)}")
     layer = named or prediction.record.get("counts_layer")
     try:
         return observed_expression(table, rows, prediction.panel, prediction.scale, genes=genes, layer=layer)
     except (KeyError, ValueError) as error:
         if named is not None:
             raise
-        logger.warning("Only the prediction is drawn: %s", error.args[0])
+        warn(f"only the prediction is drawn: {error.args[0]}", ResultWarning)
         return None

@@ -109,7 +109,7 @@ def gene_map(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If there is no prediction under `key`, or a gene is not in the object or not predicted.
     TypeError
         If `genes` or `key` is a set, which has no order, or no name.

@@ -66,7 +66,7 @@ def gene_scatter(
     ------
     TypeError
         If `data` is none of these.
-    KeyError
+    MissingSlotError
         If there is no prediction under `key`, or the gene is not predicted.
     ValueError
         If `x`, `y` or `gene` is missing or belongs to the other kind of data, the prediction is of several sections,

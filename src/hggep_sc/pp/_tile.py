@@ -1,4 +1,3 @@
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -9,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
+from ..errors import InputError, ScaleWarning
 from ..image.tissue import LOOK_PX, TissueMask, find_tissue, is_gray
+from ..runtime.messages import warn
 from ..runtime.validators import choice, flag, number, text_or_none
 from ..section import copy_of, image_of, is_spatialdata, require_key
 from ..storage.paths import expanded
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ..methods.registry import Model
-
-logger = logging.getLogger(__name__)
 
 SPACING_UM = 100.0  # where nothing tells a better one; as in Visium
 
@@ -88,12 +87,14 @@ def tile(
 
     Raises
     ------
+    InputError, ImageError
+        If the scale is unknown, the spacing is below a px, there is no tissue, `tissue` is not of this image, or the
+        image cannot be read.
     ValueError
-        If the scale is unknown, the spacing is below a px, there is no tissue, `tissue` is not of this image, an
-        argument is out of range, or the SpatialData has `key_added` already.
+        If an argument is out of range, or the SpatialData has `key_added` already.
     TypeError
         If `data` is no image, `model` no model, or `tissue` no mask.
-    KeyError, FileNotFoundError
+    MissingSlotError, FileNotFoundError
         If the image is not there.
     """
     from anndata import AnnData
@@ -136,7 +137,7 @@ def tile(
         if tissue is None:
             tissue = find_tissue(look(), image.shape, mpp=scale)
             if not tissue.mask.any() and is_gray(look()):
-                raise ValueError(
+                raise InputError(
                     f"no tissue on {source.name}: it is gray, and tissue is told by H&E's colours. Give the image in "
                     "colours, or say where tissue is by `tissue=` (a 2-D array of booleans over the whole image)"
                 )
@@ -150,7 +151,7 @@ def tile(
         shape = image.shape
     places, xy = _on_tissue(tissue, shape, spacing, grid, min_tissue)
     if not len(xy):
-        raise ValueError(
+        raise InputError(
             f"no tissue on {source.name}: none of the squares of {spacing_um:g} um has {min_tissue:.0%} of it. Look "
             "at `pp.tissue_mask`; give your own mask by `tissue=`, or a smaller `min_tissue=`"
         )
@@ -186,9 +187,10 @@ def _check_model(model: Any) -> None:
 
     require_model(model)
     if told(model, "mpp") is None:
-        logger.warning(
+        warn(
             "the physical scale that the model was trained at is unknown: it will look at as many px of this image as "
-            "of those, whatever um they are"
+            "of those, whatever um they are",
+            ScaleWarning,
         )
 
 
@@ -201,11 +203,11 @@ def _spacing_of(model: "Model | None") -> float:
 def _scale(mpp: float | None, spacing_um: float, name: str) -> float:
     """Check that a spacing in um means something on the image, and return um per px."""
     if mpp is None:
-        raise ValueError(
+        raise InputError(
             f"spacing_um={spacing_um:g} needs the scale of {name}, which does not say it: give `mpp=` (um per px)"
         )
     if spacing_um < mpp:
-        raise ValueError(
+        raise InputError(
             f"spacing_um={spacing_um:g} is less than a px of {name}, which is {mpp:.3g} um wide. Is the scale right? "
             "`mpp=` corrects it"
         )

@@ -1,15 +1,14 @@
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ImageWarning
 from ..image.tissue import LOOK_PX, TissueMask, find_tissue, is_gray
+from ..runtime.messages import warn
 from ..section import image_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-logger = logging.getLogger(__name__)
 
 
 def tissue_mask(
@@ -44,7 +43,7 @@ def tissue_mask(
 
     Raises
     ------
-    ValueError, KeyError, TypeError, FileNotFoundError
+    InputError, ImageError, MissingSlotError, ValueError, TypeError, FileNotFoundError
         For input that cannot be used; the message names the slot and the remedy.
     """
     source = image_of(data, image_key=image_key, library_id=library_id, mpp=mpp)
@@ -57,11 +56,11 @@ def tissue_mask(
             mpp=None if scale is None else scale.mpp,
         )
     if not found.mask.any() and is_gray(thumbnail):
-        logger.warning(
-            "no tissue found on %s: it is gray, and tissue is told by H&E's colours. Give the image in colours; "
-            "`hggep_sc.pp.tile(tissue=)` takes a mask of your own",
-            source.name,
+        warn(
+            f"no tissue found on {source.name}: it is gray, and tissue is told by H&E's colours. Give the image in "
+            "colours; `hggep_sc.pp.tile(tissue=)` takes a mask of your own",
+            ImageWarning,
         )
     elif not found.mask.any():
-        logger.warning("no tissue found on %s: is it an H&E image, and is its mpp right?", source.name)
+        warn(f"no tissue found on {source.name}: is it an H&E image, and is its mpp right?", ImageWarning)
     return found

@@ -1,6 +1,5 @@
 """A section predicted in compact chunks: each spot once, among the spots around it."""
 
-import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from math import isqrt
@@ -10,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import MemoryWarning
 from ..features.parts import halved
 from ..nn import average_views
 from ..nn.interface import upload
 from ..runtime.device import mixed_precision
+from ..runtime.messages import warn
 from ..runtime.threads import Result, ahead, compute_alone
 from ..storage.checkpoint import Parts
 from .context import layers_at_pitch
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from ..config import Config
     from ..nn.interface import Network
-
-logger = logging.getLogger(__name__)
 
 CORE = 0.5  # share of a chunk's spots that are predicted, at most; the rest is their surroundings
 SCORES = 2 * 4  # bytes for each head and pair of spots, where attention is not fused: scores and weights
@@ -117,13 +116,10 @@ def spots_at_once(n: int, config: "Config", device: torch.device, *, name: str, 
     free = _free_memory(device)
     limit = max(isqrt(free // (SCORES * config.vit_heads)), 1)
     if wanted > limit:
-        logger.warning(
-            "section %r: %d spots at once may not fit into the %.1f GiB that are free; it is predicted in chunks of %d "
-            "(chunk_spots= sets another number)",
-            name,
-            wanted,
-            free / 2**30,
-            limit,
+        warn(
+            f"section {name!r}: {wanted} spots at once may not fit into the {free / 2**30:.1f} GiB that are free; it "
+            f"is predicted in chunks of {limit} (chunk_spots= sets another number)",
+            MemoryWarning,
         )
     return min(wanted, limit)
 
@@ -255,13 +251,10 @@ class _Decoder:
                     raise
                 self.limit = len(spots) // 2
                 todo.append(part)
-                logger.warning(
-                    "section %r: the GPU ran out of memory with %d spots at once; going on with chunks of %d "
-                    "(chunk_spots=%d in tl.predict starts with these)",
-                    self.name,
-                    len(spots),
-                    self.limit,
-                    self.limit,
+                warn(
+                    f"section {self.name!r}: the GPU ran out of memory with {len(spots)} spots at once; going on with "
+                    f"chunks of {self.limit} (chunk_spots={self.limit} in tl.predict starts with these)",
+                    MemoryWarning,
                 )
                 continue
             yield spots[part.core], [value.float().cpu().numpy()[part.core] for value in out]

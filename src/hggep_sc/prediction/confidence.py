@@ -1,6 +1,5 @@
 """How far a prediction may be trusted, by what `training.confidence` learnt."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
@@ -9,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UnlikeTrainingWarning
 from ..features.patches import read_patches
 from ..nn import OUTLIER
+from ..runtime.messages import warn
 from ..section.expression import ExpressionScale
 
 if TYPE_CHECKING:
     from ..section import Section
-
-logger = logging.getLogger(__name__)
 
 UNLIKE = 1.2  # times the largest distance among training sections: a section further off is warned of
 NEAR = 0.5  # standard deviations that a section may always be off
@@ -88,24 +87,20 @@ class Confidence:
         if features is not None:
             off, limit = self.distance_of(features), max(UNLIKE * np.nan_to_num(self.distance), NEAR)
             if off > limit:
-                logger.warning(
-                    "section %r looks unlike the training sections: its features are %.2f standard deviations off on "
-                    "average, where up to %.2f is usual among them; it may be predicted far worse than "
-                    "var['..._reliability'] tells",
-                    name,
-                    off,
-                    limit,
+                warn(
+                    f"section {name!r} looks unlike the training sections: its features are {off:.2f} standard "
+                    f"deviations off on average, where up to {limit:.2f} is usual among them; it may be predicted far "
+                    "worse than var['..._reliability'] tells",
+                    UnlikeTrainingWarning,
                 )
         if stain is not None and len(self.stain):
             ratio = np.maximum(stain / self.stain.max(0).clip(1e-3), self.stain.min(0).clip(1e-3) / stain.clip(1e-3))
             if ratio.max() > OTHER_STAIN:
-                logger.warning(
-                    "section %r is stained or scanned unlike the training sections: mean optical density of red, "
-                    "green, blue %s; theirs from %s to %s",
-                    name,
-                    _listed(stain),
-                    _listed(self.stain.min(0)),
-                    _listed(self.stain.max(0)),
+                warn(
+                    f"section {name!r} is stained or scanned unlike the training sections: mean optical density of "
+                    f"red, green, blue {_listed(stain)}; theirs from {_listed(self.stain.min(0))} to "
+                    f"{_listed(self.stain.max(0))}",
+                    UnlikeTrainingWarning,
                 )
 
     def distance_of(self, features: np.ndarray) -> float:

@@ -1,10 +1,28 @@
 """Checks of the input that a user may switch off by name: `settings.skip_checks`."""
 
-import logging
-
 from .._settings import CHECKS, settings
+from ..errors import (
+    HggepWarning,
+    ImageError,
+    ImageWarning,
+    InputError,
+    InputWarning,
+    LeakageWarning,
+    ScaleWarning,
+    UnlikeTrainingWarning,
+)
+from . import messages
 
-logger = logging.getLogger(__name__)
+# of those whose trouble has a class of its own
+ERRORS: dict[str, type[InputError]] = {"pixel_range": ImageError, "channels": ImageError}
+WARNINGS: dict[str, type[HggepWarning]] = {
+    "pixel_range": ImageWarning,
+    "channels": ImageWarning,
+    "orientation": ImageWarning,
+    "scales_agree": ScaleWarning,
+    "spot_pitch": UnlikeTrainingWarning,
+    "training_neighbours": LeakageWarning,
+}
 
 
 def is_on(check: str) -> bool:
@@ -19,17 +37,23 @@ def refuse(check: str, message: str) -> None:
 
     Raises
     ------
-    ValueError
-        With the message, and how to go on where the input is right all the same.
+    InputError
+        With the message, and how to go on where the input is right all the same; of pixels an ImageError.
     """
     if is_on(check):
-        raise ValueError(f"{message}. {_way_out(check)}")
+        raise ERRORS.get(check, InputError)(f"{message}. {_way_out(check)}")
 
 
 def warn(check: str, message: str) -> None:
-    """Warn of input that is unlikely to be right, unless the check is switched off."""
+    """Warn of input that is unlikely to be right, unless the check is switched off.
+
+    Raises
+    ------
+    HggepWarning
+        Where the user's filters make an error of it.
+    """
     if is_on(check):
-        logger.warning("%s. %s", message, _way_out(check))
+        messages.warn(f"{message}. {_way_out(check)}", WARNINGS.get(check, InputWarning))
 
 
 def _way_out(check: str) -> str:

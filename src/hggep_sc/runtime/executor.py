@@ -5,6 +5,8 @@ from concurrent.futures import Executor, Future, as_completed
 from functools import partial
 from typing import TypeVar
 
+from .messages import WARNED, Warned, run_silently, warn
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -14,7 +16,8 @@ def outcomes(
 ) -> Iterator[tuple[Task, Callable[[], Result]]]:
     """Yield tasks as they end, with what gives the result or raises the error.
 
-    An interruption cancels what has not begun.
+    An interruption cancels what has not begun. What a task warns of elsewhere is said here, when its result is asked
+    for, and is an error here where the caller's filters make it one.
 
     Parameters
     ----------
@@ -29,10 +32,25 @@ def outcomes(
         for task in tasks:
             yield task, partial(run, task)
         return
-    futures: dict[Future[Result], Task] = {executor.submit(run, task): task for task in tasks}
+    futures = {executor.submit(run_silently, run, task): task for task in tasks}
     try:
         for future in as_completed(futures):
-            yield futures[future], future.result
+            yield futures[future], partial(_outcome, future)
     finally:
         for future in futures:
             future.cancel()
+
+
+def _outcome(future: Future[tuple[Result, Warned]]) -> Result:
+    try:
+        result, warned = future.result()
+    except Exception as error:
+        _repeat(vars(error).pop(WARNED, ()))
+        raise
+    _repeat(warned)
+    return result
+
+
+def _repeat(warned: Warned) -> None:
+    for message, category in warned:
+        warn(message, category)

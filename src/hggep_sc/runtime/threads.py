@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
+from .messages import warning_here
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -25,6 +27,7 @@ def ahead(
     initializer: Callable[[], object] | None = None,
 ) -> Generator[Result, None, None]:
     """Yield what threads make of each item, in order, while they are at work on the next; closed, they have ended."""
+    work = warning_here(work)
     with ThreadPoolExecutor(n_threads, "hggep_sc", initializer) as pool:
         started: deque[Future[Result]] = deque()
         for item in items:

@@ -22,6 +22,7 @@ from ._write import (
     require_key,
     require_no_backed_view,
     require_writable,
+    warn_of_replaced,
     write_prediction,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "spot_spacing",
     "table_of",
     "under_tissue",
+    "warn_of_replaced",
     "within",
     "write_prediction",
 ]

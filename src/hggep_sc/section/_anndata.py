@@ -10,8 +10,9 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from ..errors import ImageWarning, InputError, MissingSlotError
 from ..image import SectionImage
-from ..runtime.messages import listed
+from ..runtime.messages import listed, warn
 from ..storage.paths import expanded, why_absent
 from ._belonging import Belonging, View, compared, say_reduced, scaled
 from ._one_section import require_one_section
@@ -32,9 +33,9 @@ def libraries_of(
 ) -> dict[str, np.ndarray]:
     """Library id -> rows of its spots; where nobody `looks`, no library is needed."""
     if adata.n_obs == 0:
-        raise ValueError("the AnnData is empty: it has no spots")
+        raise InputError("the AnnData is empty: it has no spots")
     if spatial_key not in adata.obsm:
-        raise ValueError(
+        raise InputError(
             f"no coordinates: obsm[{spatial_key!r}] is missing; obsm holds {listed(adata.obsm)}. Spot "
             "centres in full-resolution px (column, row) are expected there; `spatial_key=` names another "
             "slot"
@@ -51,36 +52,40 @@ def libraries_of(
     elif not looks and not libraries and library_key is None:
         libraries = {NAMELESS: {}}
     if not libraries:
-        raise ValueError(
+        raise InputError(
             f"no image: uns[{_keys.SPATIAL!r}] holds no library. Scanpy's layout is expected: "
             "uns['spatial'][library_id] with 'images', 'scalefactors' and 'metadata' (with "
             "'source_image_path' for the full-resolution image)"
         )
     if library_id is not None and library_id not in libraries:
-        raise KeyError(f"`library_id`: uns['spatial'] has no library {library_id!r}; libraries: {listed(libraries)}")
+        raise MissingSlotError(
+            f"`library_id`: uns['spatial'] has no library {library_id!r}; libraries: {listed(libraries)}"
+        )
 
     if library_key is None:
         if library_id is None and len(libraries) > 1:
-            raise ValueError(
+            raise InputError(
                 f"uns['spatial'] holds several libraries: {listed(libraries)}. Name the obs column that "
                 "says which spot is whose by `library_key=`, or choose one by `library_id=`"
             )
         return {library_id if library_id is not None else next(iter(libraries)): np.arange(adata.n_obs)}
 
     if library_key not in adata.obs:
-        raise KeyError(f"`library_key`: obs has no column {library_key!r}; columns: {listed(adata.obs.columns)}")
+        raise MissingSlotError(
+            f"`library_key`: obs has no column {library_key!r}; columns: {listed(adata.obs.columns)}"
+        )
     column = adata.obs[library_key]
     values = column.astype(object).where(column.notna(), None).map(lambda value: None if value is None else str(value))
     unknown = [value for value in values.dropna().unique() if value not in libraries]
     if unknown and library_id is None:
-        raise ValueError(
+        raise InputError(
             f"obs[{library_key!r}] holds {listed(unknown)}, but the libraries in uns['spatial'] are {listed(libraries)}"
         )
     wanted = libraries if library_id is None else [library_id]
     parts = {name: np.flatnonzero((values == name).to_numpy()) for name in wanted}
     parts = {name: rows for name, rows in parts.items() if len(rows)}  # a subset keeps the libraries of all
     if not parts:
-        raise ValueError(f"no spots: obs[{library_key!r}] never holds {listed(wanted)}")
+        raise InputError(f"no spots: obs[{library_key!r}] never holds {listed(wanted)}")
     return parts
 
 
@@ -190,9 +195,9 @@ def coordinates_of(adata: AnnData, spatial_key: str) -> np.ndarray:
     except (TypeError, ValueError) as error:
         if isinstance(found, pd.DataFrame) and slot in str(error):
             raise
-        raise ValueError(f"{slot} must hold numbers: spot centres in full-resolution px (column, row)") from None
+        raise InputError(f"{slot} must hold numbers: spot centres in full-resolution px (column, row)") from None
     if centres.ndim != 2 or centres.shape[1] != 2:
-        raise ValueError(f"{slot} has shape {centres.shape}; (n_obs, 2) is expected: column, row in full-resolution px")
+        raise InputError(f"{slot} has shape {centres.shape}; (n_obs, 2) is expected: column, row in full-resolution px")
     return centres
 
 
@@ -238,23 +243,23 @@ def find_image(adata: AnnData, library: str, image_key: str | None, name: str) -
 
     if image_key is not None and image_key not in candidates:
         if image_key in images:
-            raise ValueError(
+            raise InputError(
                 f"section {name!r}: {slot}['scalefactors'] lacks 'tissue_{image_key}_scalef', the px of "
                 "this image per full-resolution px"
             )
         if image_key == SOURCE and path is not None:
             raise FileNotFoundError(f"section {name!r}: the image file {path} named in {slot}['metadata'] {absent}")
-        raise KeyError(f"`image_key`: {slot} has no image {image_key!r}; images: {listed(candidates)}")
+        raise MissingSlotError(f"`image_key`: {slot} has no image {image_key!r}; images: {listed(candidates)}")
     if not candidates:
         missing = f"the file {path} of its metadata {absent}" if path is not None else "its metadata name no file"
         unscaled = f"images without a scale factor 'tissue_<key>_scalef': {listed(images)}" if images else "no 'images'"
-        raise ValueError(
+        raise InputError(
             f"no image for section {name!r}: {slot} has {unscaled}, and {missing}. Set "
             f"{slot}['metadata']['source_image_path'] to the full-resolution image"
         )
     chosen = candidates[image_key if image_key is not None else next(iter(candidates))]
     if image_key is None and path is not None and SOURCE not in candidates:
-        logger.warning("section %r: the image file %s %s; %s is used instead", name, path, absent, chosen.name)
+        warn(f"section {name!r}: the image file {path} {absent}; {chosen.name} is used instead", ImageWarning)
     elif image_key is None and chosen.reduced and chosen.scale < 1:
         say_reduced(name, chosen)
     elif len(candidates) > 1:

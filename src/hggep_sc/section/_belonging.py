@@ -1,6 +1,5 @@
 """Whether a section's image, the copies of it and the coordinates belong together."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -9,11 +8,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from ..errors import ImageWarning
 from ..image import SectionImage, glass
 from ..image.tissue import TissueMask, find_tissue
+from ..runtime import messages
 from ..runtime.checks import is_on, refuse, warn
-
-logger = logging.getLogger(__name__)
 
 AGREE = "images_agree"
 ON_TISSUE = "spots_on_tissue"
@@ -87,12 +86,10 @@ class View:
 
 
 def say_reduced(section: str, view: View) -> None:
-    logger.warning(
-        "section %r: the image is %s, a reduced copy that shows less of the cells, as there is no other. Give the "
-        "full-resolution image, or name the copy by `image_key=%r`",
-        section,
-        view.name,
-        view.key,
+    messages.warn(
+        f"section {section!r}: the image is {view.name}, a reduced copy that shows less of the cells, as there is no "
+        f"other. Give the full-resolution image, or name the copy by `image_key={view.key!r}`",
+        ImageWarning,
     )
 
 
@@ -161,7 +158,7 @@ class Belonging:
 
         Raises
         ------
-        ValueError
+        InputError
             If an image has another extent than the chosen one, or shows the same turned or mirrored.
         """
         if not is_on(AGREE):
@@ -250,7 +247,7 @@ class Belonging:
 
         Raises
         ------
-        ValueError
+        InputError
             If most spots lie on glass, and would lie on tissue set right, or if nearly all do that were under tissue.
         """
         if not is_on(ON_TISSUE) or len(xy) < FEWEST_SPOTS or self._ground is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 from anndata import AnnData
 
+from ..errors import InputError, MissingSlotError
 from ..runtime.messages import listed
 from ..runtime.validators import text_or_none
 
@@ -49,9 +50,9 @@ def table_of(data: Any, table_key: str | None = None) -> AnnData:
     ------
     TypeError
         If `data` is neither.
-    KeyError
+    MissingSlotError
         If there is no table of that name.
-    ValueError
+    InputError
         If there is none, or several and no `table_key`.
     """
     text_or_none("table_key", table_key)
@@ -62,12 +63,12 @@ def table_of(data: Any, table_key: str | None = None) -> AnnData:
     tables = data.tables
     if table_key is not None:
         if table_key not in tables:
-            raise KeyError(f"`table_key`: the SpatialData has no table {table_key!r}; tables: {listed(tables)}")
+            raise MissingSlotError(f"`table_key`: the SpatialData has no table {table_key!r}; tables: {listed(tables)}")
         return _in_memory(tables[table_key])
     if len(tables) == 0:
-        raise ValueError("the SpatialData has no table: one that annotates the spots' shapes is needed")
+        raise InputError("the SpatialData has no table: one that annotates the spots' shapes is needed")
     if len(tables) > 1:
-        raise ValueError(f"the SpatialData has several tables: {listed(tables)}; choose one by `table_key=`")
+        raise InputError(f"the SpatialData has several tables: {listed(tables)}; choose one by `table_key=`")
     return _in_memory(next(iter(tables.values())))
 
 

@@ -9,6 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from .. import _keys
+from ..errors import InputError, MissingSlotError
 from ..runtime.messages import listed
 from ._genes import columns_of
 
@@ -91,7 +92,7 @@ class CountMatrix:
         values = self._matrix(rows, columns)
         if values is None:
             found = "X is empty" if self.layer is None else f"there is no layer {self.layer!r}"
-            raise KeyError(
+            raise MissingSlotError(
                 f"{self.name} has no counts: {found}. Name the layer that holds the raw counts by "
                 f"`{self.keyword}=`; layers here: {listed(self._others())}"
             )
@@ -116,7 +117,7 @@ class CountMatrix:
         elif data.dtype.kind == "f" and np.any(fraction := data != np.rint(data)):
             problem = f"non-integer values ({data[fraction].flat[0]:.4g})"
         if problem is not None:
-            raise ValueError(
+            raise InputError(
                 f"{self.name}: {self.slot} holds {problem}, where raw counts are expected (whole numbers, 0 "
                 f"or more). Name the layer that holds the raw counts by `{self.keyword}=`; other layers "
                 f"here: {listed(self._others())}{self._in_raw()}"
@@ -157,15 +158,15 @@ def observed_counts(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If a gene is not in the table, or the matrix is not.
-    ValueError
+    InputError
         If a value is no count, or all are zero.
     """
     matrix = CountMatrix(table, layer, "the table", keyword="observed_layer")
     counts, library = matrix.counts(rows, genes), matrix.library(rows)
     if not library.any():
-        raise ValueError(
+        raise InputError(
             f"no counts: {matrix.slot} holds none at the {len(rows)} spots asked for. A prediction is compared with "
             f"what was measured there: name the layer that holds the raw counts by `{matrix.keyword}=`; layers here "
             f"that are no predictions: {listed(matrix._others())}"
@@ -178,7 +179,7 @@ def layer_values(table: AnnData, rows: np.ndarray, genes: Sequence[str], layer: 
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If a gene is not in the table, or the matrix is not.
     """
     return CountMatrix(table, layer, "the table", keyword="layer").as_it_is(rows, genes)

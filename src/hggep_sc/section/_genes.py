@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from ..errors import InputError, MissingSlotError
 from ..runtime.messages import listed
 
 GENOME = re.compile(r"^(?:GRC[a-z]|hg|mm|rn)\d+[A-Za-z0-9.-]*_+")  # of references of several genomes
@@ -74,7 +75,7 @@ def require_unique(names: pd.Index, where: str, remedy: str) -> None:
     """Refuse gene names that occur more than once."""
     if not names.is_unique:
         twice = names[names.duplicated()].unique()
-        raise ValueError(f"{where}: gene names occur more than once: {listed(twice)}. {remedy}")
+        raise InputError(f"{where}: gene names occur more than once: {listed(twice)}. {remedy}")
 
 
 def columns_of(var_names: pd.Index, genes: Sequence[str], where: str) -> np.ndarray:
@@ -87,11 +88,13 @@ def columns_of(var_names: pd.Index, genes: Sequence[str], where: str) -> np.ndar
     if len(missing):
         hint = gene_name_hint(list(missing), list(var_names))
         if len(missing) == len(wanted):
-            raise KeyError(
+            raise MissingSlotError(
                 f"{where}: no gene in common: asked for {listed(missing, 3)}, var_names hold "
                 f"{listed(var_names, 3)}.{hint}"
             )
-        raise KeyError(f"{where}: {len(missing)} of {len(wanted)} genes are not in var_names: {listed(missing)}.{hint}")
+        raise MissingSlotError(
+            f"{where}: {len(missing)} of {len(wanted)} genes are not in var_names: {listed(missing)}.{hint}"
+        )
     return columns
 
 
@@ -102,11 +105,11 @@ def predicted_columns(var_names: pd.Index, genes: Sequence[str]) -> np.ndarray:
     require_unique(predicted, "the predicted genes", "Name each once")
     columns = predicted.get_indexer(var_names)
     if not len(var_names):
-        raise ValueError(
+        raise InputError(
             "the table has no genes to write to: `hggep_sc.pp.tile(..., model=model)` gives it those of the model"
         )
     if not (columns >= 0).any():
-        raise ValueError(
+        raise InputError(
             f"no gene in common: the model predicts {listed(predicted, 3)}, var_names hold "
             f"{listed(var_names, 3)}." + gene_name_hint(list(predicted), list(var_names))
         )

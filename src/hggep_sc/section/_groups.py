@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from ..errors import InputError, MissingSlotError
 from ..runtime.validators import by_name
 from ._section import Section
 
@@ -21,7 +22,7 @@ def grouped(sections: Sequence[Section], groups: Mapping[str, str] | str | None)
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If there is no such column.
     ValueError
         If groups do not match the sections, or a section holds several.
@@ -51,12 +52,12 @@ def groups_in(sections: Sequence[Section], column: str) -> dict[str, str]:
     for section in sections:
         obs = section.table.obs
         if column not in obs:
-            raise KeyError(
+            raise MissingSlotError(
                 f"groups={column!r}: section {section.name!r} has no such column in obs; {list(obs.columns)}"
             )
         values = obs[column].iloc[section.obs_rows].dropna().unique()
         if len(values) != 1:
-            raise ValueError(
+            raise InputError(
                 f"groups={column!r}: obs[{column!r}] must hold one group per section; section {section.name!r} has "
                 f"{len(values)}: {', '.join(map(str, values[:5])) or 'none'}"
             )

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import InputError
+
 
 class Instances(NamedTuple):
     """Instances of a labelled image: (n,) ascending labels, (n, 2) centres (x, y) in its px, (n,) areas in px."""
@@ -25,7 +27,7 @@ def instances_of(element: Any, key: str) -> Instances:
 
     Raises
     ------
-    ValueError
+    InputError
         If they are not a plane of rows and columns.
     """
     from xarray import DataTree
@@ -34,7 +36,7 @@ def instances_of(element: Any, key: str) -> Instances:
         scales = [next(iter(scale.data_vars.values())) for scale in element.children.values()]
         element = max(scales, key=lambda scale: int(scale.sizes["x"]))
     if tuple(element.dims) != ("y", "x"):
-        raise ValueError(f"labels {key!r} have the axes {element.dims}; ('y', 'x') is expected")
+        raise InputError(f"labels {key!r} have the axes {element.dims}; ('y', 'x') is expected")
     found: dict[int, np.ndarray] = {}  # label -> area, sum of x, sum of y
     for window, pixels in _chunks(element.data):
         labels, inverse = np.unique(pixels, return_inverse=True)

@@ -40,7 +40,7 @@ def require_one_section(
 
     Raises
     ------
-    ValueError
+    InputError
         If something occurs twice.
     """
     if not is_on(ONE):

@@ -6,6 +6,7 @@ from typing import Any
 from anndata import AnnData
 
 from .. import _keys
+from ..errors import InputError, MissingSlotError
 from ..runtime.messages import listed
 from ..runtime.validators import by_name, text, text_or_none, values_by_name
 from ._anndata import anndata_section, libraries_of
@@ -78,9 +79,9 @@ def open_sections(
     ------
     TypeError
         If `data` is or holds something else.
-    KeyError
+    MissingSlotError
         If a named slot does not exist.
-    ValueError
+    InputError
         If spots, coordinates or the image are missing, ambiguous, or do not fit together.
     """
     objects = _objects(data)
@@ -152,7 +153,7 @@ def open_sections(
     opened = [section.name for section in sections]
     twice = sorted({name for name in opened if opened.count(name) > 1})
     if twice:
-        raise ValueError(
+        raise InputError(
             f"several sections are called {listed(twice)}; pass a dict of name -> object to tell them apart"
         )
     for keyword, value in {"image_key": image_key, "mpp": mpp}.items():
@@ -212,4 +213,4 @@ def _chosen(option: Any, name: str) -> Any:
 
 def _require_layer(table: AnnData, layer: str | None) -> None:
     if layer is not None and layer not in table.layers:
-        raise KeyError(f"`layer`: there is no layer {layer!r}; layers: {listed(table.layers)}")
+        raise MissingSlotError(f"`layer`: there is no layer {layer!r}; layers: {listed(table.layers)}")

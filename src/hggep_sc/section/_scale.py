@@ -1,6 +1,5 @@
 """Physical scale: um per px, from all that tells it, which has to agree; and how far apart spots are."""
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +8,13 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from ..errors import ScaleWarning
 from ..image import SANE_MPP
 from ..runtime import checks
+from ..runtime.messages import warn
 from ._lattice import ENOUGH, FEW, SAMPLE, Array, Lattice, array_lattice, point_lattice, sampled
 from ._spots import array_places
 from ._values import entries, number, text
-
-logger = logging.getLogger(__name__)
 
 VISIUM_UM, ST_UM = 100.0, 200.0  # from spot to spot
 ALIKE, APART = 1.1, 2.0  # times another source's um per px: from here on said, refused
@@ -103,7 +102,7 @@ def settled(sources: Sequence[Told | None], name: str, *, reduction: float = 1.0
 
     Raises
     ------
-    ValueError
+    InputError
         If um per px are not those of a microscope, sources contradict each other, or px are no squares.
     """
     told = [source for source in sources if source is not None]
@@ -145,10 +144,10 @@ def scale_of_section(
         return Told(noted, "noted", "the prediction")
     found = settled(sources, f"section {name!r}", reduction=reduction, aspect=aspect)
     if found is None:
-        logger.warning(
-            "section %r: the physical scale of the image is unknown: a full-resolution px is taken as equal to one of "
-            "the other sections. Give it by `mpp=` (um per px)",
-            name,
+        warn(
+            f"section {name!r}: the physical scale of the image is unknown: a full-resolution px is taken as equal to "
+            "one of the other sections. Give it by `mpp=` (um per px)",
+            ScaleWarning,
         )
     return found
 

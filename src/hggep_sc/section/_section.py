@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from .. import _keys
+from ..errors import InputError, MissingSlotError
 from ..image import SectionImage
 from ..runtime.messages import listed
 from ._counts import CountMatrix
@@ -87,11 +88,11 @@ class Section:
 
         Raises
         ------
-        ValueError
+        InputError
             If the section was opened without one.
         """
         if self.opener is None:
-            raise ValueError(f"section {self.name!r} was opened without its image, which is needed here")
+            raise InputError(f"section {self.name!r} was opened without its image, which is needed here")
         return self.opener()
 
     def subset(self, spots: np.ndarray) -> "Section":
@@ -131,9 +132,9 @@ class Section:
 
         Raises
         ------
-        KeyError
+        MissingSlotError
             If a gene is not in the table, or there are no counts.
-        ValueError
+        InputError
             If a name is there twice, or a value of these genes is no count.
         """
         return self._matrix.counts(self.obs_rows, genes)
@@ -143,9 +144,9 @@ class Section:
 
         Raises
         ------
-        KeyError
+        MissingSlotError
             If there are no counts.
-        ValueError
+        InputError
             If any value is no count.
         """
         return self._matrix.library(self.obs_rows)
@@ -159,14 +160,16 @@ class Section:
 
         Raises
         ------
-        KeyError
+        MissingSlotError
             If there is no such slot.
-        ValueError
+        InputError
             If it does not hold a row of finite numbers per spot.
         """
         table = self.table
         if key not in table.obsm:
-            raise KeyError(f"section {self.name!r}: no embeddings in obsm[{key!r}]; obsm holds {listed(table.obsm)}")
+            raise MissingSlotError(
+                f"section {self.name!r}: no embeddings in obsm[{key!r}]; obsm holds {listed(table.obsm)}"
+            )
         found = table.obsm[key]
         found = found.to_numpy() if isinstance(found, pd.DataFrame) else found
         values = found[self.obs_rows]
@@ -175,7 +178,7 @@ class Section:
         with np.errstate(over="ignore"):
             single = np.ascontiguousarray(values, dtype=np.float32) if numbers else None
         if single is None or single.ndim != 2 or not np.isfinite(single).all():
-            raise ValueError(
+            raise InputError(
                 f"section {self.name!r}: obsm[{key!r}] must hold a row of finite numbers for each spot, found "
                 f"{values.dtype} values of shape {values.shape}"
             )
@@ -191,22 +194,22 @@ class Section:
 
         Raises
         ------
-        KeyError
+        MissingSlotError
             If a column is missing.
-        ValueError
+        InputError
             If one holds something else than whole numbers.
         """
         obs = self.table.obs
         missing = [column for column in (_keys.ARRAY_COL, _keys.ARRAY_ROW) if column not in obs]
         if missing:
-            raise KeyError(
+            raise MissingSlotError(
                 f"section {self.name!r}: obs has no column {listed(missing)}; the array position of each "
                 f"spot (x as {_keys.ARRAY_COL!r}, y as {_keys.ARRAY_ROW!r}) is needed here. Space Ranger's "
                 "tissue_positions file and the spot files of Spatial Transcriptomics hold it"
             )
         places = array_places(self.table, self.obs_rows)
         if places is None:
-            raise ValueError(
+            raise InputError(
                 f"section {self.name!r}: obs[{_keys.ARRAY_COL!r}] and obs[{_keys.ARRAY_ROW!r}] must be "
                 "whole numbers without gaps, the spots' positions on the array grid"
             )
@@ -221,4 +224,4 @@ def require_counts(sections: Sequence[Section]) -> None:
     """Refuse sections without anything to learn from."""
     for section in sections:
         if not section.has_counts:
-            raise ValueError(f"section {section.name!r} has no counts to learn from: give the slot with layer=")
+            raise InputError(f"section {section.name!r} has no counts to learn from: give the slot with layer=")

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..errors import ImageError
 from ..image import SectionImage
 from ._values import number
 
@@ -28,7 +29,7 @@ def slide_of(sdata: "SpatialData", image_key: str | None) -> Slide | None:
 
     Raises
     ------
-    ValueError
+    ImageError
         If the slide cannot be read here, or is not the one plane that the WSIData shows.
     """
     module = sys.modules.get("wsidata")  # an instance exists only where the library is loaded
@@ -42,9 +43,9 @@ def slide_of(sdata: "SpatialData", image_key: str | None) -> Slide | None:
         with SectionImage.from_file(path) as opened:
             found = opened.shape
     except ValueError as error:
-        raise ValueError(f"the slide of the WSIData: {error}. Or {remedy}") from error
+        raise ImageError(f"the slide of the WSIData: {error}. Or {remedy}") from error
     if found != shape:
-        raise ValueError(
+        raise ImageError(
             f"the slide of the WSIData is {shape[1]} x {shape[0]} px, the largest image in {path} {found[1]} x "
             f"{found[0]} px: it shows another scene of the file. Save the scene to a file of its own, or {remedy}"
         )

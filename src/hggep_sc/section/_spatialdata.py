@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
+from ..errors import ImageError, InputError, MissingSlotError
 from ..image import SectionImage, in_colour_order
 from ..runtime.messages import listed
 from ._belonging import Belonging, View, compared, moved, say_reduced, spread
@@ -38,11 +39,11 @@ RESOLUTIONS = {"full", "fullres"} | REDUCED
 def regions_of(sdata: "SpatialData", table: AnnData, shapes_key: str | None) -> dict[str, np.ndarray]:
     """Annotated shapes -> rows of the table that annotate them."""
     if table.n_obs == 0:
-        raise ValueError("the SpatialData's table is empty: it has no spots")
+        raise InputError("the SpatialData's table is empty: it has no spots")
     attrs = entries(table.uns, "spatialdata_attrs")
     region_key = text(attrs.get("region_key"))
     if region_key is None or region_key not in table.obs or text(attrs.get("instance_key")) not in table.obs:
-        raise ValueError(
+        raise InputError(
             "no coordinates: the table does not say which shapes it annotates (uns['spatialdata_attrs'] "
             "with region, region_key and instance_key, both columns of obs). "
             "`spatialdata.models.TableModel.parse` sets them"
@@ -52,15 +53,17 @@ def regions_of(sdata: "SpatialData", table: AnnData, shapes_key: str | None) -> 
     regions = [str(annotated)] if isinstance(annotated, str) else [str(r) for r in np.asarray(annotated).reshape(-1)]
     if shapes_key is not None:
         if shapes_key not in regions:
-            raise KeyError(f"`shapes_key`: the table does not annotate {shapes_key!r}; it annotates {listed(regions)}")
+            raise MissingSlotError(
+                f"`shapes_key`: the table does not annotate {shapes_key!r}; it annotates {listed(regions)}"
+            )
         regions = [shapes_key]
     parts = {region: np.flatnonzero(column == region) for region in regions}
     parts = {region: rows for region, rows in parts.items() if len(rows)}
     if not parts:
-        raise ValueError(f"no spots: obs[{region_key!r}] never holds {listed(regions)}")
+        raise InputError(f"no spots: obs[{region_key!r}] never holds {listed(regions)}")
     for region in parts:
         if region not in sdata.shapes and region not in sdata.labels:
-            raise ValueError(
+            raise InputError(
                 f"the table annotates {region!r}, but the shapes are {listed(sdata.shapes)} and the labels "
                 f"{listed(sdata.labels)}. `sdata.set_table_annotates_spatialelement` links it to one of them"
             )
@@ -198,11 +201,11 @@ def _spots(sdata: "SpatialData", region: str, instances: np.ndarray, name: str, 
         element, slot = sdata.shapes[region], "shapes"
         index = element.index
     if not index.is_unique:
-        raise ValueError(f"{slot} {region!r}: the index holds an instance more than once, spots cannot be matched")
+        raise InputError(f"{slot} {region!r}: the index holds an instance more than once, spots cannot be matched")
     places = index.get_indexer(pd.Index(instances))
     lost = instances[places < 0]
     if len(lost):
-        raise ValueError(
+        raise InputError(
             f"section {name!r}: {len(lost)} of {len(instances)} instances in obs[{instance_key!r}] "
             f"({listed(lost, 5)}) are not in the index of {slot} {region!r} ({listed(index, 3)}, "
             f"type {index.dtype})"
@@ -217,7 +220,7 @@ def _spots(sdata: "SpatialData", region: str, instances: np.ndarray, name: str, 
     geometry = element.geometry.to_numpy()[places]
     centres = shapely.get_coordinates(shapely.centroid(geometry))
     if len(centres) != len(geometry):
-        raise ValueError(f"section {name!r}: shapes {region!r} hold empty geometries")
+        raise InputError(f"section {name!r}: shapes {region!r} hold empty geometries")
     if bool((shapely.get_type_id(geometry) == shapely.GeometryType.POINT).all()):
         radius = 2 * float(np.median(element["radius"].to_numpy()[places])) if "radius" in element else None
         return _Spots(element, slot, centres, radius, "circle")
@@ -231,16 +234,18 @@ def _views(
     slide = slide_of(sdata, image_key)
     if slide is not None:
         if coordinate_system not in (None, SLIDE_SYSTEM) or SLIDE_SYSTEM not in _coordinate_systems(spots):
-            raise ValueError(
+            raise InputError(
                 f"section {name!r}: the slide lies in the coordinate system {SLIDE_SYSTEM!r}, its spots in "
                 f"{_coordinate_systems(spots)}; `coordinate_system={coordinate_system!r}`"
             )
         view = View(str(slide.path), str(slide.path), _affine(spots, SLIDE_SYSTEM), slide.opener)
         return view, [view], [], slide.mpp
     if image_key is not None and image_key not in sdata.images:
-        raise KeyError(f"`image_key`: the SpatialData has no image {image_key!r}; images: {listed(sdata.images)}")
+        raise MissingSlotError(
+            f"`image_key`: the SpatialData has no image {image_key!r}; images: {listed(sdata.images)}"
+        )
     if len(sdata.images) == 0:
-        raise ValueError(f"no image for section {name!r}: the SpatialData holds none")
+        raise InputError(f"no image for section {name!r}: the SpatialData holds none")
     names = list(sdata.images) if image_key is None else [image_key]
     maps = {
         key: matrix
@@ -249,13 +254,13 @@ def _views(
     }
     if not maps:
         found = {key: _coordinate_systems(sdata.images[key]) for key in names}
-        raise ValueError(
+        raise InputError(
             f"no image for section {name!r}: none shares a coordinate system with its spots. Spots: "
             f"{_coordinate_systems(spots)}; images: {found}; `coordinate_system={coordinate_system!r}`"
         )
     finest = max(maps, key=lambda key: spread(maps[key]))
     if len({_resolution_family(key) for key in maps}) > 1:
-        raise ValueError(f"section {name!r}: several images could be its own: {listed(maps)}; choose by `image_key=`")
+        raise InputError(f"section {name!r}: several images could be its own: {listed(maps)}; choose by `image_key=`")
     views = {key: _view(sdata, key, matrix) for key, matrix in maps.items()}
     others: dict[str, View] = {}
     for key in sdata.images:
@@ -293,13 +298,13 @@ def _to_pixels(shapes: Any, image: Any, name: str, image_name: str, coordinate_s
     for system in shared:
         matrix = _affine(image, system)
         if not (spread(matrix) > 0 and spread(_affine(shapes, system)) > 0):
-            raise ValueError(
+            raise InputError(
                 f"section {name!r}: the transformation of its shapes or of the image {image_name!r} to "
                 f"{system!r} cannot be inverted"
             )
         maps.append(np.linalg.solve(matrix, _affine(shapes, system)))
     if not all(np.allclose(matrix, maps[0], rtol=1e-6, atol=1e-6) for matrix in maps):
-        raise ValueError(
+        raise InputError(
             f"section {name!r}: its shapes and the image {image_name!r} share the coordinate systems "
             f"{listed(shared)}, where they lie differently; choose one by `coordinate_system=`"
         )
@@ -339,11 +344,11 @@ def image_levels(element: Any, key: str) -> list[Any]:
     else:
         levels = [element]
     if tuple(levels[0].dims) != ("c", "y", "x"):
-        raise ValueError(f"image {key!r} has the axes {levels[0].dims}; ('c', 'y', 'x') is expected")
+        raise ImageError(f"image {key!r} has the axes {levels[0].dims}; ('c', 'y', 'x') is expected")
     channels = [str(channel) for channel in levels[0].coords["c"].to_numpy()] if "c" in levels[0].coords else []
     n_channels = levels[0].sizes["c"]
     if n_channels not in (1, 3, 4):
-        raise ValueError(
+        raise ImageError(
             f"image {key!r} has {n_channels} channels ({listed(channels)}); an H&E image with 3 (RGB), 4 "
             "(RGBA) or 1 is expected. `image_key=` chooses another"
         )

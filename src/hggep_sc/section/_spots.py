@@ -1,6 +1,5 @@
 """Spots and their coordinates: the checks that both containers share."""
 
-import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -8,9 +7,8 @@ import pandas as pd
 from anndata import AnnData
 
 from .. import _keys
-from ..runtime.messages import listed
-
-logger = logging.getLogger(__name__)
+from ..errors import InputError, InputWarning
+from ..runtime.messages import listed, warn
 
 IN_TISSUE_WORDS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 # x and y as tools name them, the surest first
@@ -38,25 +36,22 @@ def under_tissue(table: AnnData, rows: np.ndarray, name: str) -> np.ndarray:
     words = column.astype(object).where(column.notna(), 0).map(lambda value: str(value).strip().lower())
     known = words.map(IN_TISSUE_WORDS)
     if unknown := list(words[known.isna()].unique()):
-        raise ValueError(
+        raise InputError(
             f"section {name!r}: obs[{_keys.IN_TISSUE!r}] must hold 1 (under tissue) or 0, or True or False; found "
             f"{listed(unknown)}"
         )
     kept = rows[known.to_numpy(dtype=bool)]
     if not len(kept):
-        raise ValueError(f"section {name!r} is empty: none of its spots has obs[{_keys.IN_TISSUE!r}] == 1")
+        raise InputError(f"section {name!r} is empty: none of its spots has obs[{_keys.IN_TISSUE!r}] == 1")
     return kept
 
 
 def say_left_out(name: str, n_spots: int, n_under_tissue: int) -> None:
     if n_under_tissue < n_spots:
-        logger.warning(
-            "section %r: %d of %d spots are left out, as obs[%r] says that they are not under tissue; without that "
-            "column all are taken",
-            name,
-            n_spots - n_under_tissue,
-            n_spots,
-            _keys.IN_TISSUE,
+        warn(
+            f"section {name!r}: {n_spots - n_under_tissue} of {n_spots} spots are left out, as "
+            f"obs[{_keys.IN_TISSUE!r}] says that they are not under tissue; without that column all are taken",
+            InputWarning,
         )
 
 
@@ -64,7 +59,7 @@ def named_coordinates(table: pd.DataFrame, slot: str) -> np.ndarray:
     """(n, 2) x (column) and y (row) of a table of coordinates, by the names of its columns, whatever their order."""
     names = {str(column).strip().lower(): column for column in table.columns}
     if len(names) < table.shape[1]:  # as a table joined with itself has
-        raise ValueError(
+        raise InputError(
             f"{slot} is a table with the columns {listed(table.columns)}, some of one name: leave that with "
             "the column and that with the row of the spot centres"
         )
@@ -74,7 +69,7 @@ def named_coordinates(table: pd.DataFrame, slot: str) -> np.ndarray:
     known = {name for pair in COORDINATE_COLUMNS for name in pair}
     if len(names) == 2 and not known & names.keys():
         return table.to_numpy(dtype=np.float64)  # "0" and "1", "spatial1" and "spatial2"
-    raise ValueError(
+    raise InputError(
         f"{slot} is a table with the columns {listed(table.columns)}: which are the column and the row of the spot "
         "centres, in full-resolution px? Call them 'x' and 'y'"
     )
@@ -96,14 +91,14 @@ def require_good_coordinates(xy: np.ndarray, name: str, slot: str) -> None:
     unknown = np.flatnonzero(~(np.abs(xy) < FARTHEST).all(axis=1))  # a NaN fails the comparison
     if len(unknown):
         seen = xy[unknown]
-        raise ValueError(
+        raise InputError(
             f"section {name!r}: {len(unknown)} of {len(xy)} spots have "
             f"{'coordinates beyond any image' if np.isfinite(seen).all() else 'NaN or infinite coordinates'} in "
             f"{slot} (the first is spot {unknown[0]}); leave these spots out"
         )
     duplicated = len(xy) - len(np.unique(xy, axis=0))
     if duplicated:
-        raise ValueError(
+        raise InputError(
             f"section {name!r}: {duplicated} of {len(xy)} spots have the coordinates of another spot in "
             f"{slot}. Leave them out; if the object holds several sections, say which spot is whose "
             "(`library_key=`)"
@@ -128,5 +123,5 @@ def require_inside(
     )
     if outside > MAX_OUTSIDE * len(xy):
         looks = way_out()
-        raise ValueError(f"{found}. " + (f"The coordinates look as if they were {looks}. " if looks else "") + hint)
-    logger.warning("%s; what lies outside is filled with the background colour", found)
+        raise InputError(f"{found}. " + (f"The coordinates look as if they were {looks}. " if looks else "") + hint)
+    warn(f"{found}; what lies outside is filled with the background colour", InputWarning)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from anndata import AnnData
 
 from .. import _keys
+from ..errors import InputError, MissingSlotError
 from ..image import SectionImage
 from ..runtime.messages import listed
 from ..storage.paths import expanded
@@ -54,7 +55,7 @@ class WholeImage:
 
         Raises
         ------
-        ValueError
+        InputError
             If they are implausible, or sources contradict each other.
         """
         if self.asked:
@@ -83,7 +84,7 @@ def image_of(
     ------
     TypeError
         If `data` is none of these.
-    KeyError, ValueError
+    MissingSlotError, InputError, ValueError
         If there is no such image, none at all, several, or a keyword is for another kind of data.
     """
     mpp = checked_mpp(mpp)
@@ -116,9 +117,11 @@ def _of_spatialdata(sdata: "SpatialData", image_key: str | None, mpp: float | No
             str(slide.path), 1.0, (*given(mpp), *of_reader), slide.opener, transformations=transformations
         )
     if image_key is not None and image_key not in sdata.images:
-        raise KeyError(f"`image_key`: the SpatialData has no image {image_key!r}; images: {listed(sdata.images)}")
+        raise MissingSlotError(
+            f"`image_key`: the SpatialData has no image {image_key!r}; images: {listed(sdata.images)}"
+        )
     if image_key is None and len(sdata.images) != 1:
-        raise ValueError(
+        raise InputError(
             f"one image is expected, the SpatialData holds {listed(sdata.images)}; choose one by `image_key=`"
         )
     from spatialdata.transformations import get_transformation

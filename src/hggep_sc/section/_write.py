@@ -1,6 +1,5 @@
 """Predictions written into the table, and read back from it."""
 
-import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,14 +11,12 @@ from pandas.api.types import is_bool_dtype
 from scipy import sparse
 
 from .. import _keys
-from ..runtime.messages import listed
+from ..errors import InputError, MissingSlotError, OverwriteWarning, ResultWarning
+from ..runtime.messages import listed, warn
 from ..runtime.validators import flag
 from ._containers import table_of
 from ._genes import gene_name_hint, predicted_columns
 from ._section import Section
-
-logger = logging.getLogger(__name__)
-
 
 Slot = tuple[str, str]  # of an AnnData: attribute and name
 
@@ -110,6 +107,12 @@ def require_free(
     return [_named([slot]) for slot in taken]
 
 
+def warn_of_replaced(slots: Sequence[str]) -> None:
+    """Say what is lost, by what `require_free` returned: before it is."""
+    if slots:
+        warn(f"replaced, as overwrite=True says: {', '.join(slots)}", OverwriteWarning)
+
+
 def _named(slots: Collection[Slot]) -> str:
     return ", ".join(f"{attribute}[{name!r}]" for attribute, name in slots)
 
@@ -183,7 +186,7 @@ def require_writable(
 def require_no_backed_view(table: AnnData) -> None:
     """Refuse a table that nothing can be written to."""
     if table.is_view and table.isbacked:
-        raise ValueError("a view of a backed AnnData cannot be written to; use `adata = adata.to_memory()` first")
+        raise InputError("a view of a backed AnnData cannot be written to; use `adata = adata.to_memory()` first")
 
 
 def write_prediction(
@@ -267,15 +270,13 @@ def write_prediction(
 
     lost = pd.Index(genes).difference(table.var_names, sort=False)
     if len(lost):
-        logger.warning(
-            "%d of the %d predicted genes are not in var_names and are left out: %s.%s",
-            len(lost),
-            len(genes),
-            listed(lost),
-            gene_name_hint(list(lost), list(table.var_names)),
+        hint = gene_name_hint(list(lost), list(table.var_names))
+        warn(
+            f"{len(lost)} of the {len(genes)} predicted genes are not in var_names and are left out: "
+            f"{listed(lost)}.{hint}",
+            ResultWarning,
         )
-    if replaced:
-        logger.warning("replaced, as overwrite=True says: %s", ", ".join(replaced))
+    warn_of_replaced(replaced)
     if _owned(table, key) and "metrics" in table.uns[key]:  # of an earlier prediction
         for name in _keys.METRICS:
             table.var.drop(columns=_keys.metric(key, name), errors="ignore", inplace=True)
@@ -338,9 +339,9 @@ def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarra
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If `layers[key]`, `uns[key]` or the column of `var` is not there.
-    TypeError, ValueError
+    TypeError, ValueError, InputError
         If the key is no name, what is there is not what was written, or none of the predicted genes is left.
     """
     require_key(key, "key")
@@ -351,7 +352,7 @@ def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarra
     }
     missing = [slot for slot, there in slots.items() if not there]
     if missing:
-        raise KeyError(
+        raise MissingSlotError(
             f"no prediction {key!r}: {', '.join(missing)} missing; run hggep_sc.tl.predict first, or name "
             f"another result. Layers here: {listed(table.layers)}"
         )
@@ -362,7 +363,7 @@ def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarra
             "predicted: predict again, or bring it back to them"
         )
     if not known.any():
-        raise ValueError(
+        raise InputError(
             f"none of the object's {table.n_vars} genes is predicted in layers[{key!r}]: take more of them"
         )
     layer = table.layers[key]
@@ -379,11 +380,11 @@ def predicted_sections(record: Mapping[str, Any], key: str) -> list[str]:
 
     Raises
     ------
-    ValueError
+    InputError
         If the record does not say.
     """
     if "name" not in record.get("sections", {}):
-        raise ValueError(
+        raise InputError(
             f"uns[{key!r}] does not say which sections were predicted, as after anndata.concat(uns_merge='same'): "
             "go on with each section apart, or predict the joined object"
         )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError, OtherCheckpointError
 from .files import read_regular
 from .lock import alone_in
 from .replace import is_under_way, replacing
@@ -55,7 +56,7 @@ class Parts:
         assert file is not None  # nothing is there
         tensors = _read(file)
         if not np.array_equal(tensors.pop(SPOTS).numpy(), spots):
-            raise ValueError(f"{file} is of other spots: remove it, and what it held is computed anew")
+            raise CheckpointError(f"{file} is of other spots: remove it, and what it held is computed anew")
         return tensors
 
     def write(self, spots: np.ndarray, **tensors: Tensor) -> None:
@@ -72,10 +73,6 @@ class Parts:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part:
             part.write_bytes(content)
-
-
-class OtherCheckpointError(ValueError):
-    """The folder is of another prediction or fit."""
 
 
 class Checkpoint:
@@ -129,13 +126,13 @@ def open_checkpoints(
     ------
     OtherCheckpointError
         If the folder holds another prediction.
-    ValueError
+    CheckpointError
         If it holds something else, is damaged, or another process is at work on it.
     """
     given, mark = f"checkpoint_dir={str(folder)!r}", folder / IDENTITY
     strange = folder.exists() and (not folder.is_dir() or not all(_is_mark(file.name) for file in folder.iterdir()))
     if strange and not mark.exists():
-        raise ValueError(f"{given} is there, and not of a {of}: choose another folder")
+        raise CheckpointError(f"{given} is there, and not of a {of}: choose another folder")
     with alone_in(folder, LOCK, given):
         wanted = json.loads(json.dumps(identity, default=float))  # as it is read
         if mark.exists():
@@ -185,7 +182,7 @@ def _require_same(mark: Path, wanted: Mapping[str, Any], given: str, of: str) ->
         if not isinstance(earlier, dict):
             raise ValueError("it holds no settings")
     except ValueError as error:
-        raise ValueError(f"{mark} is damaged ({error}): remove {mark.parent}, and begin anew") from error
+        raise CheckpointError(f"{mark} is damaged ({error}): remove {mark.parent}, and begin anew") from error
     if changed := sorted(name for name in wanted if earlier.get(name) != wanted[name]):
         raise OtherCheckpointError(
             f"{given} belongs to another {of} (different {', '.join(changed)}): go on with the same model, data and "
@@ -198,5 +195,5 @@ def _read(file: Path) -> dict[str, Tensor]:
         tensors, _ = unsealed(read_regular(file))
         tensors[SPOTS]
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}): remove it, and what it held is computed anew") from error
+        raise CheckpointError(f"{file} is damaged ({error}): remove it, and what it held is computed anew") from error
     return tensors

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from .._settings import settings
+from ..errors import DownloadError, UnreachableError, WrongFileError
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,12 @@ def fetch(url: str, *, sha256: str | None, path: Path) -> Path:
 
     Raises
     ------
-    ValueError
+    WrongFileError
         The file, there or downloaded, is not the expected one.
-    ConnectionError
+    UnreachableError
         The file is not there and its server cannot be reached.
-    OSError
-        The server refuses the file, or the folder cannot be written.
+    DownloadError
+        The file is not there, and the server refuses it, or the folder cannot be written.
     """
     path = Path(path)
     if path.is_file():
@@ -59,7 +60,7 @@ def fetch(url: str, *, sha256: str | None, path: Path) -> Path:
         f"HGGEP_DATASETDIR (or hggep_sc.settings.dataset_dir) to a folder that holds {place}."
     )
     if not _is_writable(path.parent):
-        raise OSError(
+        raise DownloadError(
             f"{path.name} is not in {path.parent}, and nothing can be written to that folder to download it. {remedy}"
         )
     if sha256 is None:
@@ -75,34 +76,34 @@ def fetch(url: str, *, sha256: str | None, path: Path) -> Path:
             # pooch writes to a temporary file in the same folder, checks it and moves it
             pooch.retrieve(url, known_hash=sha256 and f"sha256:{sha256}", fname=path.name, path=path.parent)
     except ValueError:
-        raise ValueError(
+        raise WrongFileError(
             f"What was downloaded as {path.name} is not the expected file: its SHA-256 is not {sha256}. "
             f"Nothing was kept in {path.parent}. A proxy may have answered instead, or the file has changed. "
             f"{remedy}"
         ) from None
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout):
-        raise ConnectionError(
+        raise UnreachableError(
             f"{path.name} is not in {path.parent}, and its server cannot be reached to download it. {remedy}"
         ) from None
     except OSError as error:
-        raise OSError(
+        raise DownloadError(
             f"{path.name} is not in {path.parent}, and downloading it there failed: {error}. {remedy}"
         ) from None
     return path
 
 
 def check(path: Path, sha256: str | None, *, unpacked: bool = False) -> None:
-    """Raise ValueError where the file is not the expected one (`unpacked`: what the gzip file holds)."""
+    """Raise WrongFileError where the file is not the expected one (`unpacked`: what the gzip file holds)."""
     if sha256 is None:
         return
     with gzip.open(path, "rb") if unpacked else path.open("rb") as stream:
         try:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         except (OSError, EOFError) as error:
-            raise ValueError(f"{path} cannot be read: {error}. Delete it to have it downloaded again.") from None
+            raise WrongFileError(f"{path} cannot be read: {error}. Delete it to have it downloaded again.") from None
     if found != sha256:
         what = "the SHA-256 of its unpacked content" if unpacked else "its SHA-256"
-        raise ValueError(
+        raise WrongFileError(
             f"{path} is not the expected file: {what} is {found}, expected {sha256}. It may be damaged: "
             "delete it to have it downloaded again."
         )

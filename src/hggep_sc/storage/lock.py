@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import CheckpointError
+
 
 @contextmanager
 def alone_in(folder: Path, lock: str, given: str) -> Iterator[None]:
@@ -20,7 +22,7 @@ def alone_in(folder: Path, lock: str, given: str) -> Iterator[None]:
 
     Raises
     ------
-    ValueError
+    CheckpointError
         If another process or thread holds it.
     OSError
         If it cannot be made or written to.
@@ -32,7 +34,7 @@ def alone_in(folder: Path, lock: str, given: str) -> Iterator[None]:
         held = FileLock(folder / lock)
         held.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{given}: another process or thread is at work on it; wait for its end, or choose another folder"
         ) from error
     except (OSError, NotImplementedError) as error:  # a file system may not know locks

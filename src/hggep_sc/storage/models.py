@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from .._version import __version__
+from ..errors import ModelError
 from ..runtime.device import is_first_process
 from ..runtime.messages import listed
 from ..runtime.validators import flag, path_of
@@ -135,8 +136,10 @@ def load_model(
     ------
     FileNotFoundError
         If there is no such folder.
+    ModelError
+        If the folder is not a model, is one of another method, is damaged, or was written by another version.
     ValueError
-        If the folder is not a model, is one of another method, is damaged, or was written by a newer version.
+        If the model needs something with it that was not given, or does not fit it.
     """
     path = path_of("path", path)
     if not path.exists():
@@ -157,15 +160,15 @@ def load_model(
         except Exception as error:  # whatever a damaged folder makes the libraries raise
             if isinstance(error, FileNotFoundError) and _manifest(path) != text:
                 continue  # another process has put another model in its place
-            raise ValueError(f"the model in {path} is damaged: {_reason(error)}") from error
+            raise ModelError(f"the model in {path} is damaged: {_reason(error)}") from error
 
 
 def _manifest(path: Path) -> bytes:
     file = path / MANIFEST
     if not file.is_file():
-        raise ValueError(f"{path} is not an hggep_sc model: it has no {MANIFEST}")
+        raise ModelError(f"{path} is not an hggep_sc model: it has no {MANIFEST}")
     if (size := file.stat().st_size) > LARGEST:
-        raise ValueError(f"{file} is damaged or not of an hggep_sc model: it has {size / 2**20:.0f} MiB")
+        raise ModelError(f"{file} is damaged or not of an hggep_sc model: it has {size / 2**20:.0f} MiB")
     return read_regular(file)
 
 
@@ -176,14 +179,14 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
             raise ValueError("it names no format")
         return content
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path / MANIFEST} is damaged or not of an hggep_sc model: {error}") from error
+        raise ModelError(f"{path / MANIFEST} is damaged or not of an hggep_sc model: {error}") from error
 
 
 def _require_readable(path: Path, content: Mapping[str, Any], method: str) -> None:
     """Refuse a folder of another format or method, and a manifest that was changed since."""
     if (written_format := content["format"]) != FORMAT:
         older = isinstance(written_format, int) and written_format < FORMAT
-        raise ValueError(
+        raise ModelError(
             f"{path} has format {written_format} (written by hggep_sc {content.get('hggep_sc')}); this is "
             f"hggep_sc {__version__}, which reads format {FORMAT}: "
             + ("fit the model again" if older else "update the package")
@@ -191,10 +194,10 @@ def _require_readable(path: Path, content: Mapping[str, Any], method: str) -> No
     found = content.get("method", "hggep")  # the only one there was before the manifest named it
     if found != method:
         known = f"load it by {CLASSES[found]}.load" if found in list(CLASSES) else "this version does not know it"
-        raise ValueError(f"{path} holds a model of method {found!r}, not {method!r}: {known}")
+        raise ModelError(f"{path} holds a model of method {found!r}, not {method!r}: {known}")
     # earlier versions wrote none
     if CHECKSUM in content and _checksum(content) != content[CHECKSUM]:
-        raise ValueError(
+        raise ModelError(
             f"{path / MANIFEST} is damaged, or was changed by hand (its checksum differs): restore the file, or save "
             "the model again from where it is whole"
         )

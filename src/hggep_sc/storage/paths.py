@@ -37,7 +37,7 @@ def why_absent(path: str | Path) -> str | None:
     return None
 
 
-def require_file(path: str | Path, what: str) -> None:
+def require_file(path: str | Path, what: str, error: type[ValueError] = ValueError) -> None:
     """Refuse what is no regular file, cannot be read or is empty; a pipe would be waited for without end.
 
     Parameters
@@ -46,25 +46,27 @@ def require_file(path: str | Path, what: str) -> None:
         What is to be opened.
     what
         What messages call it, such as "image file".
+    error
+        Raised of what is no file, and of one that must not be read.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing.
     ValueError
-        If it is something else, or must not be read.
+        The `error`, if it is something else, or must not be read.
     """
     require_there(path, what)
     found = os.stat(path)  # noqa: PTH116
     if stat.S_ISDIR(found.st_mode):
-        raise ValueError(f"{what} {path} is a folder: give a file in it")
+        raise error(f"{what} {path} is a folder: give a file in it")
     if not stat.S_ISREG(found.st_mode):
         kind = OTHERS.get(stat.S_IFMT(found.st_mode), "no regular file")
-        raise ValueError(f"{what} {path} is {kind}, not a file: save what it gives to a file, and give that")
+        raise error(f"{what} {path} is {kind}, not a file: save what it gives to a file, and give that")
     if not os.access(path, os.R_OK):
-        raise ValueError(f"{what} {path} must not be read by this user: change the rights on it (`chmod u+r`)")
+        raise error(f"{what} {path} must not be read by this user: change the rights on it (`chmod u+r`)")
     if not found.st_size:
-        raise ValueError(f"{what} {path} is empty: copy or download it again")
+        raise error(f"{what} {path} is empty: copy or download it again")
 
 
 def require_there(path: str | Path, what: str) -> None:

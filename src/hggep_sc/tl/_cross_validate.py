@@ -1,4 +1,3 @@
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -23,6 +22,7 @@ from ..cross_validation import (
     settings_of,
     tasks_of,
 )
+from ..errors import FailedWarning, InputError, LeakageWarning, MissingSlotError, ResultWarning
 from ..evaluation.section_scores import layer_scores, tidy
 from ..features.patches import fields_of_view, model_mpp, model_reduction
 from ..methods.genes import requested_genes
@@ -30,7 +30,7 @@ from ..methods.registry import Method, reads_image
 from ..methods.registry import names as method_names
 from ..prediction.record import warn_of_neighbours
 from ..runtime.device import require_device_name
-from ..runtime.messages import listed
+from ..runtime.messages import listed, warn
 from ..runtime.progress import bar
 from ..runtime.validators import executor_or_none, flag_or_none, names, path_or_none, seed_of, whole_or_none
 from ..section import (
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from ..methods.baselines import BaselineConfig
 
     Data: TypeAlias = AnnData | SpatialData
-
-logger = logging.getLogger(__name__)
 
 
 def cross_validate(
@@ -155,8 +153,10 @@ def cross_validate(
 
     Raises
     ------
+    InputError, ImageError, MissingSlotError
+        For sections that cannot be used; the message names the slot and the remedy.
     ValueError, KeyError, TypeError, FileNotFoundError
-        For input that cannot be used; the message names the slot and the remedy.
+        For other arguments that cannot.
     RuntimeError
         If every fold failed.
     """
@@ -185,7 +185,7 @@ def cross_validate(
     )
     for section in sections:
         if not section.library().any():  # which refuses what is no raw count
-            raise ValueError(f"section {section.name!r} has no counts to learn from and compare with: give layer=")
+            raise InputError(f"section {section.name!r} has no counts to learn from and compare with: give layer=")
         section.counts([section.var_names[0]])  # refuses genes that are there twice
     sections = grouped(sections, groups)
     whole = leave_out(sections, n_folds, _largest_fields(sections, runs))
@@ -245,12 +245,11 @@ def _largest_fields(sections: Sequence[Section], runs: Mapping[str, Mapping[str,
 
 
 def _say_what_blocks_tell(sections: Sequence[Section], n: int) -> None:
-    logger.warning(
-        "%s: there is nothing else to leave out, so %d spatial blocks serve as folds; spots whose patches overlap with "
-        "those of a block are not trained on for it. Slide, staining and patient are the same on both sides: expect "
-        "less of another section",
-        ", ".join(section.name for section in sections),
-        n,
+    warn(
+        f"{', '.join(section.name for section in sections)}: there is nothing else to leave out, so {n} spatial blocks "
+        "serve as folds; spots whose patches overlap with those of a block are not trained on for it. Slide, staining "
+        "and patient are the same on both sides: expect less of another section",
+        LeakageWarning,
     )
 
 
@@ -290,13 +289,11 @@ def _warn_of_known_patients(sections: Sequence[Section], folds: Sequence[Fold]) 
             if patient[tested.section.name] in {patient[other.name] for other in fold.training}
         ]
         if known:
-            logger.warning(
-                "sections %s are predicted by models trained on others of the same patient (obs[%r]), which tells how "
-                "well a further section of a known patient is predicted, not a new patient; for that, groups=%r leaves "
-                "out all sections of a patient",
-                ", ".join(known),
-                column,
-                column,
+            warn(
+                f"sections {', '.join(known)} are predicted by models trained on others of the same patient "
+                f"(obs[{column!r}]), which tells how well a further section of a known patient is predicted, not a new "
+                f"patient; for that, groups={column!r} leaves out all sections of a patient",
+                LeakageWarning,
             )
         return
 
@@ -318,17 +315,16 @@ def _shared_genes(sections: Sequence[Section], genes: list[str] | int | None) ->
     for section in sections[1:]:
         shared = shared.intersection(section.var_names, sort=False)
         if shared.empty:
-            raise ValueError(
+            raise InputError(
                 f"sections {sections[0].name!r} to {section.name!r} have no gene in common: bring var_names to one "
                 "kind of names." + gene_name_hint(sections[0].var_names.tolist(), section.var_names.tolist())
             )
     most = max(len(section.var_names) for section in sections)
     if len(shared) < most:
-        logger.warning(
-            "sections do not hold the same genes (%d of up to %d in all): each fold scores those that its test section "
-            "has; name genes= to score the same everywhere",
-            len(shared),
-            most,
+        warn(
+            f"sections do not hold the same genes ({len(shared)} of up to {most} in all): each fold scores those that "
+            "its test section has; name genes= to score the same everywhere",
+            ResultWarning,
         )
     return shared.tolist()
 
@@ -353,9 +349,10 @@ def _warn_of_scales(results: Mapping[Task, FoldResult]) -> None:
         for record in result.records.values()
     }
     if len(set(scales.values())) > 1:
-        logger.warning(
-            "the methods are on different expression scales (%s), so that their figures cannot be compared",
-            "; ".join(f"{label!r}: {scale}" for label, scale in scales.items()),
+        each = "; ".join(f"{label!r}: {scale}" for label, scale in scales.items())
+        warn(
+            f"the methods are on different expression scales ({each}), so that their figures cannot be compared",
+            ResultWarning,
         )
 
 
@@ -368,10 +365,10 @@ def _warn_of_known_spots(results: Mapping[Task, FoldResult]) -> None:
         if "train" in list(record["sections"]["role"])
     }
     if known:
-        logger.warning(
-            "%s: counts or coordinates of most spots are those of a training section. Is one section there under two "
-            "names? Its score is none of a held-out section then",
-            ", ".join(sorted(known)),
+        warn(
+            f"{', '.join(sorted(known))}: counts or coordinates of most spots are those of a training section. Is one "
+            "section there under two names? Its score is none of a held-out section then",
+            LeakageWarning,
         )
     beside = {
         name: None
@@ -407,11 +404,10 @@ def _write(
         parts = [result for _, result in pairs]
         missing = sum(len(section.xy) for section in here) - sum(len(section.xy) for section, _ in pairs)
         if missing or any(part.genes != parts[0].genes for part in parts):
-            logger.warning(
-                "layers[%r] is not written for %s: a fold failed, or folds chose different genes; name genes= to have "
-                "the same everywhere",
-                key,
-                ", ".join(section.name for section in here),
+            warn(
+                f"layers[{key!r}] is not written for {', '.join(section.name for section in here)}: a fold failed, or "
+                "folds chose different genes; name genes= to have the same everywhere",
+                FailedWarning,
             )
             continue
         of_blocks = [[part.records[section.name] for _, part in of_section[section.name]] for section in here]
@@ -444,7 +440,7 @@ def _write(
                 overwrite=overwrite,
             )
         except ValueError as error:  # memory for one layer more is not there: the scores are worth more than it
-            logger.warning("layers[%r] is not written: %s", key, error)
+            warn(f"layers[{key!r}] is not written: {error}", FailedWarning)
 
 
 def _foreign_layers(
@@ -459,7 +455,7 @@ def _foreign_layers(
     for label, name in found.items():
         for section in {tested.section.name: tested.section for fold in folds for tested in fold.test}.values():
             if name not in section.table.layers:
-                raise KeyError(
+                raise MissingSlotError(
                     f"layers[{label!r}]: section {section.name!r} has no layer {name!r}; layers: "
                     f"{listed(section.table.layers)}"
                 )
@@ -483,7 +479,7 @@ def _foreign_scores(
             figures = layer_scores(section.table, section.obs_rows, layer, genes, scale, layer=section.layer)
             scores.append(tidy(figures, fold=fold.name, section=section.name, method=label, seed=seed))
     except (ValueError, KeyError) as error:  # as a fold that fails: the others are worth having
-        logger.warning("fold %r, layer %r could not be scored: %s", fold.name, layer, error)
+        warn(f"fold {fold.name!r}, layer {layer!r} could not be scored: {error}", FailedWarning)
         return pd.DataFrame(), {**facts, "error": f"{type(error).__name__}: {error}"}
     known = {name: result.facts[name] for name in ("n_genes", "n_spots")}
     return pd.concat(scores, ignore_index=True), {**facts, **known, "error": ""}

@@ -8,8 +8,9 @@ import pandas as pd
 
 from .. import _keys
 from .._version import __version__
+from ..errors import LeakageWarning, MissingSlotError
 from ..evaluation.spatial_null import agreement, agreement_pvalues, contingency, moved_maps
-from ..runtime.messages import listed
+from ..runtime.messages import listed, warn
 from ..runtime.validators import flag, names, number, seed_of, text, text_or_none, whole, whole_or_none
 from ..section import (
     CountMatrix,
@@ -23,6 +24,7 @@ from ..section import (
     section_column,
     table_of,
     under_tissue,
+    warn_of_replaced,
 )
 from ..section.expression import ExpressionScale
 from ._leiden import expression_graph, leiden, most_variable, resolution_for, spatial_graph
@@ -119,7 +121,7 @@ def domains(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If there is no such prediction, layer, column or slot.
     ValueError
         If the number of domains cannot be had, fewer than two labels are there, values are missing, a parameter is
@@ -192,7 +194,10 @@ def domains(
         if scan is not None:
             sizes = clusterings.max(axis=1) + 1
             comparison["scan"] = {"resolution": np.array(resolutions), "n_domains": sizes, "ari": ari, "nmi": nmi}
-            logger.warning("the labels chose the resolution, the best of %d: ARI and NMI are optimistic", len(sizes))
+            warn(
+                f"the labels chose the resolution, the best of {len(sizes)}: ARI and NMI are optimistic",
+                LeakageWarning,
+            )
         if n_permutations > 0:
             maps = _maps(xy, section, labels >= 0, n_permutations, seed)
             ari_pval, nmi_pval = agreement_pvalues(clusterings, labels, maps)
@@ -202,8 +207,7 @@ def domains(
     column = np.full(table.n_obs, -1, dtype=np.int64)
     column[rows] = codes
     categories = pd.Index([str(code) for code in range(int(codes.max()) + 1)])
-    if replaced:
-        logger.warning("replaced, as overwrite=True says: %s", ", ".join(replaced))
+    warn_of_replaced(replaced)
     table.obs[key_added] = pd.Categorical.from_codes(column, categories=categories)
     table.uns.pop(f"{key_added}_colors", None)  # of other domains
     table.uns[key_added] = {
@@ -279,7 +283,7 @@ def _by_name(table: "AnnData", rows: np.ndarray) -> np.ndarray:
 def _labels(table: "AnnData", rows: np.ndarray, key: str, excluded: list[str]) -> np.ndarray:
     """Codes of the labels at `rows`, -1 where there is none that counts."""
     if key not in table.obs:
-        raise KeyError(f"`label_key`: obs has no column {key!r}; columns: {listed(table.obs.columns)}")
+        raise MissingSlotError(f"`label_key`: obs has no column {key!r}; columns: {listed(table.obs.columns)}")
     column = table.obs[key].iloc[rows]
     names = column.astype(str).where(column.notna().to_numpy() & ~column.astype(str).isin(excluded).to_numpy())
     codes, found = pd.factorize(names, sort=True)
@@ -313,7 +317,9 @@ def _places(
         column = section_column(table, library_key)
         if column is not None:
             if column not in table.obs:
-                raise KeyError(f"`library_key`: obs has no column {column!r}; columns: {listed(table.obs.columns)}")
+                raise MissingSlotError(
+                    f"`library_key`: obs has no column {column!r}; columns: {listed(table.obs.columns)}"
+                )
             section = table.obs[column].astype(str).to_numpy()
         elif len(libraries := table.uns.get(_keys.SPATIAL, {})) > 1:
             raise ValueError(
@@ -321,7 +327,7 @@ def _places(
                 "spot is whose by `library_key=`"
             )
     elif data is table:
-        raise KeyError(
+        raise MissingSlotError(
             f"no coordinates: obsm[{spatial_key!r}] is missing; obsm holds {listed(table.obsm)}. `spatial_key=` names "
             "another slot; without them, leave out spatial_weight= and set n_permutations=0"
         )

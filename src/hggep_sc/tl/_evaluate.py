@@ -1,4 +1,3 @@
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -8,8 +7,10 @@ import pandas as pd
 from .. import _keys
 from .._version import __version__
 from ..config import Normalize
+from ..errors import InputError, LeakageWarning, MissingSlotError, ResultWarning
 from ..evaluation.section_scores import FIGURES, Null, layer_scores, over_sections, section_scores
 from ..prediction.record import warn_of_neighbours
+from ..runtime.messages import warn
 from ..runtime.validators import flag, seed_of, text_or_none
 from ..section import (
     copy_of,
@@ -22,6 +23,7 @@ from ..section import (
     section_column,
     table_of,
     under_tissue,
+    warn_of_replaced,
 )
 from ..section.expression import ExpressionScale
 from ..section.fingerprint import BESIDE
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     Data = TypeVar("Data", AnnData, SpatialData)
-
-logger = logging.getLogger(__name__)
 
 ALPHA = 0.05
 SUBSET = 0.8  # share of the training sections' genes, below which a library is not the full one
@@ -143,11 +143,13 @@ def evaluate(
 
     Raises
     ------
-    KeyError
+    MissingSlotError
         If there is no prediction under `key`, no such layer, or no column that tells several sections apart.
+    InputError
+        If there are no counts to compare with.
     ValueError
-        If there are no counts to compare with, `uns[key]` holds something else than an evaluation of `layer`, or a
-        column of `var` that is to be written holds something else.
+        If `uns[key]` holds something else than an evaluation of `layer`, or a column of `var` that is to be written
+        holds something else.
     """
     flag("copy", copy)
     seed = seed_of("seed", seed)
@@ -176,8 +178,7 @@ def evaluate(
         roles = dict.fromkeys(scores, "unknown")
     overall = over_sections(list(scores.values()))
     summary = {"null": null, **_summary(overall), **_of_sections(scores, roles)}
-    if replaced:
-        logger.warning("replaced, as overwrite=True says: %s", ", ".join(replaced))
+    warn_of_replaced(replaced)
     for name in FIGURES:
         table.var[_keys.metric(key, name)] = overall[name].reindex(table.var_names)
     table.uns[key] = {**record, "metrics": summary}
@@ -194,7 +195,7 @@ def _predicted(
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
     """Scores of what `tl.predict` wrote, by section, and its record."""
     if key in table.layers and key not in table.uns:
-        raise KeyError(
+        raise MissingSlotError(
             f"layers[{key!r}] was not written by tl.predict: uns[{key!r}] is missing. Compare it by layer={key!r} and "
             "observed_layer="
         )
@@ -251,14 +252,16 @@ def _tissue(table: "AnnData", library_key: str | None) -> dict[str, np.ndarray]:
     if column is None:
         libraries = table.uns.get(_keys.SPATIAL, {})
         if len(libraries) > 1:
-            raise ValueError(
+            raise InputError(
                 f"uns['spatial'] holds several libraries ({', '.join(map(str, libraries))}), which are compared one by "
                 "one: name the column of obs that says which spot is whose by library_key="
             )
         name = str(next(iter(libraries), "section"))
         return {name: under_tissue(table, np.arange(table.n_obs), name)}
     if column not in table.obs:
-        raise KeyError(f"library_key={column!r}: obs has no such column; columns: {', '.join(table.obs.columns)}")
+        raise MissingSlotError(
+            f"library_key={column!r}: obs has no such column; columns: {', '.join(table.obs.columns)}"
+        )
     section_of = table.obs[column]
     rows = {str(name): np.flatnonzero(section_of == name) for name in section_of.dropna().unique()}
     return {name: under_tissue(table, spots, name) for name, spots in rows.items()}
@@ -271,11 +274,10 @@ def _warn_of_counts(
     predicted, observed = (layer_values(table, rows, genes, name) for name in (layer, observed_layer))
     if _are_counts(observed) and not _are_counts(predicted):
         slot = "X" if observed_layer is None else f"layers[{observed_layer!r}]"
-        logger.warning(
-            "%s holds raw counts, and layers[%r] other values: they are compared as they are. If those are log "
-            "expression, normalize='library' brings the counts to it",
-            slot,
-            layer,
+        warn(
+            f"{slot} holds raw counts, and layers[{layer!r}] other values: they are compared as they are. If those are "
+            "log expression, normalize='library' brings the counts to it",
+            ResultWarning,
         )
 
 
@@ -293,14 +295,14 @@ def _sections(table: "AnnData", record: dict[str, Any], key: str, rows: np.ndarr
         return {names[0]: rows}
     column = section_column(table, record.get("library_key"))
     if column not in table.obs:
-        raise KeyError(
+        raise MissingSlotError(
             f"prediction {key!r} is of {len(names)} sections ({', '.join(names[:5])}), and the column of obs that says "
             f"which spot is whose is missing: uns[{key!r}]['library_key'] names {column!r}. Evaluate them one by one"
         )
     section_of = table.obs[column].astype(str).to_numpy()[rows]
     sections = {name: rows[section_of == name] for name in names if (section_of == name).any()}
     if not sections:
-        raise ValueError(
+        raise InputError(
             f"no predicted spots: obs[{column!r}] holds none of {', '.join(names[:5])} where layers[{key!r}] is"
         )
     return sections
@@ -327,7 +329,10 @@ def _of_sections(scores: dict[str, pd.DataFrame], roles: dict[str, str]) -> dict
     """Part of the summary that is per section; those of the training are named aloud."""
     seen = [name for name in scores if roles[name] == "train"]
     if seen:
-        logger.warning("in the training: %s; the figures there are goodness of fit, not prediction", ", ".join(seen))
+        warn(
+            f"in the training: {', '.join(seen)}; the figures there are goodness of fit, not prediction",
+            LeakageWarning,
+        )
     warn_of_neighbours([name for name in scores if roles[name] == BESIDE])
     n_spots = np.array([table.attrs["n_spots"] for table in scores.values()])
     return {
@@ -345,15 +350,14 @@ def _warn_of_a_subset(table: "AnnData", record: dict[str, Any], n_genes: int) ->
     """Say so where counts are scaled or compared otherwise than in training."""
     predicted = {str(gene) for gene in record["genes"]}
     if record["normalize"] == "library" and table.n_vars < SUBSET * record["library_genes"]:
-        logger.warning(
-            "the object holds %d genes, those of training %d: counts are scaled by a total that is not the full "
-            "library; evaluate before subsetting",
-            table.n_vars,
-            record["library_genes"],
+        warn(
+            f"the object holds {table.n_vars} genes, those of training {record['library_genes']}: counts are scaled by "
+            "a total that is not the full library; evaluate before subsetting",
+            ResultWarning,
         )
     if record["normalize"] == "panel" and n_genes < len(predicted):
-        logger.warning(
-            "%d of the %d predicted genes are missing: counts are scaled by the total of the others",
-            len(predicted) - n_genes,
-            len(predicted),
+        warn(
+            f"{len(predicted) - n_genes} of the {len(predicted)} predicted genes are missing: counts are scaled by the "
+            "total of the others",
+            ResultWarning,
         )

@@ -131,12 +131,17 @@ def fit(
 
     Raises
     ------
+    InputError, ImageError, MissingSlotError
+        For sections that cannot be used; the message names the slot and the remedy.
     ValueError, KeyError, TypeError, FileNotFoundError
-        For input that cannot be used, and a `checkpoint_dir` that is another fit's, in use or damaged; the message
-        names the slot and the remedy.
-    RuntimeError
+        For other arguments that cannot.
+    CheckpointError
+        For a `checkpoint_dir` that is another fit's, in use or damaged.
+    DivergedError
         If training diverges, its loss or weights being NaN or infinite: there is no model, and the last checkpoint is
-        of an epoch before. If the ImageNet weights cannot be downloaded.
+        of an epoch before.
+    WeightsError
+        If the ImageNet weights cannot be downloaded.
     OSError
         If `checkpoint_dir` or the temporary folder cannot be written to.
     """

@@ -103,9 +103,12 @@ def predict(
 
     Raises
     ------
+    InputError, ImageError, MissingSlotError
+        For input that cannot be used; the message names the slot and the remedy, and `data` is unchanged.
     ValueError, KeyError, TypeError, FileNotFoundError
-        For input that cannot be used, a slot that holds something else, and a `checkpoint_dir` that is another
-        prediction's or in use; the message names the slot and the remedy, and `data` is unchanged.
+        For other arguments that cannot, and a slot that holds something else; `data` is unchanged.
+    CheckpointError
+        For a `checkpoint_dir` that is another prediction's, in use or damaged; `data` is unchanged.
     OSError
         If the disk of `checkpoint_dir` or of the temporary folder is full; `data` is unchanged.
     KeyboardInterrupt

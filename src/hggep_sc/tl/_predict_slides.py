@@ -17,6 +17,7 @@ from torch import nn
 from .. import _keys
 from .._settings import settings
 from .._version import __version__
+from ..errors import FailedWarning, HggepWarning, OtherCheckpointError
 from ..features.patches import spots_per_batch
 from ..image import is_ome_zarr
 from ..methods.registry import Model, require_model
@@ -24,12 +25,12 @@ from ..pp import tile
 from ..prediction.record import told
 from ..runtime.device import require_device_name
 from ..runtime.executor import outcomes
-from ..runtime.messages import listed
+from ..runtime.messages import listed, warn
 from ..runtime.progress import bar
 from ..runtime.validators import by_name, executor_or_none, flag, flag_or_none, path_of, values_by_name, whole_or_none
 from ..section import copy_of, is_spatialdata, open_sections, require_key, table_of
 from ..section.fingerprint import content_hash
-from ..storage.checkpoint import OtherCheckpointError, remove_checkpoints
+from ..storage.checkpoint import remove_checkpoints
 from ..storage.files import require_plain_h5ad, write_h5ad
 from ..storage.paths import expanded, require_file, require_there, why_absent
 from ..storage.replace import replacing
@@ -163,6 +164,8 @@ def predict_slides(
         try:
             earlier = _read_record(files[name])
             task = _identity(data, model, options)
+        except HggepWarning:  # which the user's filters make an error
+            raise
         except Exception as error:  # noqa: BLE001 - one slide's failure is reported by name, the others go on
             rows[name] = _failed(name, error)
             continue
@@ -185,6 +188,8 @@ def predict_slides(
                 try:
                     spots, seconds = outcome()
                     rows[slide.name] = {"spots": spots, "seconds": seconds, "error": ""}
+                except HggepWarning:
+                    raise
                 except Exception as error:  # noqa: BLE001 - as above
                     rows[slide.name] = _failed(slide.name, error)
                 over.update()
@@ -368,5 +373,5 @@ def _is_record(found: Any) -> bool:
 
 def _failed(name: str, error: Exception) -> dict[str, Any]:
     """Warn of a slide that failed, and return its row."""
-    logger.warning("slide %r failed: %s: %s", name, type(error).__name__, error)
+    warn(f"slide {name!r} failed: {type(error).__name__}: {error}", FailedWarning)
     return {"spots": 0, "seconds": np.nan, "error": f"{type(error).__name__}: {error}"}

@@ -15,11 +15,13 @@ from torch import Tensor
 from .._settings import settings
 from .._version import __version__
 from ..config import Config
+from ..errors import CheckpointError, OtherCheckpointError, TrainingWarning
 from ..features.encoders import Eye
 from ..nn import ShuffleNetEncoder
+from ..runtime.messages import warn
 from ..section import Section
 from ..section.fingerprint import sight_hash
-from ..storage.checkpoint import OtherCheckpointError, Parts, open_checkpoints, remove_checkpoints
+from ..storage.checkpoint import Parts, open_checkpoints, remove_checkpoints
 from ..storage.lock import alone_in
 from ..storage.replace import replacing
 from ..storage.sealed import sealed, unsealed
@@ -51,8 +53,10 @@ def folder_of_fit(checkpoint_dir: Path | None, resume: bool, *, writes: bool) ->
     Raises
     ------
     ValueError
-        If `resume=True` has no folder, a folder with a checkpoint no `resume=True`; if another fit is at work on the
-        folder, or what it holds is damaged or not of a fit.
+        If `resume=True` has no folder.
+    CheckpointError
+        If a folder with a checkpoint has no `resume=True`; if another fit is at work on the folder, or what it holds is
+        damaged or not of a fit.
     OSError
         If it cannot be written to.
     """
@@ -76,7 +80,7 @@ def _require_to_go_on(checkpoint_dir: Path, resume: bool) -> None:
     """Refuse what can be told before anything is read."""
     mark, checkpoint = checkpoint_dir / IDENTITY, checkpoint_dir / CHECKPOINT
     if checkpoint.exists() and not resume:
-        raise ValueError(
+        raise CheckpointError(
             f"{_given(checkpoint_dir)} holds the checkpoint of an earlier fit: pass resume=True to continue it, or "
             "another folder"
         )
@@ -85,7 +89,7 @@ def _require_to_go_on(checkpoint_dir: Path, resume: bool) -> None:
     else:
         there = [checkpoint, *checkpoint_dir.glob(f"{FURTHER}_*/{CHECKPOINT}")]
         if strange := [str(file.relative_to(checkpoint_dir)) for file in there if file.exists()]:
-            raise ValueError(
+            raise CheckpointError(
                 f"{_given(checkpoint_dir)} holds {', '.join(strange)}, but no {IDENTITY}, which tells what fit it is "
                 "of: choose another folder"
             )
@@ -99,7 +103,7 @@ def _read_mark(mark: Path) -> dict[str, Any]:
         if not isinstance(found, dict) or not {"data", "genes", "config", "seed"} <= set(found):
             raise ValueError("it holds no settings of a fit")
     except ValueError as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{mark} is damaged, or not of a fit ({error}): remove {mark.parent} and begin anew, or choose another "
             "folder"
         ) from error
@@ -111,7 +115,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    CheckpointError
         If it is anything else, or has changed.
     """
     try:
@@ -125,7 +129,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         if missing := sorted(ENTRIES - set(found)):
             raise ValueError(f"it has no {', '.join(missing)}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{file} is damaged, or no checkpoint of a fit ({error}): remove it, and what was trained is trained anew"
         ) from error
     return found
@@ -195,7 +199,7 @@ def checkpoint_to_resume(
 
     Raises
     ------
-    ValueError
+    OtherCheckpointError
         If the folder holds another fit's checkpoint.
     """
     if checkpoint_dir is None:
@@ -204,13 +208,13 @@ def checkpoint_to_resume(
     if (checkpoint := last_checkpoint(checkpoint_dir)) is not None:
         earlier = _read_mark(mark)
         if changed := sorted(k for k in identity if earlier.get(k) != identity[k]):
-            raise ValueError(
+            raise OtherCheckpointError(
                 f"{_given(checkpoint_dir)} belongs to another fit (different {', '.join(changed)}): resume with the "
                 "same data and settings, or choose another folder"
             )
         return checkpoint
     if resume:
-        logger.warning("%s holds no checkpoint yet: training starts from the beginning", _given(checkpoint_dir))
+        warn(f"{_given(checkpoint_dir)} holds no checkpoint yet: training starts from the beginning", TrainingWarning)
     if writes:
         for stale in checkpoint_dir.glob(f"{FURTHER}_*/{CHECKPOINT}"):  # of a fit whose own checkpoint was removed
             stale.unlink(missing_ok=True)

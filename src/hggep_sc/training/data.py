@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from ..errors import InputError
 from ..nn import Batch
 from ..section.expression import ExpressionScale
 
@@ -62,7 +63,7 @@ def counts_to_learn(
     totals = scale.totals(counts, section.library())
     observed = totals > 0
     if not observed.any() or counts.nnz == 0:
-        raise ValueError(f"section {section.name!r}: no spot has a count in the {len(genes)} genes to be predicted")
+        raise InputError(f"section {section.name!r}: no spot has a count in the {len(genes)} genes to be predicted")
     if not observed.all():
         logger.info("section %r: %d spots without counts are left out of training", section.name, (~observed).sum())
     return counts, totals

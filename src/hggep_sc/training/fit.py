@@ -1,6 +1,5 @@
 """Training: sections in, trained networks and what cross-fitting tells of them out."""
 
-import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import Config
+from ..errors import TrainingWarning
 from ..features.encoders import Eye, ObsmEncoder, is_frozen
 from ..features.patches import fields_of_view
 from ..nn import Ensemble, HGGEPNetwork, PublishedNetwork, averaged
 from ..prediction.confidence import Confidence, optical_density
 from ..prediction.linear import LinearPath
+from ..runtime.messages import warn
 from ..section.expression import ExpressionScale
 from ..storage.checkpoint import remove_checkpoints
 from .checkpoint import (
@@ -36,8 +37,6 @@ from .run import Run
 
 if TYPE_CHECKING:
     from ..section import Section
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,11 +74,10 @@ def train(
     """
     if not is_frozen(encoder, config):
         if config.ensemble > 1 or (config.linear and config.cross_fit):
-            logger.warning(
-                "an encoder that learns is trained as one network without a linear path: config.ensemble=%d and "
-                "config.linear=%s are not used (set 1 and False)",
-                config.ensemble,
-                config.linear,
+            warn(
+                "an encoder that learns is trained as one network without a linear path: "
+                f"config.ensemble={config.ensemble} and config.linear={config.linear} are not used (set 1 and False)",
+                TrainingWarning,
             )
         config = config.replace(ensemble=1)  # networks that share no encoder are no ensemble of ours
     fields = [fields_of_view(config, mpp, section.mpp, section.reduction / reduction) for section in sections]
@@ -208,9 +206,10 @@ def _learn_from_left_out(
     held = cross_fit(training, refit, scale, seed=run.seed, progress=run.progress)
     weights, linear = run.devices.agreed((Weights.of(held), linear))
     if weights is None:
-        logger.warning(
+        warn(
             "nothing was learnt that holds in training sections which were left out (in turn): the prediction is the "
-            "network's, as training left it"
+            "network's, as training left it",
+            TrainingWarning,
         )
         weights = Weights(network=1.0, linear=0.0)
     network.scale_output(weights.network)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import Config
+from ..errors import InputError
 from ..features.encoders import Eye
 from ..features.weights import load_weights, locate_weights
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
@@ -111,7 +112,7 @@ def _center(
         ]
     targets = np.concatenate([d.expression[d.observed] for d in training])
     if len(targets) < 2:
-        raise ValueError(f"training needs at least two spots with counts, found {len(targets)}")
+        raise InputError(f"training needs at least two spots with counts, found {len(targets)}")
     gene_mean = targets.mean(0)
     basis = None
     if config.n_components is not None:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from torch import Tensor
 
 from ..config import Config
+from ..errors import CheckpointError, DivergedError
 from ..metrics import pearson
 from ..nn import Batch, HGGEPNetwork, PublishedNetwork, average_views
 from ..nn.interface import upload
@@ -89,7 +90,7 @@ class TrainingPlan(L.LightningModule):
         if other := sorted(
             name for name in wanted.keys() | found.keys() if _shape_of(wanted, name) != _shape_of(found, name)
         ):
-            raise ValueError(
+            raise CheckpointError(
                 f"{self.trainer.ckpt_path} is of another network ({other[0]} differs): remove it, and what was trained "
                 "is trained anew"
             )
@@ -179,7 +180,7 @@ class EndIfDiverged(L.Callback):
             lost = [name for name, values in state.items() if not values.isfinite().all()][:1]
         if trainer.strategy.reduce_boolean_decision(bool(lost), all=False):
             config = self.config
-            raise RuntimeError(
+            raise DivergedError(
                 f"training on {', '.join(self.sections)} diverged in epoch {trainer.current_epoch + 1} of "
                 f"{config.epochs} (not finite: {', '.join(lost) or 'what another process holds'}), and there is no "
                 f"model: lower config.learning_rate (now {config.learning_rate:g}), clip gradients by "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import Config
+from ..errors import InputError
 from ..features.describe import PLAIN, TURNS
 from ..features.encoders import Eye, ObsmEncoder, is_frozen
 from ..features.patches import read_patches, say_if_coarse
@@ -87,7 +88,7 @@ def _described(
         lengths = {section.name: section.embeddings(encoder.slot).shape[1] for section in sections}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
-            raise ValueError(f"obsm[{encoder.slot!r}] has embeddings of different lengths: {listed}")
+            raise InputError(f"obsm[{encoder.slot!r}] has embeddings of different lengths: {listed}")
     folder = run.checkpoint_dir if run.devices.number == 1 else None  # each process describes all by itself
     with (
         stores_of_features(folder, run.resume, sections, fields, encoder, config) as kept,

@@ -7,6 +7,7 @@ from typing import Self, TypeVar
 
 import numpy as np
 
+from ..errors import InputError
 from ..metrics import pearson
 from .split import leave_out
 
@@ -45,7 +46,7 @@ class Training:
         """Join sections; a section that trains alone has spatial blocks left out, several draws of them."""
         for what, parts in {"features": features, "targets": targets}.items():
             if not all(np.isfinite(part).all() for part in parts):
-                raise ValueError(
+                raise InputError(
                     f"{what} to learn from are NaN or infinite: look for values far out of the ordinary in the counts, "
                     "the embeddings and the file of weights"
                 )

@@ -136,8 +136,8 @@ def test_panel_and_base_of_the_logarithm(opened, config):
     np.testing.assert_allclose(model.predict(opened[2])[0][0], np.mean(means, axis=0), rtol=1e-5)
 
 
-def test_unknown_scale_is_said(opened, config, caplog):
+def test_unknown_scale_is_said(opened, config, warned):
     model = fit("ridge", opened, config)
     opened[2].mpp = None
     model.predict(opened[2])
-    assert "a full-resolution px is taken to be that of the training sections, 1 um" in caplog.text
+    assert "a full-resolution px is taken to be that of the training sections, 1 um" in warned.text

@@ -269,7 +269,9 @@ class Baseline(ABC):
         Raises
         ------
         ValueError
-            If `batch_size` is below 1; if what is predicted is NaN or infinite.
+            If `batch_size` is below 1.
+        ModelError
+            If what is predicted is NaN or infinite.
         """
         batch_size = spots_per_batch(batch_size)
         if self.embeddings is not None:
@@ -390,9 +392,10 @@ class Baseline(ABC):
         ------
         FileNotFoundError
             If there is no such folder.
+        ModelError
+            If the folder is not a model of this class, is damaged, or was written by another version.
         ValueError
-            If the folder is not a model of this class, is damaged, or was written by a newer version; if the model
-            wants an encoder that was not given, or is another.
+            If the model wants an encoder that was not given, or is another.
         """
         return load_model(path, method=cls.method, rebuild=partial(cls._rebuild, module=encoder))
 

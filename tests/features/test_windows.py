@@ -69,6 +69,15 @@ def test_a_small_window_far_from_the_corner_of_large_values():
     np.testing.assert_allclose(summed_over(maps, [(left, top, left + 3, top + 3)])[0], expected, rtol=1e-9)
 
 
+def test_a_window_without_anything_is_nothing():
+    """Not what rounding leaves of a difference of large sums: it would pass for a feature, where all windows are so."""
+    maps = random_maps(channels=4, height=60, width=60).abs()
+    maps[:, 20:, 20:] = 0
+    low = np.random.default_rng(1).uniform(20, 55, size=(200, 2))
+    found = summed_over(maps, np.hstack([low, low + 4.3]))
+    assert torch.equal(found, torch.zeros(200, 4).double())
+
+
 @pytest.mark.parametrize("side", [1, 2, 7, 8, 13])
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.6180339887, 1 / 3, 0.05])
 def test_the_middle_against_a_loop_over_cells(side, share):

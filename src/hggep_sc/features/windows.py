@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROUNDING = 1e-12  # of the whole sum, below which a window's is what rounding leaves of nothing
+
 
 def summed_area(maps: Tensor) -> Tensor:
     """Sum maps (C, H, W) over all that is above and left of each corner: (H + 1, W + 1, C), in double precision."""
@@ -42,7 +44,8 @@ def window_sums(table: Tensor, low: Tensor, high: Tensor) -> Tensor:
                 places.append((row + down) * columns + column + across)
                 weights.append(sign * along_x * along_y)
     at, weighed = torch.stack(places, dim=1).long(), torch.stack(weights, dim=1)
-    return F.embedding_bag(at, table.flatten(0, 1), per_sample_weights=weighed, mode="sum")
+    sums = F.embedding_bag(at, table.flatten(0, 1), per_sample_weights=weighed, mode="sum")
+    return sums.masked_fill_(sums.abs() < ROUNDING * table[-1, -1].abs(), 0)
 
 
 def middle(maps: Tensor, share: float) -> Tensor:

@@ -165,6 +165,7 @@ def network():
     network = HGGEPNetwork(Config(width=16, vit_heads=2), 7, encoder=None, groups=(4, 6), n_fields=2).eval()
     for parameter in network.parameters():  # those that start at nothing too
         torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.orthogonal_(network.basis)
     return network
 
 
@@ -175,6 +176,7 @@ def test_a_section_that_fits_is_predicted_whole_bit_for_bit(network):
     found = predict(network, xy, seen)
     for values, expected in zip(found, (expression, latent), strict=True):
         assert values.dtype == np.float32
+        assert values.std(axis=0).max() > 0.01
         np.testing.assert_array_equal(values, expected.numpy())
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import hggep_sc as hggep
-from helpers import assert_same
+from helpers import CPU, LEARNING, TINY, assert_same
 from hggep_sc import settings
-from hggep_sc.features import slide, store
+from hggep_sc.features import describe, slide, store
 
 HOW = {"device": "cpu", "progress": False}
 CHUNKS = {"chunk_spots": 16}  # of 40 spots: eight chunks, of five predicted spots each
@@ -28,11 +28,11 @@ def _small_parts(monkeypatch):
 @pytest.fixture
 def looked_at(monkeypatch):
     """How many spots were to be seen, part by part."""
-    numbers, describe = [], store.describe_windows
+    numbers, windows = [], store.describe_windows
 
     def noted(image, parts, *args, **more):
         numbers.extend(map(len, parts))
-        return describe(image, parts, *args, **more)
+        return windows(image, parts, *args, **more)
 
     monkeypatch.setattr(store, "describe_windows", noted)
     return numbers
@@ -114,6 +114,22 @@ def test_baselines(sections, tmp_path, interrupted, looked_at, method):
     looked_at.clear()
     hggep.tl.predict(sections["S3"], model, **keywords)
     assert sum(looked_at) == (0 if method == "gene_mean" else 30)
+    assert_same(sections["S3"], expected)
+
+
+def test_an_encoder_that_learns(sections, tmp_path, monkeypatch, interrupted):
+    """Which sees bare patches."""
+    model = hggep.tl.fit(sections["S1"], genes=10, config={**TINY, **LEARNING, "epochs": 1}, **CPU)
+    expected = hggep.tl.predict(sections["S3"], model, copy=True, **CHUNKS, **HOW)
+    keywords = {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
+    interrupted(6, hggep.tl.predict, sections["S3"], model, **keywords)
+    assert len(files_of(tmp_path, "features")) == 4
+    read, numbers = describe.read_patches, []
+    monkeypatch.setattr(
+        describe, "read_patches", lambda image, xy, *how: numbers.append(len(xy)) or read(image, xy, *how)
+    )
+    hggep.tl.predict(sections["S3"], model, **keywords)
+    assert numbers == 4 * [5]
     assert_same(sections["S3"], expected)
 
 

@@ -57,7 +57,7 @@ class LinearPath:
 def linear_features(described: "Described") -> np.ndarray:
     """Return what the linear path sees of a section's spots, (n_spots, n_features), float32.
 
-    These are statistics of colour and texture, and the encoder's features of the first view. Every column has mean 0
+    These are statistics of colour and texture, and the encoder's features, the mean over views. Every column has mean 0
     over the section; the columns of either kind have together variance 1.
     """
     return np.hstack([standardise(block) for block in _blocks(described)])
@@ -76,5 +76,7 @@ def add_linear(expression: np.ndarray, path: LinearPath, described: "Described")
 
 def _blocks(described: "Described") -> list[np.ndarray]:
     """Return features of either kind, (n_spots, n_features), as they are."""
-    kinds = [described.colours, None if described.encoded is None else described.encoded[:, 0]]
-    return [kind.reshape(len(kind), -1) for kind in kinds if kind is not None]
+    encoded = described.encoded
+    if encoded is not None:
+        encoded = encoded[:, 0] if encoded.shape[1] == 1 else encoded.mean(axis=1)  # of one view without a copy
+    return [kind.reshape(len(kind), -1) for kind in (described.colours, encoded) if kind is not None]

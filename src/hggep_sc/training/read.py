@@ -53,7 +53,8 @@ def read_sections(
         for part, found in zip(data, described, strict=True):
             assert found.encoded is not None  # there is an encoder
             part.seen = found.encoded
-            part.linear = linear_features(found) if config.linear and config.cross_fit else None
+            if config.linear and config.cross_fit:
+                part.linear = linear_features(Described(found.encoded[:, :1], found.colours))  # as they lie
         return data
     for part, patches in zip(data, _patches(sections, fields, config, network_class, run.progress), strict=True):
         part.seen = patches

@@ -64,13 +64,13 @@ def random_path(n_features, n_genes):
 @pytest.mark.parametrize("rows", [7, 4096])
 @pytest.mark.parametrize("with_colours", [False, True])
 def test_the_plain_formula(monkeypatch, with_colours, rows):
-    """Standardised over all spots at once, in double precision; of the encoder's features the first view."""
+    """Standardised over all spots at once, in double precision; of the encoder's features the mean over views."""
     monkeypatch.setattr("hggep_sc.prediction.linear.ROWS", rows)
     monkeypatch.setattr(moments, "ROWS", rows)
     rng = np.random.default_rng(0)
     encoded = rng.normal(3, rng.uniform(0, 5, 6), size=(50, 8, 6)).reshape(50, 8, 2, 3).astype(np.float32)
     colours = rng.normal(-1, 0.1, size=(50, 2, 4)).astype(np.float32) if with_colours else None
-    blocks = [encoded[:, 0].reshape(50, 6)]
+    blocks = [encoded.mean(axis=1).reshape(50, 6)]
     if with_colours:
         blocks.insert(0, colours.reshape(50, 8))
     path = random_path(sum(block.shape[1] for block in blocks), 5)

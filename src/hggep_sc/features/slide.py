@@ -5,8 +5,8 @@ slide around the window too. There are two ways to them. *Maps*: the tissue unde
 tiles, and summed-area tables give the mean over any window. *Crops*: each window is encoded by itself with real pixels
 around it, and its inner part averaged. Where windows overlap much, maps cost less; where spots lie far apart, crops do.
 Either way what lies more than `SURROUNDINGS` px away from a window or a tile is not seen. With surroundings as wide as
-the encoder sees, and windows on whole cells, both are the same; as they are, they differ about as much as crops that are
-taken a px aside, most in the deepest maps.
+the encoder sees, and windows on whole cells, both are the same; as they are, they differ about as much as crops taken a
+px aside, most in the deepest maps.
 """
 
 import logging

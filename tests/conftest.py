@@ -61,3 +61,14 @@ def section(sections):
     """On whole pixels, so that a patch is a slice of the image."""
     sections["S1"].obsm["spatial"] = np.floor(sections["S1"].obsm["spatial"])
     return open_sections(sections["S1"])[0]
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    """How many threads torch computes with, as long as the test runs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

@@ -96,14 +96,6 @@ def read_by(image, xy, batch_size):
     return patches, sizes
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("batch_size", [1, 7, 39, 40, 64])
 def test_what_is_described_is_what_is_there(section, batch_size, threads):
     with section.open_image() as image:

@@ -190,14 +190,6 @@ def test_the_network_predicts_each_core_within_its_chunk(network):
             np.testing.assert_allclose(values[spots[core]], expected.numpy()[core], atol=1e-5)
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("chunk_spots", [None, 40])
 def test_a_cpus_threads_share_the_chunks_each_computing_alone(network, monkeypatch, threads, chunk_spots):
     """Where there is one chunk, all are at work on it."""

@@ -147,9 +147,10 @@ def describe_section(
     name = (encoder and encoder.id), ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
     keys: dict[View | str, Hashable] = {view: (name, view, definition) for view in views if encoder is not None}
     keys |= {COLOURS: (COLOURS, definition)} if colours else {}
-    in_memory = {what: _memory.recall(section, key) for what, key in keys.items()}
-    # parts in a folder hold all that was asked for, or a later call would miss what only this process knew
-    known = {} if kept is not None and kept.keeps else {what: a for what, a in in_memory.items() if a is not None}
+    known: dict[View | str, np.ndarray] = {}
+    if kept is None or not kept.keeps:  # parts in a folder hold all: a later call does not know what this process does
+        recalled = ((what, _memory.recall(section, key)) for what, key in keys.items())
+        known = {what: array for what, array in recalled if array is not None}
     unseen = tuple(view for view in views if view in keys and view not in known)
     if len(known) == len(keys):
         if advance is not None:

@@ -395,10 +395,10 @@ class HGGEP:
         um = require_plausible(mpp)
         seen, places = seen.astype(np.float32), places * (1.0 if um is None else um)
         target = resolve_device(device)
-        described = Described(seen[:, None, None], None)
+        encoded = seen[:, None, None]
         expression, latent = predict_in_chunks(
             self.network.to(target),
-            seen[:, None, None],
+            encoded,
             places,
             torch.from_numpy(places - places.mean(axis=0)).float().to(target),
             self.config,
@@ -409,7 +409,7 @@ class HGGEP:
         if self.confidence is not None:
             self.confidence.say_if_unlike("features", seen.mean(axis=0)[None], None)
         if self.linear is not None:
-            add_linear(expression, self.linear, described)
+            add_linear(expression, self.linear, Described(encoded, None))
         require_finite_prediction("features", expression, latent)
         return expression, latent
 

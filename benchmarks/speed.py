@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hggep_sc as hggep
 from hggep_sc.features.describe import PLAIN, TURNS, View
 from hggep_sc.features.encoders import make_encoder
-from hggep_sc.features.slide import SURROUNDINGS, in_view
+from hggep_sc.features.slide import SIGHT, in_view
 from hggep_sc.features.windows import middle
 from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, average_views, averaged
 from hggep_sc.runtime.device import mixed_precision
@@ -125,7 +125,7 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     config = hggep.Config()
     encoder = make_encoder("shufflenet", config, None).to(device).eval()
     fields = moved(section_batch(len(config.fields_px), generator), device)
-    n_fields, side = len(config.fields_px), PATCH + 2 * SURROUNDINGS
+    n_fields, side = len(config.fields_px), PATCH + 2 * SIGHT.surroundings
     crops = torch.randint(0, 256, (SPOTS * n_fields, 3, side, side), dtype=torch.uint8, generator=generator).to(device)
     fast = encoder.for_inference()
 

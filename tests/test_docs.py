@@ -7,6 +7,7 @@ and their reduced image, and stand-ins for what is not at hand: weights, a patho
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 import hggep_sc as hggep
 from helpers import MeanColour
 from hggep_sc import config
-from hggep_sc.features import weights
+from hggep_sc.encoders import registry, weights
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = Sybil([PythonCodeBlockParser(), SkipParser()])
@@ -91,11 +92,12 @@ def pools(monkeypatch):
 
 
 @pytest.fixture
-def pathology_model(monkeypatch):
-    """A small network under the name of one that timm downloads."""
-    timm = ModuleType("timm")
-    timm.create_model = lambda *_, **__: MeanColour()
-    monkeypatch.setitem(sys.modules, "timm", timm)
+def pathology_model(short, monkeypatch):
+    """A small network under the name of one that is downloaded, and folders of weights."""
+    small = replace(hggep.encoders.info("uni"), build=lambda _: MeanColour(), hub=None, dimension=3)
+    monkeypatch.setattr(registry, "_known", {**registry._known, "uni": small})
+    Path("models/UNI").mkdir(parents=True)
+    Path("mine.safetensors").touch()
 
 
 @pytest.fixture
@@ -163,7 +165,13 @@ def test_encoders(own):
     def embeddings_of(section):
         return np.random.default_rng(1).random((section.n_obs, 5))
 
-    names = run("docs/encoders.md", sections=sections, test=test, embeddings_of=embeddings_of)
+    names = run(
+        "docs/encoders.md",
+        sections=sections,
+        test=test,
+        embeddings_of=embeddings_of,
+        MyNetwork=lambda _: MeanColour(),
+    )
     assert names["model"].embeddings == "X_uni"
 
 

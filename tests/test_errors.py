@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import socket
+import sys
 import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -37,6 +38,7 @@ BUILTINS = {
     "DownloadError": OSError,
     "UnreachableError": ConnectionError,
     "WeightsError": RuntimeError,
+    "MissingPackageError": ImportError,
 }
 
 
@@ -146,6 +148,11 @@ def no_weights(sections, trained, folder, monkeypatch):
     hggep.tl.fit(sections["S1"], genes=10, config=TINY, **{**CPU, "weights": "imagenet"})
 
 
+def no_package(sections, trained, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    hggep.tl.fit(sections["S1"], encoder="efficientnet_lite0", weights=None, genes=10, **{**HOW, "device": "cpu"})
+
+
 RAISED = {
     "InputError": (no_coordinates, "NaN or infinite coordinates"),
     "ImageError": (no_image, "cannot be decoded"),
@@ -158,6 +165,7 @@ RAISED = {
     "DownloadError": (no_folder_for_downloads, "nothing can be written"),
     "UnreachableError": (no_server, "cannot be reached"),
     "WeightsError": (no_weights, "weights=None for random weights"),
+    "MissingPackageError": (no_package, "pip install"),
 }
 
 

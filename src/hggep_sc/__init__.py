@@ -9,7 +9,7 @@ from .runtime.imports import naming_what_is_broken
 from .runtime.messages import set_up
 
 if TYPE_CHECKING:
-    from . import datasets, errors, get, methods, metrics, pl, pp, tl
+    from . import datasets, encoders, errors, get, methods, metrics, pl, pp, tl
     from .config import Config
     from .cross_validation import CrossValidation
     from .methods import baselines
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "baselines",
     "datasets",
+    "encoders",
     "errors",
     "get",
     "methods",

@@ -56,6 +56,10 @@ class WeightsError(DownloadError, RuntimeError):
     """Pretrained weights are not there and cannot be had: `weights=` takes a file, or None."""
 
 
+class MissingPackageError(HggepError, ImportError):
+    """A package is needed that the installation does not bring: the message names the command that installs it."""
+
+
 class HggepWarning(UserWarning):
     """Any warning of this family; it points at the line that called the package."""
 

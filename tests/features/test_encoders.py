@@ -21,7 +21,10 @@ def test_what_is_frozen():
 
 @pytest.mark.parametrize("encoder", [None, 3, MeanColour])
 def test_neither_a_name_nor_a_module_is_refused(encoder):
-    with pytest.raises(TypeError, match=r'encoder must be "shufflenet", the obsm slot .* or a torch\.nn\.Module'):
+    with pytest.raises(
+        TypeError,
+        match=r"encoder must be a name of hggep_sc.encoders.list\(\), the obsm slot .* or a torch\.nn\.Module",
+    ):
         make_encoder(encoder, Config(), None)
 
 

@@ -9,13 +9,13 @@ import hggep_sc as hggep
 from helpers import alive
 from hggep_sc import settings
 from hggep_sc.config import Config
+from hggep_sc.encoders.weights import load_pretrained
 from hggep_sc.features import slide as module
 from hggep_sc.features.describe import DIHEDRAL, PLAIN
 from hggep_sc.features.patches import fields_of_view
-from hggep_sc.features.slide import describe_windows, in_view, parts_of
-from hggep_sc.features.weights import load_pretrained
+from hggep_sc.features.slide import SIGHT, describe_windows, in_view, parts_of
 from hggep_sc.image import SectionImage
-from hggep_sc.nn import ShuffleNetEncoder
+from hggep_sc.nn import ShuffleNetEncoder, Sight
 from hggep_sc.section import open_sections
 from plain_windows import averaged_by_loop
 
@@ -69,11 +69,11 @@ def local_maps(pixels):
     return [F.avg_pool2d(seen[:, :2], 4), F.avg_pool2d(seen, 16)]
 
 
-def described(image, xy, maps_of=local_maps, fields=(SIZE,), size=SIZE, parts=None, device=CPU):
+def described(image, xy, maps_of=local_maps, fields=(SIZE,), size=SIZE, parts=None, device=CPU, sight=SIGHT):
     """(n, C), of the first field of view, or of several (n, fields, C)."""
     parts = parts or [np.arange(len(xy))]
     centres = [xy[spots] for spots in parts]
-    found = list(describe_windows(image, centres, fields, size, [maps_of], batch_size=64, device=device))
+    found = list(describe_windows(image, centres, fields, size, [maps_of], batch_size=64, device=device, sight=sight))
     whole = torch.cat([part for (part,) in found])[np.argsort(np.concatenate(parts))].numpy()
     return whole[:, 0] if len(fields) == 1 else whole
 
@@ -161,8 +161,7 @@ def test_where_tiles_end_is_not_seen(pixels, monkeypatch, tile, layout):
     xy, (image, read) = LAYOUTS[layout], slide_of(pixels)
     whole = described(image, xy)
     assert len(read) == 1
-    monkeypatch.setattr(module, "TILE", tile)
-    np.testing.assert_allclose(described(image, xy), whole, atol=1e-5)
+    np.testing.assert_allclose(described(image, xy, sight=Sight(tile=tile)), whole, atol=1e-5)
     assert len(read) > 2 or np.ptp(xy, axis=0).max() < tile
 
 
@@ -177,14 +176,13 @@ def test_tiles_of_the_trunk_differ_by_what_lies_beyond_their_surroundings(pixels
     monkeypatch.setattr(settings, "feature_route", "maps")
     xy, (image, _) = LAYOUTS["cloud"], slide_of(pixels)
     whole = described(image, xy, trunk)
-    monkeypatch.setattr(module, "TILE", 224)
-    stages = [np.split(found, [48, 144], axis=1) for found in (described(image, xy, trunk), whole)]
+    in_tiles = described(image, xy, trunk, sight=Sight(tile=224))
+    stages = [np.split(found, [48, 144], axis=1) for found in (in_tiles, whole)]
     for in_tiles, at_once, tolerance in zip(*stages, (1e-5, 0.03, 0.2), strict=True):
         assert np.abs(in_tiles - at_once).mean() < tolerance * np.abs(at_once).mean()
-    monkeypatch.setattr(module, "SURROUNDINGS", 160)
-    wide = described(image, xy, trunk)
-    monkeypatch.setattr(module, "TILE", 640)
-    np.testing.assert_allclose(wide, described(image, xy, trunk), atol=1e-4 * np.abs(wide).max())
+    wide = described(image, xy, trunk, sight=Sight(surroundings=160, tile=224))
+    large = described(image, xy, trunk, sight=Sight(surroundings=160, tile=640))
+    np.testing.assert_allclose(wide, large, atol=1e-4 * np.abs(wide).max())
 
 
 def test_tiles_that_no_window_touches_are_not_read(pixels, monkeypatch):
@@ -194,8 +192,8 @@ def test_tiles_that_no_window_touches_are_not_read(pixels, monkeypatch):
     image, read = slide_of(pixels)
     described(image, xy)
     assert 0 < len(read) < 10
-    side = read[0][3] - 2 * module.SURROUNDINGS
-    assert side <= module.TILE
+    side = read[0][3] - 2 * SIGHT.surroundings
+    assert side <= SIGHT.tile
     for x, y, _, _ in read:
         inside = np.abs(xy - [x, y]) < (side + SIZE) / 2
         assert inside.all(axis=1).any()
@@ -228,11 +226,10 @@ def test_both_ways_agree(pixels, monkeypatch, layout):
 
 
 def test_both_ways_agree_for_the_trunk_with_all_that_it_sees(pixels, monkeypatch, trunk):
-    monkeypatch.setattr(module, "SURROUNDINGS", 160)
     found, (image, _) = {}, slide_of(pixels)
     for way in ("maps", "crops"):
         monkeypatch.setattr(settings, "feature_route", way)
-        found[way] = described(image, on_cells(LAYOUTS["turned"]), trunk)
+        found[way] = described(image, on_cells(LAYOUTS["turned"]), trunk, sight=Sight(surroundings=160))
     np.testing.assert_allclose(found["maps"], found["crops"], atol=1e-4 * np.abs(found["maps"]).max())
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import hggep_sc as hggep
 from helpers import make_adata
-from hggep_sc.features.weights import locate_weights
+from hggep_sc.encoders.weights import locate_weights
 from hggep_sc.image import SectionImage
 from hggep_sc.section import open_sections
 

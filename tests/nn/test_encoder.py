@@ -7,7 +7,7 @@ from torch import nn
 
 from helpers import MeanColour
 from hggep_sc.config import Config
-from hggep_sc.features.weights import load_pretrained
+from hggep_sc.encoders.weights import load_pretrained
 from hggep_sc.nn import STAGES, ModuleEncoder, ShuffleNetEncoder, shufflenet_encoder, state_hash
 
 DEFAULT = ("stage2", "stage3", "stage4")

@@ -65,7 +65,6 @@ def random_path(n_features, n_genes):
 @pytest.mark.parametrize("with_colours", [False, True])
 def test_the_plain_formula(monkeypatch, with_colours, rows):
     """Standardised over all spots at once, in double precision; of the encoder's features the mean over views."""
-    monkeypatch.setattr("hggep_sc.prediction.linear.ROWS", rows)
     monkeypatch.setattr(moments, "ROWS", rows)
     rng = np.random.default_rng(0)
     encoded = rng.normal(3, rng.uniform(0, 5, 6), size=(50, 8, 6)).reshape(50, 8, 2, 3).astype(np.float32)

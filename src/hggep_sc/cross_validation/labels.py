@@ -6,8 +6,11 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from torch import nn
+
 from ..config import BaseConfig
-from ..features.encoders import SHUFFLENET
+from ..encoders.registry import SHUFFLENET
+from ..features.encoders import is_slot
 from ..methods.hggep import HGGEP
 from ..methods.registry import Method, config_class, get, method_config, method_of, names, taken
 
@@ -131,11 +134,15 @@ def _settings(label: str, method: Method, options: Mapping[str, Any], shared: Ma
     encoder, validation = both.get("encoder", SHUFFLENET), both.get("validation")
     config = _config(method, options.get("config"), shared.get("config"))
     preset = options.get("preset") or (shared.get("preset") if method is HGGEP else None) or "default"
-    settings = method_config(method, preset=preset, config=config, normalize=shared.get("normalize"))
+    settings = method_config(method, preset=preset, config=config, normalize=shared.get("normalize"), encoder=encoder)
     if validation is not None and not (isinstance(validation, int | float) and 0 < validation < 1):
         raise ValueError(f"validation={validation!r} must be a fraction of every section's spots, between 0 and 1")
-    weights = both.get("weights")
-    if "weights" not in method.takes or encoder != SHUFFLENET:  # nothing is to be downloaded for it
+    # weights for all are those of the encoder for all
+    another = "encoder" in options and options["encoder"] is not shared.get("encoder", SHUFFLENET)
+    weights = options.get("weights", "pretrained") if another else both.get("weights")
+    if (
+        "weights" not in method.takes or isinstance(encoder, nn.Module) or is_slot(encoder)
+    ):  # nothing is to be downloaded for it
         weights = None
     return {
         "method": method,

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,12 @@ from torch import nn
 
 from .._settings import settings as package_settings
 from .._version import __version__
+from ..encoders.named import NamedEncoder
+from ..encoders.registry import SHUFFLENET, load
+from ..encoders.weights import locate_weights
 from ..errors import FailedWarning, HggepWarning
 from ..evaluation.section_scores import section_scores, tidy
-from ..features.encoders import SHUFFLENET
-from ..features.weights import locate_weights
+from ..features.encoders import is_slot
 from ..methods.registry import fit_method, predict_section, reads_image, settings_hash
 from ..nn import state_hash
 from ..prediction.record import confidence_of, prediction_record, told
@@ -42,15 +43,14 @@ def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], se
     seeds
         One or more.
     """
-    slots = {arguments["encoder"] for arguments in methods.values() if isinstance(arguments["encoder"], str)}
-    slots -= {SHUFFLENET}
+    slots = {arguments["encoder"] for arguments in methods.values() if is_slot(arguments["encoder"])}
     sections = {id(section): section for fold in folds for section in (*fold.training, *(t.section for t in fold.test))}
     portable = {key: section.portable(sorted(slots)) for key, section in sections.items()}
     looks = any(reads_image(arguments["method"], arguments["encoder"]) for arguments in methods.values())
     contents = {key: content_hash(section, looks=looks) for key, section in portable.items()}
     encoders = {name: _encoder_entry(arguments) for name, arguments in methods.items()}
     own_settings = {name: settings_hash(arguments["method"]) for name, arguments in methods.items()}
-    weights = {name: _file_hash(arguments["weights"]) for name, arguments in methods.items()}
+    weights = {name: _file_hash(arguments) for name, arguments in methods.items()}
     tasks = []
     for fold in folds:
         training = [portable[id(section)] for section in fold.training]
@@ -83,15 +83,18 @@ def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], se
 
 
 def _encoder_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a result depends on of the encoder: its name, or a hash where it is a module of the user's."""
+    """Return what a result depends on of the encoder: the name of embeddings, or a hash of the network."""
     encoder: str | nn.Module = arguments["encoder"]
     if encoder == SHUFFLENET:
         return {}
-    return {"encoder": encoder if isinstance(encoder, str) else state_hash(encoder)}
+    if isinstance(encoder, str):
+        return {"encoder": encoder if is_slot(encoder) else load(encoder, arguments["weights"]).id}
+    return {"encoder": encoder.id if isinstance(encoder, NamedEncoder) else state_hash(encoder)}
 
 
-def _file_hash(weights: str | Path | None) -> str | None:
-    path = locate_weights(weights)
+def _file_hash(arguments: Mapping[str, Any]) -> str | None:
+    """Return a hash of the weights of HGGEP's own encoder; those of others are in theirs."""
+    path = locate_weights(arguments["weights"]) if arguments["encoder"] == SHUFFLENET else None
     return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -1,15 +1,22 @@
-"""What sees the spots: HGGEP's own encoder, a module of the user's, or embeddings that the table holds."""
+"""What sees the spots: an encoder known by name, a module of the user's, or embeddings that the table holds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from ..config import Config
+from ..encoders.named import NamedEncoder
+from ..encoders.registry import OWN, SHUFFLENET, load, names, nearest
+from ..encoders.weights import load_pretrained, locate_weights
+from ..errors import InputError, MissingSlotError
 from ..nn import Encoder, ModuleEncoder, shufflenet_encoder
-from .weights import load_pretrained, locate_weights
+from ..runtime.messages import listed
 
-SHUFFLENET = "shufflenet"  # HGGEP's own encoder
+if TYPE_CHECKING:
+    from ..section import Section
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,10 @@ class ObsmEncoder:
 Eye = Encoder | ObsmEncoder  # what sees the spots
 
 
-def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path | None) -> Eye | None:
-    """Return what is to see the spots; see `hggep_sc.tl.fit` for the parameters.
+def make_encoder(
+    encoder: str | nn.Module, config: Config, weights: str | Path | None, sections: Sequence["Section"] = ()
+) -> Eye | None:
+    """Return what is to see the spots of sections; see `hggep_sc.tl.fit` for the parameters.
 
     Returns
     -------
@@ -44,12 +53,14 @@ def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path |
     ------
     ValueError
         If the released network is given another, or a module does not give a vector for each patch.
+    MissingSlotError
+        If there is no encoder of that name, and a section has no such embeddings.
     TypeError
         If `encoder` is neither a name nor a module.
     """
     if not isinstance(encoder, str | nn.Module):
         raise TypeError(
-            f'encoder must be "{SHUFFLENET}", the obsm slot of embeddings or a torch.nn.Module, not '
+            "encoder must be a name of hggep_sc.encoders.list(), the obsm slot of embeddings or a torch.nn.Module, not "
             f"{type(encoder).__name__}"
         )
     if config.preset == "published":
@@ -62,10 +73,13 @@ def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path |
             "GEM, CBAM and a backbone that learns are parts of the shufflenet encoder; yours is not trained: "
             "config={'gem': False, 'cbam': False, 'backbone_learning_rate': 0}"
         )
+    if isinstance(encoder, Encoder):  # of hggep_sc.encoders.load
+        return encoder
     if isinstance(encoder, nn.Module):
         return ModuleEncoder(encoder, config.patch_size)
     if encoder != SHUFFLENET:
-        return ObsmEncoder(encoder)
+        _require_one_meaning(encoder, sections)
+        return ObsmEncoder(encoder) if is_slot(encoder) else load(encoder, weights)
     own = shufflenet_encoder(config)
     if (path := locate_weights(weights)) is not None:
         load_pretrained(own, path)
@@ -75,3 +89,29 @@ def make_encoder(encoder: str | nn.Module, config: Config, weights: str | Path |
 def is_frozen(encoder: Eye | None, config: Config) -> bool:
     """Whether features do not change in training, so that they are computed once."""
     return isinstance(encoder, ObsmEncoder | ModuleEncoder) or (encoder is not None and not config.learns_from_pixels)
+
+
+def is_slot(encoder: str | nn.Module) -> bool:
+    """Whether what a user gave as an encoder is the name of embeddings in `obsm`: none of the encoders has it."""
+    return isinstance(encoder, str) and encoder not in names()
+
+
+def sees_colours(encoder: Eye) -> bool:
+    """Whether a ridge is given statistics of colour beside its features, as beside those of the package's own trunk."""
+    return isinstance(encoder, NamedEncoder) and encoder.info.name in OWN
+
+
+def _require_one_meaning(name: str, sections: Sequence["Section"]) -> None:
+    """Refuse a name that is neither an encoder's nor that of embeddings in every section, or both."""
+    for section in sections:
+        if (there := name in section.table.obsm) == is_slot(name):
+            continue
+        if there:
+            raise InputError(
+                f"section {section.name!r}: encoder={name!r} is an encoder's name, and obsm[{name!r}] is there too: to "
+                f"use these embeddings, rename them (adata.obsm['X_{name}'] = adata.obsm.pop({name!r}))"
+            )
+        raise MissingSlotError(
+            f"section {section.name!r}: no embeddings in obsm[{name!r}], which holds {listed(section.table.obsm)}; nor "
+            f"is there an encoder of this name{nearest(name)} (hggep_sc.encoders.list() has all)"
+        )

@@ -28,8 +28,8 @@ class Moments:
     def of(cls, block: np.ndarray) -> Self:
         """Return the moments of all of a section's spots."""
         moments = cls()
-        for part in _parts(block):
-            moments.add(part)
+        for rows in rows_at_once(len(block)):
+            moments.add(block[rows])
         return moments
 
     def add(self, part: np.ndarray) -> None:
@@ -51,10 +51,11 @@ class Moments:
 def standardise(block: np.ndarray) -> np.ndarray:
     """Bring each column of a section's features to mean 0 and variance 1 / n_columns; constant ones to 0."""
     moments, scaled = Moments.of(block), np.empty(block.shape, dtype=np.float32)
-    for part, into in zip(_parts(block), _parts(scaled), strict=True):
-        into[:] = moments.standardised(part)
+    for rows in rows_at_once(len(block)):
+        scaled[rows] = moments.standardised(block[rows])
     return scaled
 
 
-def _parts(block: np.ndarray) -> Iterator[np.ndarray]:
-    return (block[start : start + ROWS] for start in range(0, len(block), ROWS))
+def rows_at_once(n: int) -> Iterator[slice]:
+    """Yield the rows that are in double precision at once, of n."""
+    return (slice(start, start + ROWS) for start in range(0, n, ROWS))

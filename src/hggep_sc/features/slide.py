@@ -4,9 +4,10 @@ A spot's features at a scale are the mean of the encoder's maps over the spot's 
 slide around the window too. There are two ways to them. *Maps*: the tissue under and around windows is encoded in
 tiles, and summed-area tables give the mean over any window. *Crops*: each window is encoded by itself with real pixels
 around it, and its inner part averaged. Where windows overlap much, maps cost less; where spots lie far apart, crops do.
-Either way what lies more than `SURROUNDINGS` px away from a window or a tile is not seen. With surroundings as wide as
-the encoder sees, and windows on whole cells, both are the same; as they are, they differ about as much as crops taken a
-px aside, most in the deepest maps.
+Either way what lies more than `Sight.surroundings` px away from a window or a tile is not seen. With surroundings as
+wide as the encoder sees, and windows on whole cells, both are the same; as they are, they differ about as much as crops
+taken a px aside, most in the deepest maps. A vision transformer takes squares of one size alone: a crop is the window,
+as its authors use it, and tiles overlap.
 """
 
 import logging
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .._settings import settings
+from ..nn import Sight
 from ..runtime.device import mixed_precision
 from .describe import AtOnce, View, in_parts, turned
 from .parts import halved
@@ -32,9 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STRIDE = 16  # px of a scale: a whole number of the cells of every map
-SURROUNDINGS = 32  # px of a scale that an encoder is given around a window or a tile
-TILE = 640  # px of a tile, at most: larger maps do not fit a CPU's cache, of smaller ones much is surroundings
+SIGHT = Sight()  # of HGGEP's own encoder, and of colours
+
 PIXELS = 2**18  # encoded at once by each thread of a CPU, unless one tile or crop has more
 PART_SPOTS, PART_PIXELS = 2048, 2**25  # of spots that are described together, at most: what a kill loses
 
@@ -66,7 +67,7 @@ class Squares:
     windows: np.ndarray | None
 
 
-def parts_of(xy: np.ndarray, fields: Sequence[float], size: int) -> list[np.ndarray]:
+def parts_of(xy: np.ndarray, fields: Sequence[float], size: int, sight: Sight = SIGHT) -> list[np.ndarray]:
     """Split spots into compact groups that are described together: by their number, and by how much is to be encoded.
 
     Parameters
@@ -77,18 +78,20 @@ def parts_of(xy: np.ndarray, fields: Sequence[float], size: int) -> list[np.ndar
         Sides of the windows, px of the image's finest level.
     size
         Sides of the windows, px of the scale at which they are read.
+    sight
+        How the encoder sees a slide.
     """
 
     def fits(spots: np.ndarray) -> bool:
         if len(spots) > PART_SPOTS:
             return False
-        of_scales = (costs(xy[spots] * (size / field), size) for field in fields)
+        of_scales = (costs(xy[spots] * (size / field), size, sight) for field in fields)
         return sum(min(cost.values()) for cost in of_scales) <= PART_PIXELS
 
     return halved(xy, fits)
 
 
-def tiles_under(centres: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+def tiles_under(centres: np.ndarray, size: int, sight: Sight) -> tuple[np.ndarray, int]:
     """Cut what windows cover into squares.
 
     Parameters
@@ -97,14 +100,17 @@ def tiles_under(centres: np.ndarray, size: int) -> tuple[np.ndarray, int]:
         (n, 2) of the windows, px of the scale.
     size
         Sides of the windows, px.
+    sight
+        How the encoder sees a slide.
 
     Returns
     -------
     Upper left corners (k, 2) of those squares that a window touches, row by row, and their side, px.
     """
-    start = np.floor((centres - size / 2).min(axis=0) / STRIDE) * STRIDE
+    start = np.floor((centres - size / 2).min(axis=0) / sight.stride) * sight.stride
     extent = (centres + size / 2).max(axis=0) - start
-    side = STRIDE * int(np.ceil((extent / np.ceil(extent / TILE)).max() / STRIDE))
+    side = sight.stride * int(np.ceil((extent / np.ceil(extent / sight.tile)).max() / sight.stride))
+    side = side if sight.native is None else sight.tile
     first = np.floor((centres - size / 2 - start) / side).astype(np.int64)
     last = np.ceil((centres + size / 2 - start) / side).astype(np.int64) - 1
     steps = (last - first).max(axis=0) + 1
@@ -117,41 +123,43 @@ def tiles_under(centres: np.ndarray, size: int) -> tuple[np.ndarray, int]:
     return start + found * side, side
 
 
-def _side_of_crop(size: int) -> int:
-    return STRIDE * -(-(size + 2 * SURROUNDINGS) // STRIDE)
+def _side_of_crop(size: int, sight: Sight) -> int:
+    if sight.native is not None:
+        return sight.native
+    return sight.stride * -(-(size + 2 * sight.surroundings) // sight.stride)
 
 
-def costs(centres: np.ndarray, size: int) -> dict[str, int]:
+def costs(centres: np.ndarray, size: int, sight: Sight = SIGHT) -> dict[str, int]:
     """Count the px that are encoded by either way, for windows of one scale."""
-    corners, side = tiles_under(centres, size)
+    corners, side = tiles_under(centres, size, sight)
     return {
-        "maps": len(corners) * (side + 2 * SURROUNDINGS) ** 2,
-        "crops": len(centres) * _side_of_crop(size) ** 2,
+        "maps": len(corners) * (side + 2 * sight.surroundings) ** 2,
+        "crops": len(centres) * _side_of_crop(size, sight) ** 2,
     }
 
 
-def _way(centres: np.ndarray, size: int) -> str:
+def _way(centres: np.ndarray, size: int, sight: Sight) -> str:
     """Return the way that costs less, unless `settings.feature_route` asks for one."""
     if settings.feature_route != "auto":
         return settings.feature_route
-    found = costs(centres, size)
+    found = costs(centres, size, sight)
     return min(found, key=found.__getitem__)
 
 
-def _squares(centres: np.ndarray, size: int, scale: int, way: str, batch: int) -> Iterator[Squares]:
+def _squares(centres: np.ndarray, size: int, scale: int, way: str, batch: int, sight: Sight) -> Iterator[Squares]:
     """Yield what is to be encoded at one scale; `centres` in px of it."""
     if way == "crops":
-        side = _side_of_crop(size)
+        side = _side_of_crop(size, sight)
         for start in range(0, len(centres), batch):
             spots = np.arange(start, min(start + batch, len(centres)))
             yield Squares(scale, spots, centres[spots], side, None)
         return
-    corners, side = tiles_under(centres, size)
+    corners, side = tiles_under(centres, size, sight)
     low = centres - size / 2
     for corner in corners:
         spots = np.flatnonzero(((low < corner + side) & (low + size > corner)).all(axis=1))
         middle_of_tile = (corner + side / 2)[None]
-        yield Squares(scale, spots, middle_of_tile, side + 2 * SURROUNDINGS, low[spots] - corner)
+        yield Squares(scale, spots, middle_of_tile, side + 2 * sight.surroundings, low[spots] - corner)
 
 
 def describe_windows(
@@ -163,6 +171,7 @@ def describe_windows(
     *,
     batch_size: int,
     device: torch.device,
+    sight: Sight = SIGHT,
 ) -> Generator[list[Tensor], None, None]:
     """Average what each function makes of the slide over the windows around spots, without gradients.
 
@@ -182,19 +191,23 @@ def describe_windows(
         Crops that a GPU encodes at once.
     device
         Where the functions find the pixels.
+    sight
+        How the encoder among them sees a slide.
 
     Yields
     ------
     For each part the averages of each function's maps over the windows, (n, fields, C), float32, on the CPU.
     """
+    if sight.native not in (None, size):
+        raise ValueError(f"config.patch_size={size}: this encoder takes patches of {sight.native} px and no other")
     steps = [field / size for field in fields]
-    batch = batch_size if device.type != "cpu" else max(PIXELS // _side_of_crop(size) ** 2, 1)
-    ways = [[_way(xy / step, size) for step in steps] for xy in parts]
+    batch = batch_size if device.type != "cpu" else max(PIXELS // _side_of_crop(size, sight) ** 2, 1)
+    ways = [[_way(xy / step, size, sight) for step in steps] for xy in parts]
     work = [
         [
             squares
             for scale, (step, way) in enumerate(zip(steps, of_part, strict=True))
-            for squares in _squares(xy / step, size, scale, way, batch)
+            for squares in _squares(xy / step, size, scale, way, batch, sight)
         ]
         for xy, of_part in zip(parts, ways, strict=True)
     ]
@@ -208,7 +221,7 @@ def describe_windows(
         )
 
     def compute(squares: Squares, pixels: Tensor) -> list[Tensor]:
-        average = partial(_over_windows, squares=squares, size=size)
+        average = partial(_over_windows, squares=squares, size=size, surroundings=sight.surroundings)
         functions = [partial(_averages, maps_of=maps_of, average=average) for maps_of in describe]
         return [found.cpu() for found in at_once.apply(functions, pixels.to(device, non_blocking=True))]
 
@@ -229,7 +242,7 @@ def _averages(pixels: Tensor, maps_of: MapsOf, average: Callable[[Tensor], Tenso
     return torch.cat([average(of_stage) for of_stage in maps], dim=1)
 
 
-def _over_windows(maps: Tensor, squares: Squares, size: int) -> Tensor:
+def _over_windows(maps: Tensor, squares: Squares, size: int, surroundings: int) -> Tensor:
     """Average the maps (N, C, H, H) of squares over the windows in them, (n, C), double precision.
 
     A window may lie in a tile in part alone: the averages of all tiles add up to the window's.
@@ -238,7 +251,7 @@ def _over_windows(maps: Tensor, squares: Squares, size: int) -> Tensor:
     if squares.windows is None:
         return middle(maps, size / squares.side).double()
     stride = squares.side // maps.shape[-1]
-    margin = SURROUNDINGS // stride
+    margin = surroundings // stride
     low = torch.from_numpy(squares.windows).to(maps.device) / stride
     inside = maps[0, :, margin:-margin, margin:-margin]
     return window_sums(summed_area(inside), low, low + size / stride) * (stride / size) ** 2

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from .._settings import settings
 from ..errors import InputError
-from ..nn import Encoder, ModuleEncoder, ShuffleNetEncoder
+from ..nn import Encoder, ModuleEncoder, Sight
 from ..storage.arrays import large_array
 from ..storage.checkpoint import Parts
 from .colours import colour_maps, colour_statistics
 from .describe import PLAIN, View, describe_parts, of_patches, of_views
 from .encoders import Eye, ObsmEncoder
 from .patches import BATCH_SPOTS, say_if_coarse
-from .slide import SURROUNDINGS, MapsOf, describe_windows, in_view, parts_of
+from .slide import SIGHT, MapsOf, describe_windows, in_view, parts_of
 
 if TYPE_CHECKING:
     from ..section import Section
@@ -106,8 +106,9 @@ def describe_section(
 ) -> Described:
     """Return the features of a section's spots by an encoder that does not learn.
 
-    HGGEP's own encoder sees the slide (`describe_windows`), a module of the user's each patch by itself. What was found
-    of the section before is not computed again, as long as it is in use and `settings.feature_memory` holds it.
+    An encoder that gives maps sees the slide (`describe_windows`), a module of the user's each patch by itself. What
+    was found of the section before is not computed again, as long as it is in use and `settings.feature_memory` holds
+    it.
 
     Parameters
     ----------
@@ -142,7 +143,8 @@ def describe_section(
             advance(len(section.xy))
         return Described(section.embeddings(encoder.slot)[:, None, None], None)
     say_if_coarse(section, fields, patch_size)
-    definition = fields, patch_size, SURROUNDINGS, settings.feature_route
+    sight = SIGHT if encoder is None or encoder.sight is None else encoder.sight
+    definition = fields, patch_size, sight, settings.feature_route
     # a user's module has more to it than its hash tells: its features are its own
     name = (encoder and encoder.id), ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
     keys: dict[View | str, Hashable] = {view: (name, view, definition) for view in views if encoder is not None}
@@ -164,10 +166,11 @@ def describe_section(
             patch_size=patch_size,
             views=unseen,
             colours=colours and COLOURS not in known,
+            sight=sight,
             device=device,
             batch_size=batch_size,
         )
-        found = gathered(parts_of(section.xy, fields, patch_size), see, kept, advance)
+        found = gathered(parts_of(section.xy, fields, patch_size, sight), see, kept, advance)
         new: dict[View | str, np.ndarray] = {view: found[ENCODED][:, i] for i, view in enumerate(unseen)}
         new |= {COLOURS: found[COLOURS]} if COLOURS in found else {}
         _memory.keep(section, {keys[what]: array for what, array in new.items()})
@@ -231,6 +234,7 @@ def _seen(
     patch_size: int,
     views: tuple[View, ...],
     colours: bool,
+    sight: Sight,
     device: torch.device,
     batch_size: int,
 ) -> Generator[dict[str, Tensor], None, None]:
@@ -241,7 +245,7 @@ def _seen(
     with section.open_image() as image, ExitStack() as open_until_done:
         maps_of: list[MapsOf] = [colour_maps] if colours else []
         patches: Generator[list[Tensor], None, None] | None = None
-        if isinstance(encoder, ShuffleNetEncoder):
+        if encoder is not None and encoder.sight is not None:
             fast = encoder.for_inference()
             maps_of += [in_view(fast.maps, view) for view in views]
         elif encoder is not None:
@@ -257,7 +261,9 @@ def _seen(
                 concurrently=False,  # it may note things as it goes
             )
             open_until_done.enter_context(closing(patches))
-        windows = describe_windows(image, centres, fields, patch_size, maps_of, batch_size=batch_size, device=device)
+        windows = describe_windows(
+            image, centres, fields, patch_size, maps_of, batch_size=batch_size, device=device, sight=sight
+        )
         open_until_done.enter_context(closing(windows))
         for _ in parts:
             found = next(windows) if maps_of else []

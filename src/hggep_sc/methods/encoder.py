@@ -1,38 +1,92 @@
 """What a saved model notes of the encoder that it was fitted with, and what loading it again wants of the user."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..config import Config
-from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder
-from ..nn import ModuleEncoder
+from ..encoders.named import NamedEncoder, calibrated_as, calibration
+from ..encoders.registry import SHUFFLENET, info, load
+from ..errors import HggepError
+from ..features.encoders import Eye, ObsmEncoder
+from ..nn import Encoder, ModuleEncoder
 from ..storage.models import IncompleteError
 
 
-def encoder_entry(encoder: Eye | None, groups: Any) -> dict[str, Any] | None:
-    """Describe an encoder for the manifest; None for the released network's own."""
+def encoder_entry(encoder: Eye | None, groups: Any, patch_size: int) -> dict[str, Any] | None:
+    """Describe an encoder for the manifest; None for the released network's own.
+
+    Of one whose weights are not stored, what it makes of a fixed patch is noted.
+    """
     if encoder is None:
         return None
     if isinstance(encoder, ObsmEncoder):
         return {"kind": "obsm", "key": encoder.slot, "groups": groups}
+    noted = {} if encoder.stored else {"calibration": calibration(encoder, patch_size)}
+    if isinstance(encoder, NamedEncoder):
+        return {"kind": "named", "name": encoder.info.name, "groups": groups, "id": encoder.id, **noted}
     kind = "module" if isinstance(encoder, ModuleEncoder) else SHUFFLENET
-    return {"kind": kind, "groups": groups, "id": encoder.id}
+    return {"kind": kind, "groups": groups, "id": encoder.id, **noted}
 
 
-def required_module(entry: dict[str, Any], module: nn.Module | None, config: Config) -> ModuleEncoder | None:
-    """Return the user's module that the model was fitted with, checked; None for a model that has no such thing."""
-    if entry["kind"] != "module":
-        if module is not None:
+def required_encoder(
+    entry: dict[str, Any], given: nn.Module | str | Path | None, config: Config
+) -> NamedEncoder | ModuleEncoder | None:
+    """Return the encoder that a model was fitted with and does not hold, checked; None for a model that lacks none.
+
+    Parameters
+    ----------
+    entry
+        What `encoder_entry` noted.
+    given
+        The user's module or encoder; of one known by name a file or folder of its weights, or None for its own.
+    config
+        Settings that the model shares with the network.
+    """
+    kind = entry["kind"]
+    if kind not in ("module", "named"):
+        if given is not None:
             fitted = entry.get("key", SHUFFLENET)
             raise IncompleteError(f"encoder= is not wanted: it was fitted with encoder={fitted!r}")
         return None
-    if module is None:
-        raise IncompleteError("it was fitted with a module of yours: give it with load(..., encoder=module)")
+    found = _named(entry, given) if kind == "named" else _module(given, config)
+    if found.id != entry["id"]:
+        raise IncompleteError("encoder= is another module, or has other weights, than the one it was fitted with")
+    noted = entry.get("calibration")
+    if noted is not None and not calibrated_as(noted, seen := calibration(found, config.patch_size)):
+        raise IncompleteError(
+            "encoder= has the same weights as the one it was fitted with, and makes something else of them (of a fixed "
+            f"patch {seen[0]:.4g}, {seen[1]:.4g}, ... in place of {noted[0]:.4g}, {noted[1]:.4g}, ...): use the "
+            "settings, and the version of its library, that it was fitted with"
+        )
+    return found
+
+
+def _named(entry: dict[str, Any], given: nn.Module | str | Path | None) -> NamedEncoder:
+    name = entry["name"]
+    if isinstance(given, NamedEncoder) and given.info.name == name:
+        return given
+    if isinstance(given, nn.Module):
+        raise IncompleteError(f"encoder= is another than it was fitted with: hggep_sc.encoders.load({name!r})")
     try:
-        given = ModuleEncoder(module, config.patch_size)
+        info(name)
+    except ValueError as error:
+        raise IncompleteError(f"{error}; it was fitted with it: register it first") from error
+    try:
+        return load(name, "pretrained" if given is None else given)
+    except (HggepError, FileNotFoundError) as error:
+        raise IncompleteError(
+            f"it was fitted with encoder={name!r}: {error} (encoder= takes the file or folder of its weights)"
+        ) from error
+
+
+def _module(given: nn.Module | str | Path | None, config: Config) -> ModuleEncoder:
+    if given is None:
+        raise IncompleteError("it was fitted with a module of yours: give it with load(..., encoder=module)")
+    if not isinstance(given, nn.Module) or isinstance(given, Encoder):
+        raise IncompleteError(f"encoder= must be the module of yours that it was fitted with, not {given!r:.80}")
+    try:
+        return ModuleEncoder(given, config.patch_size)
     except Exception as error:  # whatever a module of the user's raises
         raise IncompleteError(f"encoder= does not fit the model: {error}") from error
-    if given.id != entry["id"]:
-        raise IncompleteError("encoder= is another module, or has other weights, than the one it was fitted with")
-    return given

@@ -15,6 +15,8 @@ from torch import nn
 
 from .._settings import settings
 from ..config import Config
+from ..encoders.named import NamedEncoder
+from ..encoders.weights import read_state_dict
 from ..errors import ModelError
 from ..features.describe import DIHEDRAL, PLAIN, View, describe_parts, of_views
 from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder, is_frozen, make_encoder
@@ -32,7 +34,6 @@ from ..features.patches import (
 )
 from ..features.slide import parts_of
 from ..features.store import ENCODED, Described, describe_section, gathered, require_length
-from ..features.weights import read_state_dict
 from ..nn import Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
 from ..prediction.chunks import predict_in_chunks, spots_at_once
 from ..prediction.confidence import Confidence, optical_density
@@ -52,7 +53,7 @@ from ..training.devices import Devices, Strategy
 from ..training.fit import train
 from ..training.run import Run
 from ..training.split import held_out_spots
-from .encoder import encoder_entry, required_module
+from .encoder import encoder_entry, required_encoder
 from .genes import NAMED, GenesBy, training_genes
 
 
@@ -117,10 +118,8 @@ class HGGEP:
         reduction: float = 1.0,
         spacing_um: tuple[float, float] | None = None,
     ) -> None:
-        own = not isinstance(network, PublishedNetwork) and isinstance(network.encoder, ModuleEncoder)
-        state = {name: values for name, values in network.state_dict().items() if not own or "encoder." not in name}
-        require_finite_model({**state, **({} if linear is None else linear.tensors())})
         self.network = network.eval()
+        require_finite_model({**_stored_state(network), **({} if linear is None else linear.tensors())})
         self.config = config
         self.genes = list(genes)
         self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
@@ -159,7 +158,9 @@ class HGGEP:
 
     def __repr__(self) -> str:
         config = self.config
-        foreign = isinstance(self.encoder, ObsmEncoder | ModuleEncoder)  # which has no GEM and no CBAM
+        foreign = isinstance(self.encoder, ObsmEncoder) or (
+            self.encoder is not None and not self.encoder.stored
+        )  # which has no GEM and no CBAM
         switches = ("vit", "ham", "lstm") if foreign else ("gem", "cbam", "vit", "ham", "lstm")
         modules = [name.upper() for name in switches if getattr(config, name)]
         modules += ["linear path"] if self.linear is not None else []
@@ -167,6 +168,8 @@ class HGGEP:
         views = ", ".join(f"{px:.0f} px" if self.mpp is None else f"{px * self.mpp:.0f} um" for px in fields)
         if isinstance(self.encoder, ModuleEncoder):
             views += f", through {type(self.encoder.module).__name__}"
+        if isinstance(self.encoder, NamedEncoder):
+            views += f", through {self.encoder.info.title or self.encoder.info.name}"
         sight = f"embeddings: obsm[{self.embeddings!r}]" if self.embeddings else f"fields of view: {views}"
         networks = "network" if config.ensemble == 1 else f"{config.ensemble} networks"
         n_parameters = sum(p.numel() for p in self.network.parameters())
@@ -188,7 +191,7 @@ class HGGEP:
         genes: Iterable[str] | str | int | None = None,
         genes_by: GenesBy = "moran",
         encoder: str | nn.Module = SHUFFLENET,
-        weights: str | Path | None = "imagenet",
+        weights: str | Path | None = "pretrained",
         validation: str | float | None = None,
         seed: int = 0,
         device: str = "auto",
@@ -229,7 +232,7 @@ class HGGEP:
             torch.inference_mode(False),
             torch.enable_grad(),  # also where the caller goes without; Lightning would leave it on
         ):
-            eye = make_encoder(encoder, config, weights)
+            eye = make_encoder(encoder, config, weights, sections)
             trained = train(
                 sections,
                 chosen,
@@ -475,19 +478,14 @@ class HGGEP:
         FileExistsError
             If something is there already, unless `overwrite`; always, if it is not a model.
         """
-        own = not isinstance(self.encoder, ModuleEncoder)
-        state = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in self.network.state_dict().items()
-            if own or not name.startswith("encoder.")
-        }
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(self.network).items()}
         save_model(
             path,
             method=self.method,
             model_id=self.id,
             content={
                 "config": self.config.to_dict(),
-                "encoder": encoder_entry(self.encoder, getattr(self.network, "groups", None)),
+                "encoder": encoder_entry(self.encoder, getattr(self.network, "groups", None), self.config.patch_size),
                 "scale": asdict(self.scale),
                 "mpp": self.mpp,
                 "reduction": self.reduction,
@@ -509,7 +507,7 @@ class HGGEP:
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, encoder: nn.Module | None = None, device: str = "auto") -> Self:
+    def load(cls, path: str | Path, *, encoder: nn.Module | str | Path | None = None, device: str = "auto") -> Self:
         """Read a model that `save` wrote, on any device whatever it was trained on.
 
         Parameters
@@ -517,7 +515,8 @@ class HGGEP:
         path
             The folder.
         encoder
-            The module that the model was fitted with (`tl.fit(encoder=module)`), with the same weights.
+            The module that the model was fitted with (`tl.fit(encoder=module)`), with the same weights. For a model
+            that was fitted with one known by name: the file or folder of its weights, or None where they are to be had.
         device
             "auto", "cpu", "cuda", "cuda:1", "mps".
 
@@ -528,21 +527,25 @@ class HGGEP:
         ModelError
             If the folder is not a model of this class, is damaged, or was written by another version.
         ValueError
-            If the model wants an encoder that was not given, or is another.
+            If the model wants an encoder that was not given, is another, or computes something else.
         """
         target = resolve_device(device)
-        model = load_model(path, method=cls.method, rebuild=partial(cls._rebuild, module=encoder))
+        model = load_model(path, method=cls.method, rebuild=partial(cls._rebuild, given=encoder))
         model.network.to(target)
         return model
 
     @classmethod
     def _rebuild(
-        cls, content: dict[str, Any], tensors: dict[str, dict[str, torch.Tensor]], *, module: nn.Module | None
+        cls,
+        content: dict[str, Any],
+        tensors: dict[str, dict[str, torch.Tensor]],
+        *,
+        given: nn.Module | str | Path | None,
     ) -> Self:
         config = Config.from_dict({"ensemble": 1, **content["config"]})  # before there were ensembles, none was named
         genes, entry = content["genes"], content["encoder"]
         return cls(
-            _filled(config, len(genes), tensors["network"], entry, module),
+            _filled(config, len(genes), tensors["network"], entry, given),
             config,
             genes,
             mpp=content["mpp"],
@@ -614,7 +617,7 @@ def _filled(
     n_genes: int,
     state: dict[str, torch.Tensor],
     entry: dict[str, Any] | None,
-    module: nn.Module | None,
+    given: nn.Module | str | Path | None,
 ) -> HGGEPNetwork | Ensemble | PublishedNetwork:
     """Build a network from a state dict and the manifest's entry of its encoder, without drawing weights."""
     if entry is None:
@@ -622,7 +625,7 @@ def _filled(
             published = PublishedNetwork(n_genes)
         published.load_state_dict(state, assign=True)
         return published
-    given = required_module(entry, module, config)
+    found = required_encoder(entry, given, config)
     layers = config.ensemble * max(1, config.vit_depth * config.vit + config.lstm_layers * config.lstm)
     if layers > len(state):  # none of them is without a tensor
         raise ValueError(f"its configuration asks for {layers} layers, and there are {len(state)} tensors")
@@ -635,6 +638,14 @@ def _filled(
         ]
         network = averaged(networks)
     network.load_state_dict(state, assign=True)
-    if given is not None:
-        network.encoder = given
+    if found is not None:
+        network.encoder = found
     return network
+
+
+def _stored_state(network: HGGEPNetwork | Ensemble | PublishedNetwork) -> dict[str, torch.Tensor]:
+    """Return the state that a model's folder holds: without an encoder that is not."""
+    encoder = None if isinstance(network, PublishedNetwork) else network.encoder
+    if encoder is None or encoder.stored:
+        return network.state_dict()
+    return {name: values for name, values in network.state_dict().items() if not name.startswith("encoder.")}

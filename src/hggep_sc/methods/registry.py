@@ -4,12 +4,14 @@ import hashlib
 import inspect
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ..config import BaseConfig, Config, Normalize
-from ..features.encoders import SHUFFLENET
+from ..encoders.registry import SHUFFLENET, info_of
+from ..features.encoders import is_slot
 from ..prediction.finite import require_finite_prediction
 from ..runtime.validators import choice, text
 from .baselines import BASELINES
@@ -137,8 +139,8 @@ def config_class(method: Method) -> type[BaseConfig] | None:
 
 def reads_image(method: Method, encoder: "str | nn.Module") -> bool:
     """Whether a method looks at patches, seen through an encoder."""
-    if "encoder" in method.takes and isinstance(encoder, str):
-        return encoder == SHUFFLENET
+    if "encoder" in method.takes and is_slot(encoder):
+        return False
     return bool(getattr(method, "reads_image", True))
 
 
@@ -167,8 +169,11 @@ def method_config(
     preset: str = "default",
     config: BaseConfig | Mapping[str, Any] | None = None,
     normalize: Normalize | None = None,
+    encoder: "str | nn.Module" = SHUFFLENET,
 ) -> Any:
     """Return all settings of a method: the preset's, with those of `config` and `normalize` in their place.
+
+    Patches and fields of view are those of an encoder that is known by name, unless `config` has them.
 
     Returns
     -------
@@ -192,10 +197,11 @@ def method_config(
             raise TypeError(f"config is a {type(config).__name__}; method={name!r} takes a {wanted.__name__}")
     elif config is not None and not (isinstance(config, Mapping) and all(isinstance(key, str) for key in config)):
         raise TypeError(f"config={config!r} must be a dict of settings by name, or a {wanted.__name__}")
-    elif wanted is Config:
-        settings = Config.from_preset(preset, **(config or {}))
     else:
-        settings = wanted().replace(**(config or {}))
+        known, names = info_of(encoder), {field.name for field in fields(wanted)}
+        follows = {} if known is None else {name: value for name, value in known.settings.items() if name in names}
+        given = {**follows, **(config or {})}
+        settings = Config.from_preset(preset, **given) if wanted is Config else wanted().replace(**given)
     return settings if normalize is None else settings.replace(normalize=normalize)
 
 

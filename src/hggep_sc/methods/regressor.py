@@ -51,7 +51,7 @@ class RegressorModel(Baseline):
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, encoder: nn.Module | None = None) -> NoReturn:
+    def load(cls, path: str | Path, *, encoder: nn.Module | str | Path | None = None) -> NoReturn:
         """Refuse, as nothing is saved.
 
         Raises
@@ -98,7 +98,7 @@ class Regressor:
         genes: Iterable[str] | str | int | None = None,
         genes_by: GenesBy = "moran",
         encoder: str | nn.Module = SHUFFLENET,
-        weights: str | Path | None = "imagenet",
+        weights: str | Path | None = "pretrained",
         seed: int = 0,
         device: str = "auto",
         progress: bool | None = None,

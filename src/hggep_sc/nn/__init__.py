@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from .encoder import STAGES, Encoder, ModuleEncoder, ShuffleNetEncoder, state_hash
+from .encoder import STAGES, Encoder, ModuleEncoder, ShuffleNetEncoder, Sight, averaged_maps, state_hash
 from .ensemble import Ensemble, averaged
 from .hggep import OUTLIER, HGGEPNetwork
 from .interface import Batch, CountParameters, Output, average_views
@@ -23,8 +23,10 @@ __all__ = [
     "Output",
     "PublishedNetwork",
     "ShuffleNetEncoder",
+    "Sight",
     "average_views",
     "averaged",
+    "averaged_maps",
     "shufflenet_encoder",
     "state_hash",
 ]

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -26,6 +27,35 @@ def state_hash(module: nn.Module, settings: str = "") -> str:
     return digest.hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class Sight:
+    """How an encoder that gives maps sees a slide; all px are of the scale at which it is read.
+
+    Attributes
+    ----------
+    stride
+        Side of the cells of its deepest map, and of those of every map a whole number.
+    surroundings
+        Px around a tile or a window that it is given beside them.
+    tile
+        Px of a tile, at most; of all tiles, where `native` is given.
+    native
+        Side of the only squares that it takes, as a vision transformer does; None for any.
+    """
+
+    stride: int = 16
+    surroundings: int = 32
+    # larger maps do not fit a CPU's cache, of smaller ones much is surroundings
+    tile: int = 640
+    native: int | None = None
+
+    @classmethod
+    def of_size(cls, px: int, stride: int) -> "Sight":
+        """Return that of squares of one size, of which the middle, about half a side, is taken as a tile."""
+        surroundings = px // stride // 4 * stride
+        return cls(stride, surroundings, px - 2 * surroundings, px)
+
+
 class Encoder(nn.Module):
     """Patches to features.
 
@@ -33,9 +63,15 @@ class Encoder(nn.Module):
     ----------
     groups
         How many features each of its stages has; they follow one another.
+    sight
+        How it sees a slide through its `maps`; None for one that sees each patch by itself.
+    stored
+        Whether a model's folder holds its weights.
     """
 
     groups: tuple[int, ...]
+    sight: Sight | None = None
+    stored: bool = True
 
     @property
     def id(self) -> str:
@@ -44,6 +80,10 @@ class Encoder(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """(N, 3, S, S), 0..255, to (N, sum(groups))."""
+        raise NotImplementedError
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """(N, 3, H, W), 0..255, to maps (N, C, H / stride, W / stride), whose averages are the features."""
         raise NotImplementedError
 
     def for_inference(self) -> "Encoder":
@@ -70,6 +110,7 @@ class ShuffleNetEncoder(Encoder):
     pixel_mean: Tensor  # (3, 1, 1), of pixels in 0..1
     pixel_std: Tensor
     memory_format = torch.contiguous_format  # of what the convolutions are given
+    sight = Sight()
 
     def __init__(
         self,
@@ -140,7 +181,7 @@ class ShuffleNetEncoder(Encoder):
         if stage not in self.stages:
             return []
         weighed = [] if self.cbam is None else [self.cbam[self.stages.index(stage)](maps)]
-        return [_average(of_stage) for of_stage in (maps, *weighed)]
+        return [averaged_maps([of_stage]) for of_stage in (maps, *weighed)]
 
     def for_inference(self) -> "ShuffleNetEncoder":
         """Return a copy whose batch normalisations are folded into convolutions, channels last on a CPU."""
@@ -157,9 +198,9 @@ class ShuffleNetEncoder(Encoder):
         self.pixel_std.copy_(torch.tensor(std).view(3, 1, 1))
 
 
-def _average(maps: Tensor) -> Tensor:
-    """(N, C, H, W) to (N, C), in single precision whatever the maps are in."""
-    return maps.mean((2, 3), dtype=torch.float32)
+def averaged_maps(maps: Sequence[Tensor]) -> Tensor:
+    """Average maps (N, C, H, W), to (N, C) of all of them, in single precision whatever the maps are in."""
+    return torch.cat([of_stage.mean((2, 3), dtype=torch.float32) for of_stage in maps], dim=1)
 
 
 class ModuleEncoder(Encoder):
@@ -177,6 +218,8 @@ class ModuleEncoder(Encoder):
     ValueError
         If it does not give a vector for each patch.
     """
+
+    stored = False
 
     def __init__(self, module: nn.Module, patch_size: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..features.moments import ROWS, Moments, standardise
+from ..features.moments import Moments, rows_at_once, standardise
 
 if TYPE_CHECKING:
     from ..features.store import Described
@@ -69,8 +69,7 @@ def add_linear(expression: np.ndarray, path: LinearPath, described: "Described")
     `expression` (n_spots, n_genes) is written to.
     """
     blocks = [(block, Moments.of(block)) for block in _blocks(described)]
-    for start in range(0, len(expression), ROWS):
-        rows = slice(start, start + ROWS)
+    for rows in rows_at_once(len(expression)):
         expression[rows] += path.predict(np.hstack([moments.standardised(block[rows]) for block, moments in blocks]))
 
 

@@ -70,7 +70,7 @@ def cross_validate(
     preset: Literal["default", "paper", "published"] | None = None,
     config: "Config | BaselineConfig | Mapping[str, Any] | None" = None,
     encoder: "str | nn.Module" = "shufflenet",
-    weights: str | Path | None = "imagenet",
+    weights: str | Path | None = "pretrained",
     normalize: Literal["library", "panel"] | None = None,
     validation: float | None = None,
     layers: Mapping[str, str] | None = None,

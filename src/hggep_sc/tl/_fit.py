@@ -3,7 +3,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..config import Config
-from ..features.weights import locate_weights
+from ..encoders.registry import info_of
+from ..encoders.snapshot import located
+from ..encoders.weights import PRETRAINED, locate_weights
 from ..methods.registry import Method, Model, fit_method, method_config, method_of, reads_image
 from ..runtime.validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..section import grouped, open_sections
@@ -27,7 +29,7 @@ def fit(
     preset: Literal["default", "paper", "published"] = "default",
     config: "Config | BaselineConfig | Mapping[str, Any] | None" = None,
     encoder: "str | nn.Module" = "shufflenet",
-    weights: str | Path | None = "imagenet",
+    weights: str | Path | None = "pretrained",
     normalize: Literal["library", "panel"] | None = None,
     mpp: float | Mapping[str, float] | None = None,
     validation: str | float | None = None,
@@ -146,7 +148,7 @@ def fit(
         If `checkpoint_dir` or the temporary folder cannot be written to.
     """
     chosen = method_of(method)
-    settings = method_config(chosen, preset=preset, config=config, normalize=normalize)
+    settings = method_config(chosen, preset=preset, config=config, normalize=normalize, encoder=encoder)
     seed, folder = seed_of("seed", seed), path_or_none("checkpoint_dir", checkpoint_dir)
     devices, num_nodes = whole("devices", devices), whole("num_nodes", num_nodes)
     checkpoint_every = whole("checkpoint_every", checkpoint_every)
@@ -154,7 +156,8 @@ def fit(
         flag_or_none(name, switch)
     if validation is not None and not isinstance(validation, str):
         number("validation", validation, above=0)
-    locate_weights(None if weights == "imagenet" else weights)
+    if weights not in PRETRAINED:
+        locate_weights(weights) if (info := info_of(encoder)) is None else located(info, weights)
     sections = open_sections(
         data,
         library_key=library_key,

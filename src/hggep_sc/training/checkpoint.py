@@ -16,8 +16,9 @@ from .._settings import settings
 from .._version import __version__
 from ..config import Config
 from ..errors import CheckpointError, OtherCheckpointError, TrainingWarning
-from ..features.encoders import Eye
-from ..nn import ShuffleNetEncoder
+from ..features.describe import View
+from ..features.encoders import Eye, ObsmEncoder
+from ..nn import ModuleEncoder
 from ..runtime.messages import warn
 from ..section import Section
 from ..section.fingerprint import sight_hash
@@ -231,6 +232,7 @@ def stores_of_features(
     fields: Sequence[tuple[float, ...]],
     encoder: Eye,
     config: Config,
+    views: tuple[View, ...],
 ) -> Iterator[list[Parts]]:
     """Give where the features of each section are kept, from which an interrupted fit goes on.
 
@@ -243,16 +245,19 @@ def stores_of_features(
         are removed.
     sections, fields, encoder, config
         As in `read_sections`. Of a user's module more than its hash may change: its features are not kept.
+    views
+        That features are computed in.
     """
-    if checkpoint_dir is None or not isinstance(encoder, ShuffleNetEncoder):
+    if checkpoint_dir is None or isinstance(encoder, ObsmEncoder | ModuleEncoder):
         yield [Parts(None) for _ in sections]
         return
-    names = ("patch_size", "flips", "linear", "cross_fit")
+    names = ("patch_size", "linear", "cross_fit")
     identity = {
         "version of hggep_sc": __version__,
         "data": [sight_hash(section) for section in sections],
         "encoder": encoder.id,
         "fields of view": fields,
+        "views": views,
         "config": {name: getattr(config, name) for name in names} | {"feature_route": settings.feature_route},
     }
     folder = checkpoint_dir / FEATURES

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import Config
+from ..encoders.weights import load_weights, locate_weights
 from ..errors import InputError
 from ..features.encoders import Eye
-from ..features.weights import load_weights, locate_weights
 from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
 from ..prediction.chunks import spatial_chunks
 from .checkpoint import CHECKPOINT, WholeCheckpoints

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import InputError
-from ..features.describe import PLAIN, TURNS
+from ..features.describe import PLAIN, TURNS, View
 from ..features.encoders import Eye, ObsmEncoder, is_frozen
 from ..features.patches import read_patches, say_if_coarse
 from ..features.store import Described, describe_section
@@ -61,6 +61,15 @@ def read_sections(
     return data
 
 
+def views_of_training(config: Config, n_spots: int) -> tuple[View, ...]:
+    """Return the views that features of all spots are held in, of which every step draws one.
+
+    These are the quarter turns (`config.flips`), unless a fit comes back to a spot less often than there are turns.
+    """
+    drawn = config.epochs * (config.epoch_chunks or n_spots) * (config.chunk_spots or n_spots)
+    return TURNS if config.flips and min(drawn, config.epochs * n_spots) >= len(TURNS) * n_spots else PLAIN
+
+
 def _patches(
     sections: Sequence["Section"],
     fields: Sequence[tuple[float, ...]],
@@ -91,8 +100,9 @@ def _described(
             listed = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
             raise InputError(f"obsm[{encoder.slot!r}] has embeddings of different lengths: {listed}")
     folder = run.checkpoint_dir if run.devices.number == 1 else None  # each process describes all by itself
+    turns = views_of_training(config, sum(len(section.xy) for section in sections))
     with (
-        stores_of_features(folder, run.resume, sections, fields, encoder, config) as kept,
+        stores_of_features(folder, run.resume, sections, fields, encoder, config, turns) as kept,
         of_spots(sections, "images", run.progress) as bar,
     ):
         for section, views, known in zip(sections, fields, kept, strict=True):
@@ -101,7 +111,7 @@ def _described(
                 encoder,
                 views,
                 config.patch_size,
-                views=TURNS if config.flips else PLAIN,
+                views=turns,
                 colours=config.linear and config.cross_fit,
                 device=run.devices.own,
                 kept=known,

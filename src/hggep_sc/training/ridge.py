@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import linalg
 
+from ..features.moments import rows_at_once
 from .selection import Training, choose
 
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # penalties to choose from
@@ -19,15 +20,22 @@ class RidgePath:
     """
 
     def __init__(self, X: np.ndarray, Y: np.ndarray) -> None:
-        X = X.astype(np.float64)
         if len(X) < X.shape[1]:
+            X = X.astype(np.float64)
             eigenvalues, U = linalg.eigh(X @ X.T)
             kept = eigenvalues > np.finfo(float).eps * len(X) * eigenvalues[-1]  # X'Y has no part in the rest
             self.eigenvalues = eigenvalues[kept]
             self.V = X.T @ U[:, kept] / np.sqrt(self.eigenvalues)
+            products = X.T @ Y
         else:
-            self.eigenvalues, self.V = linalg.eigh(X.T @ X)
-        self.rotated = self.V.T @ (X.T @ Y)
+            squares = np.zeros((X.shape[1], X.shape[1]))
+            products = np.zeros((X.shape[1], Y.shape[1]))
+            for rows in rows_at_once(len(X)):  # never all of X in double precision
+                part = X[rows].astype(np.float64)
+                squares += part.T @ part
+                products += part.T @ Y[rows]
+            self.eigenvalues, self.V = linalg.eigh(squares)
+        self.rotated = self.V.T @ products
 
     def coefficients(self, alpha: float) -> np.ndarray:
         """Return B, (n_features, n_targets)."""
@@ -35,9 +43,11 @@ class RidgePath:
 
     def predict(self, X: np.ndarray, alphas: Sequence[float]) -> Iterator[np.ndarray]:
         """Yield X B for each alpha."""
-        scores = X @ self.V
         for alpha in alphas:
-            yield (scores / (self.eigenvalues + alpha)) @ self.rotated
+            B, found = self.coefficients(alpha), np.empty((len(X), self.rotated.shape[1]))
+            for rows in rows_at_once(len(X)):
+                found[rows] = X[rows] @ B
+            yield found
 
 
 def ridge(training: Training, alphas: Sequence[float]) -> tuple[float, np.ndarray]:

@@ -6,7 +6,7 @@ from hggep_sc.metrics import pearson
 
 def test_mean_of_the_sections_means(opened, monkeypatch):
     """The closed form; a spot without counts is no spot, a large section counts as much as a small one."""
-    monkeypatch.setattr("hggep_sc.features.weights._imagenet", lambda: 1 / 0)  # no weights are asked for
+    monkeypatch.setattr("hggep_sc.encoders.weights._imagenet", lambda: 1 / 0)  # no weights are asked for
     opened[1] = opened[1].subset(np.arange(10))
     model = GeneMean.fit(opened[:2], BaselineConfig(), genes=15, progress=False)
     means = []

@@ -52,7 +52,7 @@ def test_trunk_pools_the_backbones_stages(patches, weights):
 def test_a_trunk_centres_pixels_as_its_weights_want(patches, weights, monkeypatch):
     import hashlib
 
-    from hggep_sc.features import weights as weights_module
+    from hggep_sc.encoders import weights as weights_module
 
     monkeypatch.setattr(weights_module, "IMAGENET_SHA256", hashlib.sha256(weights.read_bytes()).hexdigest())
     trunk = Trunk.pretrained(weights, 0)

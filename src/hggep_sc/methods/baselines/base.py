@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...features.encoders import SHUFFLENET, Eye, ObsmEncoder, make_encoder
+from ...features.encoders import SHUFFLENET, Eye, ObsmEncoder, make_encoder, sees_colours
 from ...features.patches import (
     fields_of_view,
     model_mpp,
@@ -35,7 +35,7 @@ from ...storage.checkpoint import Checkpoint, Parts
 from ...storage.models import load_model, save_model, stored_scale
 from ...training.data import counts_to_learn
 from ...training.selection import Training
-from ..encoder import encoder_entry, required_module
+from ..encoder import encoder_entry, required_encoder
 from ..genes import GenesBy, training_genes
 from .config import BaselineConfig
 from .trunk import Trunk
@@ -165,7 +165,7 @@ class Baseline(ABC):
         genes: Iterable[str] | str | int | None = None,
         genes_by: GenesBy = "moran",
         encoder: str | nn.Module = SHUFFLENET,
-        weights: str | Path | None = "imagenet",
+        weights: str | Path | None = "pretrained",
         seed: int = 0,
         device: str = "auto",
         progress: bool | None = None,
@@ -200,7 +200,7 @@ class Baseline(ABC):
         scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
         mpp, reduction, spacing_um = model_mpp(sections), model_reduction(sections), training_spacing(sections)
         own = isinstance(encoder, str) and encoder == SHUFFLENET
-        eye = None if own else make_encoder(encoder, config.shared, None)
+        eye = None if own else make_encoder(encoder, config.shared, weights, sections)
         trunk = Trunk.pretrained(weights, seed) if cls.reads_image and eye is None else None
         features: list[np.ndarray] = []
         targets, means, xy = [], [], []
@@ -316,7 +316,7 @@ class Baseline(ABC):
     ) -> np.ndarray:
         """Return the features of all spots, standardised within the section, float32 (n_spots, n_features).
 
-        These are `linear_features`, with colours beside the trunk alone.
+        These are `linear_features`, with colours beside the package's own encoders alone.
         """
         if not cls.reads_image and encoder is None:
             if advance is not None:
@@ -327,7 +327,7 @@ class Baseline(ABC):
             trunk if encoder is None else encoder,
             fields_of_view(config.shared, mpp, section.mpp, section.reduction / reduction),
             config.patch_size,
-            colours=encoder is None,
+            colours=encoder is None or sees_colours(encoder),
             device=device,
             batch_size=batch_size,
             kept=kept,
@@ -359,7 +359,11 @@ class Baseline(ABC):
             model_id=self.id,
             content={
                 "config": self.config.to_dict(),
-                **({} if self.encoder is None else {"encoder": encoder_entry(self.encoder, [self.n_features])}),
+                **(
+                    {}
+                    if self.encoder is None
+                    else {"encoder": encoder_entry(self.encoder, [self.n_features], self.config.patch_size)}
+                ),
                 "mpp": self.mpp,
                 "reduction": self.reduction,
                 "spacing_um": self.spacing_um,
@@ -378,7 +382,7 @@ class Baseline(ABC):
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, encoder: nn.Module | None = None) -> Self:
+    def load(cls, path: str | Path, *, encoder: nn.Module | str | Path | None = None) -> Self:
         """Read a model that `save` wrote.
 
         Parameters
@@ -386,7 +390,7 @@ class Baseline(ABC):
         path
             The folder.
         encoder
-            The module that the model was fitted with (`tl.fit(encoder=module)`), with the same weights.
+            As in `HGGEP.load`.
 
         Raises
         ------
@@ -397,14 +401,18 @@ class Baseline(ABC):
         ValueError
             If the model wants an encoder that was not given, or is another.
         """
-        return load_model(path, method=cls.method, rebuild=partial(cls._rebuild, module=encoder))
+        return load_model(path, method=cls.method, rebuild=partial(cls._rebuild, given=encoder))
 
     @classmethod
     def _rebuild(
-        cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]], *, module: nn.Module | None
+        cls,
+        content: dict[str, Any],
+        tensors: dict[str, dict[str, Tensor]],
+        *,
+        given: nn.Module | str | Path | None,
     ) -> Self:
         config, entry = BaselineConfig.from_dict(content["config"]), content.get("encoder") or {"kind": SHUFFLENET}
-        given = required_module(entry, module, config.shared)
+        found = required_encoder(entry, given, config.shared)
         return cls(
             config,
             content["genes"],
@@ -415,7 +423,7 @@ class Baseline(ABC):
                 content["training_sections"], tensors["training"], library_genes=content["library_genes"]
             ),
             seed=content["seed"],
-            encoder=ObsmEncoder(entry["key"]) if "key" in entry else given,
+            encoder=ObsmEncoder(entry["key"]) if "key" in entry else found,
             **stored_scale(content),
             genes_by=content.get("genes_by"),
         )

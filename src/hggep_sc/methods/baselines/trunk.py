@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ...features.weights import load_pretrained, locate_weights
+from ...encoders.weights import load_pretrained, locate_weights
 from ...nn import ShuffleNetEncoder
 from ...runtime.random_state import own_random_state
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PRETRAINED = "pretrained", "imagenet"  # an encoder's own; the second by the name that it had in 0.1
 IMAGENET_FILE = "shufflenetv2_x0.5-f707e7126e.pth"
 IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
 IMAGENET_SHA256 = "f707e7126e8601ea5fa0e272e0f35c52807773d603bcb11e611fa04a0b0880fd"
@@ -31,13 +32,13 @@ def locate_weights(weights: str | Path | None) -> Path | None:
     """Return the file of the weights asked for, downloaded if need be; None for random weights."""
     if weights is None:
         return None
-    if weights == "imagenet":
+    if weights in PRETRAINED:
         return _imagenet()
     path = path_of("weights", weights)
     try:
         require_file(path, "weights file", ModelError)
     except (FileNotFoundError, ValueError) as error:
-        expected = 'weights= is "imagenet", None or the path of a .pth or .safetensors file'
+        expected = 'weights= is "pretrained", None or the path of a .pth or .safetensors file'
         raise type(error)(f"{error}; {expected}") from None
     return path
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from hggep_sc import settings
-from hggep_sc.features.weights import IMAGENET_FILE, load_weights, locate_weights
+from hggep_sc.encoders.weights import IMAGENET_FILE, load_weights, locate_weights
 from hggep_sc.nn.shufflenet import ShuffleNetV2
 
 
@@ -55,7 +55,7 @@ def test_partial_file_is_loaded_and_gaps_are_logged(network, tmp_path, caplog):
     path, state = tmp_path / "partial.pth", random_state(("conv1", "stage2", "stage3", "stage4"))
     torch.save({**state, "fc.weight": torch.rand(1000, 1024), "fc.bias": torch.rand(1000)}, path)
     before = network.conv5[0].weight.clone()
-    with caplog.at_level(logging.INFO, logger="hggep_sc.features.weights"):
+    with caplog.at_level(logging.INFO, logger="hggep_sc.encoders.weights"):
         load(network, str(path))
     assert_holds(network, state)
     assert torch.equal(network.conv5[0].weight, before)
@@ -67,7 +67,7 @@ def test_partial_file_is_loaded_and_gaps_are_logged(network, tmp_path, caplog):
 
 def test_shared_trunk(network, shared, caplog):
     path = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
-    with caplog.at_level(logging.INFO, logger="hggep_sc.features.weights"):
+    with caplog.at_level(logging.INFO, logger="hggep_sc.encoders.weights"):
         load(network, path)
     assert_holds(network, torch.load(path, weights_only=True))
     (missing,) = caplog.messages
@@ -114,7 +114,7 @@ def test_pickled_code_is_refused(network, tmp_path):
 
 
 def test_missing_file(network, tmp_path):
-    with pytest.raises(FileNotFoundError, match="imagenet"):
+    with pytest.raises(FileNotFoundError, match="pretrained"):
         load(network, tmp_path / "nowhere.pth")
 
 
@@ -177,7 +177,7 @@ def test_imagenet_offline_is_one_message(monkeypatch, tmp_path):
     import socket
     import traceback
 
-    from hggep_sc.features import weights
+    from hggep_sc.encoders import weights
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,0 +1,139 @@
+"""Encoders by name: what there is, what is known of each, and the network itself."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import pandas as pd
+from torch import nn
+
+from ..runtime.random_state import own_random_state
+from .card import EncoderInfo
+from .known import KNOWN
+from .named import NamedEncoder
+from .snapshot import LITE0, located
+
+SHUFFLENET = "shufflenet"  # HGGEP's own encoder
+OWN = (SHUFFLENET, LITE0)  # beside whose features baselines see colours
+
+_BUILT_IN = {info.name: info for info in KNOWN}
+_known = dict(_BUILT_IN)
+_loaded: "WeakValueDictionary[tuple[str, Path | None], NamedEncoder]" = WeakValueDictionary()
+
+
+def names() -> list[str]:
+    """Return the names of all encoders there are."""
+    return list(_known)
+
+
+def info(name: str) -> EncoderInfo:
+    """Return what is known of an encoder.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name; the nearest are listed.
+    """
+    if name not in _known:
+        raise ValueError(f"there is no encoder {name!r}{nearest(name)}; hggep_sc.encoders.list() has all")
+    return _known[name]
+
+
+def info_of(encoder: str | nn.Module) -> EncoderInfo | None:
+    """Return what is known of an encoder that a user gave; None for HGGEP's own, a module and embeddings."""
+    if isinstance(encoder, NamedEncoder):
+        return encoder.info
+    return _known.get(encoder) if isinstance(encoder, str) and encoder != SHUFFLENET else None
+
+
+def nearest(name: str) -> str:
+    """Return the names of encoders that are nearly this one, for a message; nothing where there is none."""
+    alike = name.lower().replace("-", "_")
+    found = get_close_matches(alike, _known, n=3, cutoff=0.5) or [known for known in _known if alike in known]
+    return f", but {', '.join(map(repr, found))}" if found else ""
+
+
+def register(encoder: EncoderInfo) -> EncoderInfo:
+    """Make an encoder known by its name, to `hggep_sc.tl.fit(encoder=...)` of every method.
+
+    Parameters
+    ----------
+    encoder
+        What is known of it. One of the same name, but for those of the package, is replaced.
+
+    Returns
+    -------
+    The same.
+
+    Raises
+    ------
+    TypeError
+        If it is no `EncoderInfo`.
+    ValueError
+        If its name is that of one of the package.
+    """
+    if not isinstance(encoder, EncoderInfo):
+        raise TypeError(f"an encoder is registered by an EncoderInfo, not a {type(encoder).__name__}")
+    if _BUILT_IN.get(encoder.name, encoder) is not encoder:
+        raise ValueError(f"encoder {encoder.name!r} is one of hggep_sc: choose another name")
+    _known[encoder.name] = encoder
+    return encoder
+
+
+def load(name: str, weights: str | Path | None = "pretrained") -> NamedEncoder:
+    """Return an encoder with its weights; while it is in use, the same object for every call.
+
+    Parameters
+    ----------
+    name
+        One of `hggep_sc.encoders.list()`, but for "shufflenet", which a model's configuration builds.
+    weights
+        "pretrained": its own, downloaded if need be; a file or folder (a snapshot of its hub's) on this machine; None:
+        random ones, always the same.
+
+    Returns
+    -------
+    A module: patches (N, 3, px, px), pixels in 0..255, to features (N, D). `tl.fit(encoder=...)` takes it too.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    MissingPackageError
+        If a package is not installed that it needs.
+    WeightsError
+        If its weights are not on this machine and cannot be had; the message names the command and the licence.
+    ModelError
+        If the file or folder holds another network.
+    FileNotFoundError
+        If there is no such file or folder.
+    """
+    known = info(name)
+    path = located(known, weights)
+    key = name, None if weights is None else path
+    if (encoder := _loaded.get(key)) is None or encoder.info is not known:
+        with own_random_state(0):
+            encoder = NamedEncoder(known, known.build(path))
+        _loaded[key] = encoder
+    return encoder
+
+
+def table() -> pd.DataFrame:
+    """Return what is known of all encoders, a row each."""
+    rows = {
+        one.name: {
+            "encoder": one.title,
+            "parameters (M)": one.parameters,
+            "features": one.dimension,
+            "pooled": one.pooled,
+            "px": one.px,
+            "um per px": one.mpp,
+            "weights": one.hub or "see below",
+            "extra": one.extra,
+            "licence": one.licence,
+            "commercial use": one.commercial,
+            "on request": one.gated,
+        }
+        for one in _known.values()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")

@@ -1,0 +1,75 @@
+"""Where an encoder's weights are on this machine: a file or folder of the user's, or a snapshot from a hub."""
+
+import logging
+from pathlib import Path
+
+from ..errors import WeightsError
+from ..runtime.validators import path_of
+from ..storage.paths import require_there
+from .build import efficientnet_lite0_weights, library
+from .card import EncoderInfo
+from .weights import PRETRAINED
+
+logger = logging.getLogger(__name__)
+
+LITE0 = "efficientnet_lite0"
+
+
+def located(info: EncoderInfo, weights: str | Path | None) -> Path | None:
+    """Return where the weights of an encoder are, downloaded if need be; None for random ones.
+
+    Parameters
+    ----------
+    info
+        The encoder.
+    weights
+        "pretrained": its own; a file or a folder on this machine; None: random.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file or folder.
+    WeightsError
+        If its own are not on this machine and cannot be had.
+    """
+    if weights is None:
+        return None
+    if weights not in PRETRAINED:
+        path = path_of("weights", weights)
+        require_there(path, "weights")
+        return path
+    if info.name == LITE0:
+        return efficientnet_lite0_weights()
+    if info.hub is None:
+        return None  # its own `build` knows
+    return _of_hub(info, info.hub)
+
+
+def _of_hub(info: EncoderInfo, hub: str) -> Path:
+    library("huggingface_hub", info.extra or "timm")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
+
+    remedy = (
+        f"`hf download {hub}` gets them on a machine that reaches the hub; then give the folder as weights=. Their "
+        f"licence is {info.licence}" + ("" if info.commercial else ", not for commercial use")
+    )
+    try:
+        folder = Path(snapshot_download(hub, allow_patterns=["config.json", "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(hub, allow_patterns=["config.json", "*.bin"]))
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"the weights of {info.title} are given out on request: ask for them at https://huggingface.co/{hub}, then "
+            f"`hf auth login`. {remedy} ({_first_line(error)})"
+        ) from error
+    except (OSError, ValueError) as error:  # the hub's errors of network, server and missing files
+        raise WeightsError(
+            f"the weights of {info.title} cannot be had from {hub}: {_first_line(error)}. {remedy}"
+        ) from (error)
+    logger.info("weights of %s: %s", info.title, folder)
+    return folder
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

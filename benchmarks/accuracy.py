@@ -4,6 +4,8 @@
     python benchmarks/accuracy.py her2st --methods default low_rank_ridge --seeds 0 1 2
     python benchmarks/accuracy.py her2st --methods published --folds B4 --epochs 50
 
+Methods that end in `_lite0` see through EfficientNet-Lite0 in the place of the default's trunk, at the same fields of
+view, read at 112 px or, `_224`, at twice as many.
 `network_alone` are the default's three networks without the linear path, whose weights are found without it; parts.py
 takes one fit of the default apart.
 
@@ -42,6 +44,14 @@ METHODS = {
     "low_rank_ridge": {"method": "low_rank_ridge"},
     "network_alone": {"preset": "default", "config": {"linear": False}},
     "default": {"preset": "default"},
+    "ridge_lite0": {"method": "ridge", "encoder": "efficientnet_lite0"},
+    "low_rank_ridge_lite0": {"method": "low_rank_ridge", "encoder": "efficientnet_lite0"},
+    "low_rank_ridge_lite0_224": {
+        "method": "low_rank_ridge",
+        "encoder": "efficientnet_lite0",
+        "config": {"patch_size": 224},
+    },
+    "default_lite0": {"preset": "default", "encoder": "efficientnet_lite0"},
     "paper": {"preset": "paper"},
     "published": {"preset": "published"},
 }

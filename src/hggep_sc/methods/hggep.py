@@ -16,8 +16,6 @@ from torch import nn
 from .._settings import settings
 from ..config import Config
 from ..encoders.named import NamedEncoder
-from ..encoders.weights import read_state_dict
-from ..errors import ModelError
 from ..features.describe import DIHEDRAL, PLAIN, View, describe_parts, of_views
 from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder, is_frozen, make_encoder
 from ..features.patches import (
@@ -34,7 +32,7 @@ from ..features.patches import (
 )
 from ..features.slide import parts_of
 from ..features.store import ENCODED, Described, describe_section, gathered, require_length
-from ..nn import Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
+from ..nn import Ensemble, ModuleEncoder, PublishedNetwork
 from ..prediction.chunks import predict_in_chunks, spots_at_once
 from ..prediction.confidence import Confidence, optical_density
 from ..prediction.context import pitch_of
@@ -53,8 +51,9 @@ from ..training.devices import Devices, Strategy
 from ..training.fit import train
 from ..training.run import Run
 from ..training.split import held_out_spots
-from .encoder import encoder_entry, required_encoder
+from .encoder import encoder_entry
 from .genes import NAMED, GenesBy, training_genes
+from .networks import Network, filled, published, stored_state
 
 
 class HGGEP:
@@ -103,7 +102,7 @@ class HGGEP:
 
     def __init__(
         self,
-        network: HGGEPNetwork | Ensemble | PublishedNetwork,
+        network: Network,
         config: Config,
         genes: Sequence[str],
         *,
@@ -119,7 +118,7 @@ class HGGEP:
         spacing_um: tuple[float, float] | None = None,
     ) -> None:
         self.network = network.eval()
-        require_finite_model({**_stored_state(network), **({} if linear is None else linear.tensors())})
+        require_finite_model({**stored_state(network), **({} if linear is None else linear.tensors())})
         self.config = config
         self.genes = list(genes)
         self.scale = ExpressionScale(config.normalize, config.target_sum, config.log_base)
@@ -335,14 +334,10 @@ class HGGEP:
             pitch=self._pitch(section),
             kept=known.predicted,
         )
-        if self.confidence is not None:
-            fields, size = self._fields(section), self.config.patch_size
-            stain = None if self.embeddings else optical_density(section, min(fields), size)
-            mean = described.encoded[:, 0].mean(axis=0, dtype=np.float64)
-            self.confidence.say_if_unlike(section.name, mean, stain)
-        if self.linear is not None:
-            add_linear(expression, self.linear, described)
-        require_finite_prediction(section.name, expression, latent)
+        stain = None
+        if self.confidence is not None and not self.embeddings:
+            stain = optical_density(section, min(self._fields(section)), self.config.patch_size)
+        self._finish(section.name, expression, latent, described, stain)
         return expression, latent
 
     @torch.inference_mode()
@@ -409,12 +404,20 @@ class HGGEP:
             max_spots=spots_at_once(len(seen), self.config, target, name="features", chunk_spots=chunk_spots),
             pitch=pitch_of(spot_spacing(places), self.spacing_um),
         )
-        if self.confidence is not None:
-            self.confidence.say_if_unlike("features", seen.mean(axis=0)[None], None)
-        if self.linear is not None:
-            add_linear(expression, self.linear, Described(encoded, None))
-        require_finite_prediction("features", expression, latent)
+        self._finish("features", expression, latent, Described(encoded, None), None)
         return expression, latent
+
+    def _finish(
+        self, name: str, expression: np.ndarray, latent: np.ndarray, described: Described, stain: np.ndarray | None
+    ) -> None:
+        """Warn of spots that are unlike those of training, add the linear path, and refuse what is no number."""
+        if self.confidence is not None:
+            assert described.encoded is not None  # there is an encoder
+            mean = described.encoded[:, 0].mean(axis=0, dtype=np.float64)
+            self.confidence.say_if_unlike(name, mean, stain)
+        if self.linear is not None:
+            add_linear(expression, self.linear, described)
+        require_finite_prediction(name, expression, latent)
 
     def _pitch(self, section: Section) -> float | None:
         """Px between the neighbours that the network knows, where a section's spots lie much closer; else None."""
@@ -478,7 +481,7 @@ class HGGEP:
         FileExistsError
             If something is there already, unless `overwrite`; always, if it is not a model.
         """
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(self.network).items()}
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_state(self.network).items()}
         save_model(
             path,
             method=self.method,
@@ -545,7 +548,7 @@ class HGGEP:
         config = Config.from_dict({"ensemble": 1, **content["config"]})  # before there were ensembles, none was named
         genes, entry = content["genes"], content["encoder"]
         return cls(
-            _filled(config, len(genes), tensors["network"], entry, given),
+            filled(config, len(genes), tensors["network"], entry, given),
             config,
             genes,
             mpp=content["mpp"],
@@ -587,65 +590,11 @@ class HGGEP:
             If it has another number of genes, or `mpp` is not that of an image of tissue.
         """
         mpp = require_plausible(mpp)
-        state = read_state_dict(Path(path))
-        if "gene_head.1.bias" not in state:
-            raise ModelError(
-                f"{path} is not a checkpoint of the released HGGEP code: entry 'gene_head.1.bias' is missing"
-            )
-        n_genes = len(state["gene_head.1.bias"])
-        if len(genes) != n_genes or len(set(genes)) != n_genes:
-            raise ValueError(
-                f"{path} predicts {n_genes} genes, but genes= has {len(genes)} names ({len(set(genes))} different)"
-            )
-        config = Config.from_preset("published")
-        try:
-            network = _filled(config, n_genes, state, None, None)
-            return cls(
-                network,
-                config,
-                genes,
-                mpp=mpp,
-                fingerprint=Fingerprint.empty(),
-                genes_by=NAMED,
-            )
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(f"{path} is not a checkpoint of the released HGGEP code: {error}") from error
-
-
-def _filled(
-    config: Config,
-    n_genes: int,
-    state: dict[str, torch.Tensor],
-    entry: dict[str, Any] | None,
-    given: nn.Module | str | Path | None,
-) -> HGGEPNetwork | Ensemble | PublishedNetwork:
-    """Build a network from a state dict and the manifest's entry of its encoder, without drawing weights."""
-    if entry is None:
-        with torch.device("meta"):
-            published = PublishedNetwork(n_genes)
-        published.load_state_dict(state, assign=True)
-        return published
-    found = required_encoder(entry, given, config)
-    layers = config.ensemble * max(1, config.vit_depth * config.vit + config.lstm_layers * config.lstm)
-    if layers > len(state):  # none of them is without a tensor
-        raise ValueError(f"its configuration asks for {layers} layers, and there are {len(state)} tensors")
-    with torch.device("meta"):
-        encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
-        n_fields = len(next(value for name, value in state.items() if name.endswith("feature_mean")))
-        networks = [
-            HGGEPNetwork(config, n_genes, encoder=encoder, groups=entry["groups"], n_fields=n_fields)
-            for _ in range(config.ensemble)
-        ]
-        network = averaged(networks)
-    network.load_state_dict(state, assign=True)
-    if found is not None:
-        network.encoder = found
-    return network
-
-
-def _stored_state(network: HGGEPNetwork | Ensemble | PublishedNetwork) -> dict[str, torch.Tensor]:
-    """Return the state that a model's folder holds: without an encoder that is not."""
-    encoder = None if isinstance(network, PublishedNetwork) else network.encoder
-    if encoder is None or encoder.stored:
-        return network.state_dict()
-    return {name: values for name, values in network.state_dict().items() if not name.startswith("encoder.")}
+        return cls(
+            published(Path(path), genes),
+            Config.from_preset("published"),
+            genes,
+            mpp=mpp,
+            fingerprint=Fingerprint.empty(),
+            genes_by=NAMED,
+        )

@@ -1,0 +1,100 @@
+"""What the views of a spot are worth: the turns and mirrorings in which a frozen encoder sees it.
+
+    python benchmarks/views.py                      # five her2st folds, three seeds
+    python benchmarks/views.py --folds B4 --seeds 0
+
+The default's three networks, without the linear path and what is learnt from sections that are left out, are trained on
+features of all spots as they lie (`one`), in four quarter turns or in all eight views, of which every step draws one
+(`four`, `eight`), or on the mean of the features of eight views (`averaged`). They predict the section that was left
+out from features as they lie (`one`), from eight views, the mean of whose outputs is taken (`outputs`), or from the
+mean of the features of eight (`averaged`). The package trains on four and predicts from one;
+`tl.predict(average_flips=True)` takes the mean of outputs.
+
+Needs HGGEP_SHARED. A row for each fold, seed and way is added to results/views.csv beside this file, one of the same
+is replaced; results/views.md shows means.
+"""
+
+import argparse
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+from accuracy import DATA, RESULTS, load, parse, table
+
+import hggep_sc as hggep
+from hggep_sc.features import store
+from hggep_sc.features.describe import DIHEDRAL, PLAIN, TURNS
+from hggep_sc.methods import hggep as model_of
+from hggep_sc.metrics import pearson
+from hggep_sc.section import open_sections
+from hggep_sc.training import read
+
+KEYS = ["fold", "seed", "training", "prediction"]
+TRAINING = {"one": PLAIN, "four": TURNS, "eight": DIHEDRAL, "averaged": DIHEDRAL}
+PREDICTION = {"one": ("one", "four", "eight"), "outputs": ("one", "four", "eight"), "averaged": ("averaged",)}
+ALONE = {"linear": False, "cross_fit": False}
+
+
+def averaged_features(*given, **how):
+    """Describe a section, and average the features over views."""
+    described = store.describe_section(*given, **how)
+    return store.Described(described.encoded.mean(axis=1, keepdims=True), described.colours)
+
+
+def scores(fold: str, sections: dict, how: dict, weights: Path, seed: int) -> list[dict]:
+    """Train in each way without one section, predict it in each way that belongs to it, and score it."""
+    test = sections[fold]
+    training = {name: section for name, section in sections.items() if name != fold}
+    (held_out,) = open_sections({fold: test})
+    rows = []
+    for way, views in TRAINING.items():
+        mean = way == "averaged"
+        described = averaged_features if mean else store.describe_section
+        with (
+            patch.object(read, "views_of_training", lambda *_, views=views: views),
+            patch.object(read, "describe_section", described),
+            patch.object(model_of, "describe_section", described),
+        ):
+            model = hggep.tl.fit(training, config=ALONE, weights=weights, seed=seed, progress=False, **how)
+            counts = held_out.counts(model.genes)
+            observed = model.scale.transform(counts, model.scale.totals(counts, held_out.library()))
+            for seen in (name for name, of_training in PREDICTION.items() if way in of_training):
+                found, _ = model.predict(held_out, average_flips=seen != "one")
+                pcc = np.nanmean(pearson(found, observed))
+                rows.append({"fold": fold, "seed": seed, "training": way, "prediction": seen, "pcc": pcc})
+    return rows
+
+
+def main() -> None:
+    """Train and predict in every way, fold by fold, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folds", nargs="+", default=DATA["her2st"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options, shared = parse(parser)
+    sections, how = load("her2st", shared)
+    hggep.settings.feature_memory = 4 * 2**30  # of eight views of all sections
+    csv = RESULTS / "views.csv"
+    for seed in options.seeds:
+        for fold in options.folds:
+            found = scores(fold, sections, how, shared / "weights" / "shufflenetv2_x0_5_trunk.pth", seed)
+            print(pd.DataFrame(found).to_string(), flush=True)
+            rows = pd.read_csv(csv) if csv.exists() else pd.DataFrame()
+            rows = pd.concat([rows, pd.DataFrame(found)], ignore_index=True).drop_duplicates(KEYS, keep="last")
+            rows.to_csv(csv, index=False, float_format="%.5f")
+            means = rows.pivot_table(index=["training", "prediction"], columns="fold", values="pcc", sort=False)
+            means["mean"] = means.mean(axis=1)
+            of_seeds = rows.groupby("seed").size().index.astype(str)
+            lines = [
+                "# Views of a spot",
+                "",
+                f"Mean PCC of 785 genes, of the default's three networks alone; seeds {', '.join(of_seeds)}. "
+                "See views.py for the ways.",
+                "",
+                table(means.map(lambda value: f"{value:.4f}").reset_index(level="prediction")),
+            ]
+            (RESULTS / "views.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -81,13 +81,14 @@ def fit(
         Settings that replace the preset's: a dict of single ones (`{"epochs": 50}`), or a whole
         `hggep_sc.Config`, which replaces the preset too. For a baseline, those of `baselines.BaselineConfig`.
     encoder
-        What the network, a ridge or the nearest patches see a spot through: "shufflenet", their own; the `obsm` slot of
-        precomputed embeddings of the spots' patches, which every section has to hold (also those to be predicted); or
-        a `torch.nn.Module` that maps patches (N, 3, `config.patch_size`, `config.patch_size`), pixels in 0..1, to
-        features (N, D), such as a pathology model that you loaded. The last two are not trained.
+        What the network, a ridge or the nearest patches see a spot through: "shufflenet", their own; another name of
+        `hggep_sc.encoders.list()`, such as "uni", from which patch size and fields of view follow, unless `config` has
+        them; the `obsm` slot of precomputed embeddings of the spots' patches, which every section has to hold (also
+        those to be predicted); or a `torch.nn.Module` that maps patches (N, 3, `config.patch_size`,
+        `config.patch_size`), pixels in 0..1, to features (N, D). All but the first are not trained.
     weights
-        Where the ShuffleNetV2 backbone starts: "imagenet" (downloaded once), a file of weights, or None (random;
-        a ridge or the nearest patches then go without its features).
+        Of an encoder that is known by name: "pretrained", its own (downloaded once), a file or folder, or None (random;
+        a ridge or the nearest patches then go without the features of "shufflenet").
     normalize
         Total that counts are scaled by, to 10,000 per spot: the spot's full "library", or its counts over the
         predicted genes, the "panel". None: the preset's.
@@ -143,7 +144,9 @@ def fit(
         If training diverges, its loss or weights being NaN or infinite: there is no model, and the last checkpoint is
         of an epoch before.
     WeightsError
-        If the ImageNet weights cannot be downloaded.
+        If the encoder's weights cannot be downloaded; the message names the command that gets them, and the licence.
+    MissingPackageError
+        If the encoder needs a package that is not installed.
     OSError
         If `checkpoint_dir` or the temporary folder cannot be written to.
     """

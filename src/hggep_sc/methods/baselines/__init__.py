@@ -7,7 +7,16 @@ from .hest import HestRidge
 from .nearest import NearestPatches
 from .ridge import LowRankRidge, Ridge
 
-__all__ = ["BASELINES", "Baseline", "BaselineConfig", "GeneMean", "HestRidge", "LowRankRidge", "NearestPatches", "Ridge"]
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "BaselineConfig",
+    "GeneMean",
+    "HestRidge",
+    "LowRankRidge",
+    "NearestPatches",
+    "Ridge",
+]
 
 BASELINES: dict[str, type[Baseline]] = {
     baseline.method: baseline for baseline in (GeneMean, NearestPatches, Ridge, LowRankRidge, HestRidge)

@@ -19,8 +19,8 @@ class HestRidge(Ridge):
     Features are standardised over all training spots and brought to 256 principal components (fewer where there are
     not as many spots or features). The ridge's penalty is 100 / (components * genes), whatever the data. Nothing is
     relative to a section: the other baselines standardise features, and centre targets, within each. The benchmark's
-    prediction lacks an intercept; here `gene_mean` is added, which no correlation sees. Its solver stops near the solution
-    (scikit-learn's "lsqr"), this is the solution.
+    prediction lacks an intercept; here `gene_mean` is added, which no correlation sees. The benchmark's solver
+    (scikit-learn's "lsqr") stops near the solution; this is the solution.
     """
 
     method = "hest_ridge"

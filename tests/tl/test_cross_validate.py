@@ -695,10 +695,11 @@ def test_sets_of_genes_are_those_of_the_training_sections(grouped_run):
     }
     for genes_set, figure in {"HEG4": np.mean, "HVG4": np.var}.items():
         means = []
-        for test, training in ((["S1", "S3"], ["S2"]), (["S2"], ["S1", "S3"])):
+        for tested, training in ((["S1", "S3"], ["S2"]), (["S2"], ["S1", "S3"])):
             score = np.mean([figure(expression[name], axis=0) for name in training], axis=0)
             best = genes[np.argsort(score)[-4:]]
-            rows = run.table.query("method == 'ridge' and metric == 'pcc' and section in @test and gene in @best")
+            of_ridge = run.table[(run.table["method"] == "ridge") & (run.table["metric"] == "pcc")]
+            rows = of_ridge[of_ridge["section"].isin(tested) & of_ridge["gene"].isin(best)]
             means.append(rows.groupby("section")["value"].mean().mean())
         summary = run.summary(genes=genes_set)
         assert summary.loc["ridge", "mean"] == pytest.approx(np.mean(means), abs=1e-6)

@@ -23,7 +23,8 @@ def opened(sections):
 def predictions(sections, scale):
     rng = np.random.default_rng(0)
     return [
-        (scale.transform(s.counts(GENES), s.library()) + 3 * k + rng.normal(size=(len(s.xy), 3))).astype(np.float32)
+        scale.transform(s.counts(GENES), s.library())
+        + ((3 * k + rng.normal(size=(len(s.xy), 3))) / scale.log_unit).astype(np.float32)
         for k, s in enumerate(sections)
     ]
 

@@ -252,7 +252,9 @@ def _with_probe(methods: Any, protocol: str | None) -> Any:
     probe = PROBES[protocol]
     if isinstance(methods, Mapping):
         return {**methods, probe: methods.get(probe, {})}
-    return methods if isinstance(methods, str) or probe in methods else [*methods, probe]
+    if isinstance(methods, str) or not isinstance(methods, Sequence):  # refused later
+        return methods
+    return methods if probe in [getattr(one, "method", one) for one in methods] else [*methods, probe]
 
 
 def _largest_fields(sections: Sequence[Section], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -67,4 +67,4 @@ def test_a_shortened_network_says_so(records, monkeypatch):
 
 def test_the_sections_are_those_of_the_published_figures(records, shared):
     published = pd.read_csv(shared / "reference" / "published_pcc.csv").query("dataset == 'her2'")["section"]
-    assert records.SECTIONS == sorted(set(published))
+    assert sorted(set(published)) == records.SECTIONS

@@ -100,6 +100,7 @@ def test_other_usages_need_what_only_a_run_gives():
             result.summary(**usage)
         with pytest.raises(ValueError, match=r"over= and smooth= are about metric='pcc': 'rmse'"):
             scores({("A", "A", "m", 0): [0.5]}, metric="rmse").summary("rmse", **usage)
+    assert scores({("A", "A", "m", 0): [0.5]}, metric="rmse").summary("rmse").loc["m", "mean"] == 0.5
     with pytest.raises(ValueError, match="over='slide' is not known; there are 'section', 'fold', 'all'"):
         result.summary(over="slide")
     with pytest.raises(TypeError, match=r"genes=5 must be a list of names"):

@@ -14,13 +14,13 @@ EXAMPLES = "'all', 'HEG50', 'HVG50', 'HMHVG300', 'HPG50' (or with other numbers)
 BY = ["fold", "method"]
 
 
-def chosen_genes(wanted: str | Sequence[str], pcc: pd.DataFrame, training: pd.DataFrame | None) -> pd.MultiIndex | None:
-    """Return which genes count in each fold and for each method; None for all.
+def chosen_genes(wanted: str | Sequence[str], pcc: pd.DataFrame, training: pd.DataFrame | None) -> pd.MultiIndex:
+    """Return which genes count in each fold and for each method.
 
     Parameters
     ----------
     wanted
-        "all"; a kind and a number, such as "HEG50"; or names.
+        A kind and a number, such as "HEG50"; or names.
     pcc
         Rows of the table of scores: fold, section, method, gene, value. What is chosen is among the genes that they
         name, of each fold and method.
@@ -37,8 +37,6 @@ def chosen_genes(wanted: str | Sequence[str], pcc: pd.DataFrame, training: pd.Da
         If there is no such set, too few genes were predicted for it, or what it is chosen by is not known.
     """
     if isinstance(wanted, str):
-        if wanted == ALL:
-            return None
         kind, n = _parsed(wanted)
         pools = {key: rows["gene"].unique() for key, rows in pcc.groupby(BY, sort=False)}
         for (fold, method), pool in pools.items():

@@ -174,9 +174,9 @@ class CrossValidation:
         if from_moments and metric != "pcc":
             raise ValueError(f"over= and smooth= are about metric='pcc': {metric!r} is of each section, as it is")
         genes = genes if isinstance(genes, str) else names("genes", genes)
-        chosen = chosen_genes(genes, rows_of_metric(self.table, "pcc"), self.training)
-        if chosen is None and not from_moments:
+        if genes == ALL and not from_moments:
             return rows, {}
+        chosen = None if genes == ALL else chosen_genes(genes, rows_of_metric(self.table, "pcc"), self.training)
         if from_moments:
             rows = self._correlations(spots, smooth, chosen)
         elif chosen is not None:
@@ -186,7 +186,7 @@ class CrossValidation:
         return rows, usage
 
     def _correlations(self, over: str, smooth: bool, chosen: pd.MultiIndex | None) -> pd.DataFrame:
-        """Return correlations from the moments, as rows of the table; those over several sections have none."""
+        """Return correlations from the moments, as rows of the table; over several sections, `section` says "fold" or "all"."""
         if self.moments is None:
             raise ValueError(
                 "over= and smooth= need the moments of each prediction, which this result does not hold: it has to "

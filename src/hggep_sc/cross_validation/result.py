@@ -186,7 +186,7 @@ class CrossValidation:
         return rows, usage
 
     def _correlations(self, over: str, smooth: bool, chosen: pd.MultiIndex | None) -> pd.DataFrame:
-        """Return correlations from the moments, as rows of the table; over several sections, `section` says "fold" or "all"."""
+        """Return correlations from the moments, as rows of the table; `section` says where sections are pooled."""
         if self.moments is None:
             raise ValueError(
                 "over= and smooth= need the moments of each prediction, which this result does not hold: it has to "

@@ -42,6 +42,7 @@ METHODS = {
     "nearest_patches": {"method": "nearest_patches"},
     "ridge": {"method": "ridge"},
     "low_rank_ridge": {"method": "low_rank_ridge"},
+    "hest_ridge": {"method": "hest_ridge"},
     "network_alone": {"preset": "default", "config": {"linear": False}},
     "default": {"preset": "default"},
     "ridge_lite0": {"method": "ridge", "encoder": "efficientnet_lite0"},

@@ -191,6 +191,15 @@ def test_errors(own, trained, capsys):
     assert "hggep" not in other.layers
 
 
+def test_evaluation(her2st):
+    sections, _ = her2st
+    for section in sections.values():
+        section.obsm["X_uni"] = np.random.default_rng(0).random((section.n_obs, 9))
+    cv = run("docs/evaluation.md", hggep=hggep, sections=sections)["cv"]
+    assert set(cv.folds["error"]) == {""}
+    assert set(cv.folds["method"]) == {"ridge", "low_rank_ridge", "hggep", "hest_ridge"}
+
+
 def test_methods(own, monkeypatch):
     from hggep_sc.methods import registry
 

@@ -50,7 +50,7 @@ def test_report_of_a_run_in_which_a_fold_failed(accuracy, result, monkeypatch):
     assert "| noise ceiling | 1.125 | 1.050 | 1.087 |" in report
     assert "| default | ridge | 0.250 |" in report  # in pairs, over the one fold that both have
     assert "Failed: default on B, seed 0: out of memory" in report
-    others = ["gene_mean", "nearest_patches", "low_rank_ridge", "network_alone"]
+    others = ["gene_mean", "nearest_patches", "low_rank_ridge", "hest_ridge", "network_alone"]
     unrun = [f"{name} on A B" for name in others] + ["default on B", "paper on A B", "published on A B"]
     assert f"Not run with all epochs: {'; '.join(unrun)}." in report
 

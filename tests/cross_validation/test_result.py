@@ -78,3 +78,30 @@ def test_methods_are_compared_on_the_genes_that_both_have_a_value_for():
 def test_an_unknown_metric_is_named():
     with pytest.raises(ValueError, match=r"metric='r2' is not in the table; there are 'pcc'"):
         scores({("A", "A", "m", 0): [0.5]}).summary("r2")
+
+
+def test_a_set_of_genes_has_its_own_mean_and_says_so():
+    values = {("A", "A", "m", 0): [0.5, 0.1, np.nan], ("B", "B", "m", 0): [0.3, 0.9, 0.2]}
+    result = scores(values)
+    summary = result.summary(genes=["g0", "g2"]).loc["m"]
+    assert summary["mean"] == pytest.approx((0.5 + 0.25) / 2)
+    assert summary["undefined"] == 0.25
+    assert summary[["genes", "over", "target"]].tolist() == ["2 named", "each section", "observed"]
+    predictive = result.summary(genes="HPG1").loc["m"]
+    assert predictive["mean"] == pytest.approx((0.1 + 0.3) / 2)  # g1 is best in B, g0 in A
+    assert predictive["genes"] == "HPG1 of the other folds"
+    assert {"genes", "over", "target"}.isdisjoint(result.summary())
+
+
+def test_other_usages_need_what_only_a_run_gives():
+    result = scores({("A", "A", "m", 0): [0.5, 0.1]})
+    for usage in ({"over": "fold"}, {"over": "all"}, {"smooth": True}):
+        with pytest.raises(ValueError, match=r"need the moments of each prediction, .*tl\.cross_validate.*path="):
+            result.summary(**usage)
+        with pytest.raises(ValueError, match=r"over= and smooth= are about metric='pcc': 'rmse'"):
+            scores({("A", "A", "m", 0): [0.5]}, metric="rmse").summary("rmse", **usage)
+    assert scores({("A", "A", "m", 0): [0.5]}, metric="rmse").summary("rmse").loc["m", "mean"] == 0.5
+    with pytest.raises(ValueError, match="over='slide' is not known; there are 'section', 'fold', 'all'"):
+        result.summary(over="slide")
+    with pytest.raises(TypeError, match=r"genes=5 must be a list of names"):
+        result.summary(genes=5)

@@ -634,3 +634,102 @@ def test_a_dask_worker_killed_in_the_middle_loses_no_fold(sections, cluster, tmp
     assert len(killed) == 1
     assert len(list(tmp_path.glob("*.h5ad"))) == 9
     assert_same_but_for_threads(result, one_run)
+
+
+@pytest.fixture(scope="module")
+def grouped_run(_synthetic):
+    """Two folds, of which one has two test sections; the prediction of another tool beside two methods."""
+    sections = {name: section.copy() for name, section in _synthetic.items()}
+    for section in sections.values():
+        library = section.X.toarray().sum(1, keepdims=True)
+        section.layers["other"] = np.log1p(1e4 * section.X.toarray() / library) + np.float32(1)
+        section.layers["other"][:, 0] = np.nan
+    groups = {"S1": "a", "S2": "b", "S3": "a"}
+    how = {**HOW, "groups": groups, "layers": {"other tool": "other"}, "genes": sections["S1"].var_names[:12]}
+    methods = {"ridge": METHODS["ridge"], "mean": METHODS["mean"]}
+    return sections, tl.cross_validate(sections, methods=methods, key_added="cv", **how)
+
+
+def test_correlations_over_several_sections_and_with_smoothed_targets_are_numpys(grouped_run):
+    sections, run = grouped_run
+    genes = run.table["gene"].unique()
+
+    def expected(names, smooth):
+        predicted, observed = [], []
+        for section in (sections[name] for name in names):
+            counts = section[:, genes].X.toarray()
+            target = np.log1p(1e4 * counts / section.X.toarray().sum(1, keepdims=True))
+            if smooth:
+                xy = section.obsm["spatial"]
+                apart = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
+                spacing = np.median(np.sort(apart, axis=1)[:, 1])
+                target = np.stack([target[near].mean(0) for near in apart <= 1.5 * spacing])
+            observed.append(target)
+            predicted.append(section[:, genes].layers["cv_ridge"])
+        p, o = np.concatenate(predicted), np.concatenate(observed)
+        return np.mean([np.corrcoef(p[:, j], o[:, j])[0, 1] for j in range(len(genes))])
+
+    for smooth in (False, True):
+        fold = run.summary(over="fold", smooth=smooth).loc["ridge"]
+        assert fold["mean"] == pytest.approx(
+            np.mean([expected(["S1", "S3"], smooth), expected(["S2"], smooth)]), abs=1e-5
+        )
+        whole = run.summary(over="all", smooth=smooth).loc["ridge"]
+        assert whole["mean"] == pytest.approx(expected(["S1", "S2", "S3"], smooth), abs=1e-5)
+        assert (whole["n_folds"], whole["over"]) == (1, "all sections of all folds")
+        section = run.summary(over="section", smooth=smooth).loc["ridge"]
+        of_a = (expected(["S1"], smooth) + expected(["S3"], smooth)) / 2
+        assert section["mean"] == pytest.approx((of_a + expected(["S2"], smooth)) / 2, abs=1e-5)
+    assert run.summary(over="fold", smooth=True)["target"].eq("smoothed").all()
+    other = run.summary(over="fold").loc["other tool"]
+    assert other["mean"] == pytest.approx(1, abs=1e-6)  # what it predicts is what was observed, and one more
+    assert run.comparison(over="fold").query("method == 'other tool' and reference == 'ridge'")["difference"].item() > 0
+
+
+def test_sets_of_genes_are_those_of_the_training_sections(grouped_run):
+    sections, run = grouped_run
+    genes = run.table["gene"].unique()
+    expression = {
+        name: np.log1p(1e4 * section[:, genes].X.toarray() / section.X.toarray().sum(1, keepdims=True))
+        for name, section in sections.items()
+    }
+    for genes_set, figure in {"HEG4": np.mean, "HVG4": np.var}.items():
+        means = []
+        for tested, training in ((["S1", "S3"], ["S2"]), (["S2"], ["S1", "S3"])):
+            score = np.mean([figure(expression[name], axis=0) for name in training], axis=0)
+            best = genes[np.argsort(score)[-4:]]
+            of_ridge = run.table[(run.table["method"] == "ridge") & (run.table["metric"] == "pcc")]
+            rows = of_ridge[of_ridge["section"].isin(tested) & of_ridge["gene"].isin(best)]
+            means.append(rows.groupby("section")["value"].mean().mean())
+        summary = run.summary(genes=genes_set)
+        assert summary.loc["ridge", "mean"] == pytest.approx(np.mean(means), abs=1e-6)
+        assert summary.loc["ridge", "genes"] == f"{genes_set} of the training sections"
+        assert np.isfinite(summary.loc["other tool", "mean"])
+    with pytest.raises(ValueError, match=r"genes='HMHVG300' needs 300 genes.*'ridge' predicts 12 in fold 'a'"):
+        run.summary(genes="HMHVG300")
+
+
+def test_stored_folds_have_the_same_statistics(sections, tmp_path, one_run):
+    how = {**HOW, "methods": {"ridge": METHODS["ridge"]}, "path": tmp_path}
+    for _ in range(2):
+        run = tl.cross_validate(sections, **how)
+    for genes in ("HEG5", "HVG5", "HMHVG5", "HPG5"):
+        one, other = (r.summary(genes=genes, over="fold", smooth=True).loc["ridge", "mean"] for r in (run, one_run))
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_a_benchmarks_protocol_brings_its_probe_and_its_way_of_scoring(sections):
+    for section in sections.values():
+        section.obsm["X_uni"] = np.log1p(section.X.toarray())[:, :20]
+    how = {**HOW, "encoder": "X_uni", "groups": {"S1": "a", "S2": "b", "S3": "a"}}
+    run = tl.cross_validate(sections, methods=["ridge", "low_rank_ridge"], protocol="hest", **how)
+    assert run.folds["method"].unique().tolist() == ["ridge", "low_rank_ridge", "hest_ridge"]
+    assert run.folds["error"].eq("").all()
+    pd.testing.assert_frame_equal(run.summary(), run.summary(over="fold"))
+    assert run.summary()["over"].eq("all sections of a fold").all()
+    assert "over" not in run.summary(over="section")
+    assert "over" not in run.summary("rmse")
+    labelled = tl.cross_validate(sections, methods={"hest_ridge": {}}, protocol="hest", **how)
+    assert labelled.summary().loc["hest_ridge", "mean"] == run.summary().loc["hest_ridge", "mean"]
+    with pytest.raises(ValueError, match="protocol='best' is not known; there are 'hest'"):
+        tl.cross_validate(sections, protocol="best", **how)

@@ -1,9 +1,11 @@
 """Cross-validation: every section predicted by a model that never saw it, by several methods and seeds."""
 
 from .folds import Fold, FoldResult, Task, Tested, leave_out
+from .foreign import ForeignResult, foreign_layers, score_foreign
 from .labels import settings_of
 from .result import FACTS, CrossValidation
 from .run import run_tasks, tasks_of
+from .statistics import result_moments, training_statistics
 from .store import FoldStore
 
 __all__ = [
@@ -12,10 +14,15 @@ __all__ = [
     "Fold",
     "FoldResult",
     "FoldStore",
+    "ForeignResult",
     "Task",
     "Tested",
+    "foreign_layers",
     "leave_out",
+    "result_moments",
     "run_tasks",
+    "score_foreign",
     "settings_of",
     "tasks_of",
+    "training_statistics",
 ]

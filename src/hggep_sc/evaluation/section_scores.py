@@ -136,21 +136,35 @@ def layer_scores(
     KeyError, ValueError
         As `section_scores`; also if the layer holds no values there.
     """
-    predicted = layer_values(table, rows, panel, predicted_layer)
+    spots, predicted, names = predicted_part(table, rows, panel, predicted_layer)
+    scores = section_scores(table, rows[spots], predicted, names, scale, layer=layer, null=null, seed=seed)
+    whole = scores.reindex(pd.Index(panel, name="gene"))
+    whole.attrs.update(scores.attrs)
+    return whole
+
+
+def predicted_part(
+    table: "AnnData", rows: np.ndarray, panel: Sequence[str], layer: str
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return which spots a layer predicts (bool), its values there, (n, n_genes), and the genes that it predicts.
+
+    Raises
+    ------
+    KeyError
+        If a gene or the layer is not in the table.
+    ValueError
+        If there is no spot with a value for all these genes.
+    """
+    predicted = layer_values(table, rows, panel, layer)
     genes = np.isfinite(predicted).any(axis=0)
     spots = np.isfinite(predicted[:, genes]).all(axis=1)
     if not genes.any() or not spots.any():
         raise ValueError(
-            f"layers[{predicted_layer!r}] predicts nothing to compare: of the {len(rows)} spots and {len(panel)} genes "
+            f"layers[{layer!r}] predicts nothing to compare: of the {len(rows)} spots and {len(panel)} genes "
             "asked for, no spot has a value for all the genes that are predicted"
         )
     names = [gene for gene, there in zip(panel, genes, strict=True) if there]
-    scores = section_scores(
-        table, rows[spots], predicted[np.ix_(spots, genes)], names, scale, layer=layer, null=null, seed=seed
-    )
-    whole = scores.reindex(pd.Index(panel, name="gene"))
-    whole.attrs.update(scores.attrs)
-    return whole
+    return spots, predicted[np.ix_(spots, genes)], names
 
 
 def over_sections(scores: Sequence[pd.DataFrame]) -> pd.DataFrame:

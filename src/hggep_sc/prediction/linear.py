@@ -63,6 +63,11 @@ def linear_features(described: "Described") -> np.ndarray:
     return np.hstack([standardise(block) for block in _blocks(described)])
 
 
+def plain_features(described: "Described") -> np.ndarray:
+    """Return the features that `linear_features` standardises, as they are."""
+    return np.hstack(_blocks(described))
+
+
 def add_linear(expression: np.ndarray, path: LinearPath, described: "Described") -> None:
     """Add what a linear path predicts from `linear_features`, which are never held for all spots of a section.
 

@@ -33,6 +33,7 @@ CLASSES = {  # that load a folder, by the manifest's method
     "nearest_patches": "hggep_sc.baselines.NearestPatches",
     "ridge": "hggep_sc.baselines.Ridge",
     "low_rank_ridge": "hggep_sc.baselines.LowRankRidge",
+    "hest_ridge": "hggep_sc.baselines.HestRidge",
 }
 
 

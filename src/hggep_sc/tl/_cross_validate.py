@@ -16,23 +16,26 @@ from ..cross_validation import (
     Fold,
     FoldResult,
     FoldStore,
+    ForeignResult,
     Task,
+    foreign_layers,
     leave_out,
+    result_moments,
     run_tasks,
+    score_foreign,
     settings_of,
     tasks_of,
+    training_statistics,
 )
-from ..errors import FailedWarning, InputError, LeakageWarning, MissingSlotError, ResultWarning
-from ..evaluation.section_scores import layer_scores, tidy
+from ..errors import FailedWarning, InputError, LeakageWarning, ResultWarning
 from ..features.patches import fields_of_view, model_mpp, model_reduction
 from ..methods.genes import requested_genes
 from ..methods.registry import Method, reads_image
-from ..methods.registry import names as method_names
 from ..prediction.record import warn_of_neighbours
 from ..runtime.device import require_device_name
-from ..runtime.messages import listed, warn
+from ..runtime.messages import warn
 from ..runtime.progress import bar
-from ..runtime.validators import executor_or_none, flag_or_none, names, path_or_none, seed_of, whole_or_none
+from ..runtime.validators import choice, executor_or_none, flag_or_none, names, path_or_none, seed_of, whole_or_none
 from ..section import (
     Section,
     gene_name_hint,
@@ -44,7 +47,6 @@ from ..section import (
     table_of,
     write_prediction,
 )
-from ..section.expression import ExpressionScale
 from ..section.fingerprint import BESIDE, HELD
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
     from ..methods.baselines import BaselineConfig
 
     Data: TypeAlias = AnnData | SpatialData
+
+PROBES = {"hest": "hest_ridge"}  # methods of benchmarks, by the name of the protocol
 
 
 def cross_validate(
@@ -74,6 +78,7 @@ def cross_validate(
     normalize: Literal["library", "panel"] | None = None,
     validation: float | None = None,
     layers: Mapping[str, str] | None = None,
+    protocol: Literal["hest"] | None = None,
     path: str | Path | None = None,
     executor: Executor | None = None,
     key_added: str | None = None,
@@ -128,6 +133,10 @@ def cross_validate(
         Predictions of other tools, to be scored beside the methods: the layer that holds them, by a label of your
         choice. Each section's must have been made without it (of blocks, without the block), as
         log(1 + 10,000 * counts / total), the total as `normalize` says; NaN stands for genes or spots without.
+    protocol
+        "hest": HEST-Bench's probe, "hest_ridge", joins the methods, and `summary` takes correlations over all test
+        sections of a fold at once, as that benchmark does. Its genes are those of genes=50, genes_by="dispersion" (but
+        for that they are chosen inside the fold here), its folds patients. None: the methods alone, by section.
     path
         Folder where each fold is stored as it ends (h5ad). On a rerun stored folds are read, not run, if nothing
         that they depend on has changed: sections, settings, seed, weights and version of the package.
@@ -148,8 +157,9 @@ def cross_validate(
     Returns
     -------
     `CrossValidation`: a tidy `table` of figures per gene, a table of `folds`, `summary()` with confidence intervals
-    and `comparison()` of the methods fold by fold; `algorithm` says what method each label stands for. A fold that
-    fails is warned of, listed in `folds` with its error, and leaves the others alone.
+    and `comparison()` of the methods fold by fold, of all genes or sets of them, by section or by other usage;
+    `algorithm` says what method each label stands for. A fold that fails is warned of, listed in `folds` with its
+    error, and leaves the others alone.
 
     Raises
     ------
@@ -170,7 +180,7 @@ def cross_validate(
     wanted, _ = requested_genes(genes, genes_by)
     for_all = {"genes": wanted, "genes_by": genes_by, "weights": weights, "normalize": normalize, "device": device}
     for_some = {"preset": preset, "config": config, "encoder": encoder, "validation": validation}
-    runs = settings_of(methods, {**for_all, **for_some})
+    runs = settings_of(_with_probe(methods, protocol), {**for_all, **for_some})
     sections = open_sections(
         data,
         library_key=library_key,
@@ -195,7 +205,7 @@ def cross_validate(
     else:
         _warn_of_known_patients(sections, folds)
     shared_genes = _shared_genes(sections, wanted)
-    foreign = _foreign_layers(layers, runs, folds)
+    foreign = foreign_layers(layers, runs, folds)
     seeds = _distinct(seeds)
     tasks = tasks_of(folds, runs, seeds)
     objects = _objects(data)
@@ -230,8 +240,21 @@ def cross_validate(
             overwrite=overwrite,
         )
     pairs = [(label, name, fold) for label, name in foreign.items() for fold in folds]
-    scored = [_foreign_scores(fold, results, label, name, seeds[0]) for label, name, fold in pairs]
-    return _collected(tasks, results, errors, [score for score in scored if score is not None])
+    scored = [score_foreign(fold, results, label, name, seeds[0]) for label, name, fold in pairs]
+    return _collected(tasks, results, errors, [score for score in scored if score is not None], protocol)
+
+
+def _with_probe(methods: Any, protocol: str | None) -> Any:
+    """Return the methods, and the probe of a benchmark whose protocol is asked for."""
+    if protocol is None:
+        return methods
+    choice("protocol", protocol, PROBES)
+    probe = PROBES[protocol]
+    if isinstance(methods, Mapping):
+        return {**methods, probe: methods.get(probe, {})}
+    if isinstance(methods, str) or not isinstance(methods, Sequence):  # refused later
+        return methods
+    return methods if probe in [getattr(one, "method", one) for one in methods] else [*methods, probe]
 
 
 def _largest_fields(sections: Sequence[Section], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -443,53 +466,12 @@ def _write(
             warn(f"layers[{key!r}] is not written: {error}", FailedWarning)
 
 
-def _foreign_layers(
-    layers: Mapping[str, str] | None, runs: Mapping[str, Mapping[str, Any]], folds: Sequence[Fold]
-) -> dict[str, str]:
-    """Return the layers of other tools by label, refusing what could not be scored."""
-    if layers is not None and not isinstance(layers, Mapping):
-        raise TypeError(f"layers={layers!r} must be a dict: the layer of each tool's prediction by a label")
-    found = {str(label): name for label, name in (layers or {}).items()}
-    if taken := [label for label in found if label in runs or label in method_names()]:
-        raise ValueError(f"layers= calls {', '.join(map(repr, taken))} what is a method's name: choose another label")
-    for label, name in found.items():
-        for section in {tested.section.name: tested.section for fold in folds for tested in fold.test}.values():
-            if name not in section.table.layers:
-                raise MissingSlotError(
-                    f"layers[{label!r}]: section {section.name!r} has no layer {name!r}; layers: "
-                    f"{listed(section.table.layers)}"
-                )
-    return found
-
-
-def _foreign_scores(
-    fold: Fold, results: Mapping[Task, FoldResult], label: str, layer: str, seed: int
-) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """Scores of another tool's prediction of a fold, on the genes and the scale of the methods', and a row of facts."""
-    task, result = next(((t, r) for t, r in results.items() if t.fold == fold.name), (None, None))
-    if task is None or result is None:  # every method failed, so that it is not known what to compare
-        return None
-    of_methods = ExpressionScale.of_record(next(iter(result.records.values())))
-    scale = ExpressionScale(of_methods.normalize, of_methods.target_sum)
-    facts = {**task.facts, "method": label, "algorithm": f"layers[{layer!r}]", "seed": seed, "training": ""}
-    scores = []
-    try:
-        for section in (tested.scored for tested in fold.test):
-            genes = [gene for gene in result.genes if gene in section.var_names]
-            figures = layer_scores(section.table, section.obs_rows, layer, genes, scale, layer=section.layer)
-            scores.append(tidy(figures, fold=fold.name, section=section.name, method=label, seed=seed))
-    except (ValueError, KeyError) as error:  # as a fold that fails: the others are worth having
-        warn(f"fold {fold.name!r}, layer {layer!r} could not be scored: {error}", FailedWarning)
-        return pd.DataFrame(), {**facts, "error": f"{type(error).__name__}: {error}"}
-    known = {name: result.facts[name] for name in ("n_genes", "n_spots")}
-    return pd.concat(scores, ignore_index=True), {**facts, **known, "error": ""}
-
-
 def _collected(
     tasks: Sequence[Task],
     results: Mapping[Task, FoldResult],
     errors: Mapping[Task, Exception],
-    foreign: Sequence[tuple[pd.DataFrame, dict[str, Any]]],
+    foreign: Sequence[ForeignResult],
+    protocol: Literal["hest"] | None,
 ) -> CrossValidation:
     """Tables in the order of the tasks, whatever order they ended in; other tools' predictions after them."""
     facts = [
@@ -498,9 +480,21 @@ def _collected(
         else {**task.facts, "error": f"{type(errors[task]).__name__}: {errors[task]}"}
         for task in tasks
     ]
-    folds = pd.DataFrame([*facts, *(row for _, row in foreign)], columns=FACTS)
-    parts = [results[task].scores for task in tasks if task in results] + [scores for scores, _ in foreign]
-    table = pd.concat(parts, ignore_index=True)
+    folds = pd.DataFrame([*facts, *(other.facts for other in foreign)], columns=FACTS)
+    done = {task: results[task] for task in tasks if task in results}
+    scores = [*(result.scores for result in done.values()), *(other.scores for other in foreign)]
+    table = pd.concat(scores, ignore_index=True)
     algorithms = dict(zip(folds["method"], folds["algorithm"], strict=True))
     table.insert(list(table).index("method") + 1, "algorithm", table["method"].map(algorithms))
-    return CrossValidation(table, folds)
+    moments = [*result_moments(done), *(part for other in foreign for part in other.moments)]
+    training = [training_statistics(done)]
+    for other in (other for other in foreign if other.beside):
+        of_fold = training[0][(training[0][["fold", "method"]] == [other.facts["fold"], other.beside]).all(axis=1)]
+        training.append(of_fold.assign(method=other.facts["method"]))
+    return CrossValidation(
+        table,
+        folds,
+        moments=pd.concat(moments, ignore_index=True),
+        training=pd.concat(training, ignore_index=True),
+        protocol=protocol,
+    )

@@ -12,7 +12,7 @@ from hggep_sc.section import open_sections
 SMALL = {"patch_size": 32, "fields_um": (60.0, 120.0), "fields_px": (32.0, 64.0)}
 HOW = {"genes": 12, "config": SMALL, **CPU}
 MIXING = np.random.default_rng(0).normal(size=(3, 5))
-methods = pytest.mark.parametrize("method", ["ridge", "low_rank_ridge", "nearest_patches"])
+methods = pytest.mark.parametrize("method", ["ridge", "low_rank_ridge", "nearest_patches", "hest_ridge"])
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from ...features.patches import (
 )
 from ...features.store import describe_section, require_length
 from ...prediction.finite import require_finite_model, require_finite_prediction
-from ...prediction.linear import linear_features
+from ...prediction.linear import linear_features, plain_features
 from ...runtime.device import resolve_device, threads_of_torch
 from ...runtime.progress import over_sections
 from ...section import Section, require_counts
@@ -86,6 +86,7 @@ class Baseline(ABC):
     )
     confidence: ClassVar[None] = None  # that is the network's
     reads_image: bool = True  # of a method and of a model
+    within_section: ClassVar[bool] = True  # features are standardised, and targets centred, in each section by itself
 
     def __init__(
         self,
@@ -218,7 +219,7 @@ class Baseline(ABC):
                 )
             features.append(found[seen])
             means.append(expression.mean(axis=0))
-            targets.append(expression - means[-1])
+            targets.append(expression - means[-1] if cls.within_section else expression)
             xy.append(section.xy[seen])
         training = Training.of(features, targets, xy, [section.group for section in sections], seed)
         known = {
@@ -314,9 +315,10 @@ class Baseline(ABC):
         kept: Parts | None = None,
         advance: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        """Return the features of all spots, standardised within the section, float32 (n_spots, n_features).
+        """Return the features of all spots, float32 (n_spots, n_features), with colours beside the package's own encoders
+        alone.
 
-        These are `linear_features`, with colours beside the package's own encoders alone.
+        These are `linear_features`, standardised within the section, or as they are where not `within_section`.
         """
         if not cls.reads_image and encoder is None:
             if advance is not None:
@@ -333,7 +335,7 @@ class Baseline(ABC):
             kept=kept,
             advance=advance,
         )
-        return linear_features(described)
+        return linear_features(described) if cls.within_section else plain_features(described)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder; see `HGGEP.save`.

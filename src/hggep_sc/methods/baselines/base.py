@@ -315,10 +315,9 @@ class Baseline(ABC):
         kept: Parts | None = None,
         advance: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        """Return the features of all spots, float32 (n_spots, n_features), with colours beside the package's own encoders
-        alone.
+        """Return the features of all spots, float32 (n_spots, n_features).
 
-        These are `linear_features`, standardised within the section, or as they are where not `within_section`.
+        Colours are beside the package's own encoders alone. These are `linear_features`, standardised within the section, or as they are where not `within_section`.
         """
         if not cls.reads_image and encoder is None:
             if advance is not None:

@@ -19,7 +19,9 @@ HOW = {"encoder": "X_seen", "genes": PLANTED + NOISE, **CPU}
 
 def smooth(rng, n):
     """(SIDE ** 2, n) smooth fields of unit variance, each by itself."""
-    fields = gaussian_filter(rng.normal(size=(SIDE, SIDE, n)), (2, 2, 0), mode="wrap")
+    margin = 8  # without it, edges would be smoother, or alike across the section
+    fields = gaussian_filter(rng.normal(size=(SIDE + 2 * margin, SIDE + 2 * margin, n)), (2, 2, 0))
+    fields = fields[margin:-margin, margin:-margin]
     return (fields / fields.std(axis=(0, 1))).reshape(-1, n)
 
 
@@ -36,6 +38,12 @@ def made(name, seed, loadings):
     adata.obsm["spatial"] = 100.0 * np.column_stack([column, row])
     adata.obsm["X_seen"] = seen.astype(np.float32)
     return adata
+
+
+def without_depth(values, totals):
+    """Residuals after a quadratic function of log depth, by numpy's polynomials."""
+    x = np.log(totals)
+    return np.column_stack([y - np.poly1d(np.polyfit(x, y, 2))(x) for y in values.T])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +64,7 @@ def test_planted_genes_pass_and_smooth_noise_does_not(known, probe):
     assert (table.loc[PLANTED, "q"] < 0.05).all()
     assert (table.loc[NOISE, "q"] >= 0.05).mean() > 0.95
     assert stats.kstest(table.loc[NOISE, "p"], "uniform").pvalue > 0.01
-    assert table.loc[PLANTED, "share"].between(0.8, 1.1).all()
+    assert table.loc[PLANTED, "share"].between(0.75, 1.15).all()
     assert set(table.index[: len(PLANTED)]) == set(PLANTED)  # the most certain first
     assert table.attrs["folds"] == ["A", "B", "C", "D"]
 
@@ -67,32 +75,56 @@ def test_spots_taken_for_independent_would_call_noise_predictable(known, table):
     assert (stats.norm.sf(table.loc[NOISE, "pcc"].abs() * np.sqrt(n)) < 0.025).mean() > 0.2
 
 
-def test_figures_are_those_of_models_that_left_the_section_out(known, table):
+def test_figures_are_those_of_models_that_left_the_section_out(known):
     """By fit and predict, scipy's correlation, motions one by one, and Stouffer's rule as it is written."""
+    rng = np.random.default_rng(0)
+    uneven = {name: section.copy() for name, section in known.items()}
+    for section in uneven.values():  # of another depth at every spot, which the columns of the panel hold
+        depth = rng.uniform(0.1, 1, (section.n_obs, 1))
+        section.X = sparse.csr_matrix(rng.binomial(section.X.toarray().astype(int), depth).astype(np.float32))
+    table = hggep.tl.predictability(uneven, **HOW)
     genes = [PLANTED[0], NOISE[0], NOISE[1]]
-    z, pcc, ceilings = [], [], []
-    for name, section in known.items():
-        others = {other: one for other, one in known.items() if other != name}
+    rows = {"pcc": [], "ceiling": [], "pcc_beyond_depth": [], "ceiling_beyond_depth": []}
+    z = []
+    for name, section in uneven.items():
+        others = {other: one for other, one in uneven.items() if other != name}
         model = hggep.tl.fit(others, method="low_rank_ridge", **HOW)
         test = section.copy()
-        hggep.tl.predict(test, model, key_added="ridge", **{k: v for k, v in CPU.items() if k != "weights"})
-        counts = test[:, genes].X.toarray()
-        observed = np.log1p(1e4 * counts / 3000)
-        predicted = np.asarray(test[:, genes].layers["ridge"])
-        r = [stats.pearsonr(predicted[:, j], observed[:, j]).statistic for j in range(3)]
+        hggep.tl.predict(test, model, key_added="ridge", progress=False)
+        counts, totals = test[:, genes].X.toarray(), test.X.toarray().sum(axis=1)
+        observed = np.log1p(1e4 * counts / totals[:, None])
+        predicted = np.asarray(test[:, genes].layers["ridge"], dtype=float)
+        seen, told = without_depth(observed, totals), without_depth(predicted, totals)
+        r = stats.pearsonr(told, seen).statistic
+        ceiling = noise_ceiling(test[:, HOW["genes"]].X, library=totals)[[0, 12, 13]]
+        signal, by_depth = ceiling**2 * observed.var(axis=0), observed.var(axis=0) - seen.var(axis=0)
+        rows["pcc"].append(stats.pearsonr(predicted, observed).statistic)
+        rows["ceiling"].append(ceiling)
+        rows["pcc_beyond_depth"].append(r)
+        rows["ceiling_beyond_depth"].append(np.sqrt(np.maximum(signal - by_depth, 0) / seen.var(axis=0)))
         as_good = np.zeros(3)
         for moved in moved_maps(test.obsm["spatial"], 199, seed=0):
             there = moved >= 0
-            for j in range(3):
-                by_chance = np.corrcoef(predicted[moved[there], j], observed[there, j])[0, 1]
-                as_good[j] += abs(by_chance) >= abs(r[j])
+            as_good += [abs(np.corrcoef(told[moved[there], j], seen[there, j])[0, 1]) >= abs(r[j]) for j in range(3)]
         z.append(np.sign(r) * stats.norm.isf((1 + as_good) / 200 / 2))
-        pcc.append(r)
-        ceilings.append(noise_ceiling(test[:, HOW["genes"]].X, library=np.full(test.n_obs, 3000.0))[[0, 12, 13]])
-    np.testing.assert_allclose(table.loc[genes, "pcc"], np.mean(pcc, axis=0), atol=1e-5)
-    np.testing.assert_allclose(table.loc[genes, "ceiling"], np.mean(ceilings, axis=0), rtol=1e-6)
+    for column, values in rows.items():
+        np.testing.assert_allclose(table.loc[genes, column], np.mean(values, axis=0), atol=1e-5)
     np.testing.assert_allclose(table.loc[genes, "p"], stats.norm.sf(np.sum(z, axis=0) / 2), rtol=1e-6)
-    np.testing.assert_allclose(table["share"], table["pcc"] / table["ceiling"])
+    np.testing.assert_allclose(table["share"], table["pcc_beyond_depth"] / table["ceiling_beyond_depth"])
+
+
+def test_depth_that_the_image_tells_is_no_expression(known):
+    """Every gene has one share of the counts everywhere; the image tells how many there are."""
+    rng = np.random.default_rng(0)
+    even = {name: section.copy() for name, section in known.items()}
+    for section in even.values():
+        depth = np.rint(300 * np.exp(section.obsm["X_seen"][:, 0])).astype(int)
+        shares = np.full(section.n_vars, 1 / section.n_vars)
+        section.X = sparse.csr_matrix(np.stack([rng.multinomial(n, shares) for n in depth]).astype(np.float32))
+    table = hggep.tl.predictability(even, **HOW)
+    assert table["pcc"].mean() > 0.2
+    assert (table["q"] < 0.05).mean() < 0.05
+    assert stats.kstest(table["p"], "uniform").pvalue > 0.01
 
 
 def test_q_is_the_least_rate_at_which_a_gene_passes(table):
@@ -103,13 +135,13 @@ def test_q_is_the_least_rate_at_which_a_gene_passes(table):
 
 
 def test_one_section_is_cut_into_blocks(known, warned):
-    table = hggep.tl.predictability(known["A"], config={"fields_um": (50.0,), "fields_px": (112.0,)}, **HOW)
+    table = hggep.tl.predictability(known["A"], config={"fields_um": (50.0,), "fields_px": (250.0,)}, **HOW)
     assert table.attrs["folds"] == [f"block {i}" for i in range(1, 6)]
     assert "5 spatial blocks serve as folds" in warned.text
-    assert (table.loc[PLANTED, "pcc"] > 0.5).all()
+    assert (table.loc[PLANTED, "pcc"] > 0.4).all()
     assert table["p"].min() == pytest.approx(1 / 400)  # half of the least that 199 motions can tell
-    # around the mean over all folds: noise does not run against itself
-    assert abs(table.loc[NOISE, "pcc"].mean()) < 0.05
+    assert (table.loc[NOISE, "p"] < 0.05).mean() < 0.15
+    assert abs(table.loc[NOISE, "pcc"].mean()) < 0.1  # means of blocks do not run against what is observed
 
 
 def test_blocks_do_not_see_their_own_counts(known):
@@ -117,7 +149,7 @@ def test_blocks_do_not_see_their_own_counts(known):
     section = known["A"].copy()
     rng = np.random.default_rng(0)
     section.X = sparse.csr_matrix(rng.poisson(3, section.shape).astype(np.float32))
-    table = hggep.tl.predictability(section, config={"fields_um": (50.0,), "fields_px": (112.0,)}, **HOW)
+    table = hggep.tl.predictability(section, config={"fields_um": (50.0,), "fields_px": (250.0,)}, **HOW)
     assert abs(table["pcc"].mean()) < 0.02
     assert (table["q"] > 0.05).all()
 
@@ -154,7 +186,6 @@ def test_on_the_image_of_synthetic_sections(sections):
     table = hggep.tl.predictability(sections, config={"patch_size": 32}, **CPU)
     noise = table.index.str.startswith("NOI")
     assert table.loc[~noise, "pcc"].mean() > table.loc[noise, "pcc"].mean() + 0.2
-    assert (table.loc[~noise, "q"] < 0.05).mean() > (table.loc[noise, "q"] < 0.05).mean() + 0.4
     for name, section in sections.items():
         assert_same(section, before[name])
 

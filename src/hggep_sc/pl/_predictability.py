@@ -11,13 +11,14 @@ from ._axes import one_axes
 from ._style import colour, ink
 from ._tissue import MANY_SPOTS
 
-NEEDED = ("pcc", "ceiling", "q")
+X, Y = "ceiling_beyond_depth", "pcc_beyond_depth"
+NEEDED = (X, Y, "q")
 
 
 def predictability(
     table: pd.DataFrame, *, genes: str | Sequence[str] | None = None, alpha: float = 0.05, ax: Axes | None = None
 ) -> Axes:
-    """Draw what a probe reaches of each gene against what its counts allow, a dot per gene.
+    """Draw what a probe reaches of each gene against what its counts allow, both beyond depth, a dot per gene.
 
     Dots on the dashed line reach their noise ceiling. Those that pass are drawn in colour.
 
@@ -64,18 +65,18 @@ def predictability(
     kinds = {f"q $\\geq$ {alpha:g}": (~passed, "0.65"), f"q < {alpha:g}": (passed, colour(0))}
     for label, (rows, shade) in kinds.items():
         dots = known[rows]
-        ax.scatter(dots["ceiling"], dots["pcc"], color=shade, alpha=0.6, label=f"{label}: {len(dots)} genes", **look)
-    highest = 1.05 * float(np.nanmax(known[["ceiling", "pcc"]].to_numpy()))
+        ax.scatter(dots[X], dots[Y], color=shade, alpha=0.6, label=f"{label}: {len(dots)} genes", **look)
+    highest = 1.05 * float(np.nanmax(known[[X, Y]].to_numpy()))
     ax.plot([0, highest], [0, highest], color=ink(), linewidth=1, linestyle="--", zorder=0, label="noise ceiling")
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     for gene in named:
-        at = float(known["ceiling"][gene]), float(known["pcc"][gene])
+        at = float(known[X][gene]), float(known[Y][gene])
         ax.scatter(*at, s=22, facecolor="none", edgecolor=ink(), linewidth=1)
         ax.annotate(gene, at, xytext=(4, 3), textcoords="offset points", fontsize="small")
-    means = known[["pcc", "ceiling"]].mean()
-    ax.set_title(f"mean PCC {means['pcc']:.2f} of a mean ceiling of {means['ceiling']:.2f}", fontsize="medium")
-    ax.set(xlabel="noise ceiling", ylabel="PCC of the held-out probe")
-    ax.set_xlim(left=0 if known["ceiling"].min() < 0.15 * highest else None)
+    means = known[[X, Y]].mean()
+    ax.set_title(f"mean PCC {means[Y]:.2f} of a mean ceiling of {means[X]:.2f}", fontsize="medium")
+    ax.set(xlabel="noise ceiling beyond depth", ylabel="PCC of the held-out probe beyond depth")
+    ax.set_xlim(left=0 if known[X].min() < 0.15 * highest else None)
     ax.legend(fontsize="small", frameon=False, loc="upper left", handletextpad=0.4)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

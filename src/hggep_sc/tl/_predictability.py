@@ -53,10 +53,11 @@ def predictability(
 ) -> pd.DataFrame:
     """Tell which genes the image can predict at all, before a network is trained.
 
-    A linear probe on the image's features predicts every section from the others, and what it reaches is set against
-    what counts as few as these allow, and against maps that are as smooth but lie elsewhere. It takes minutes on a CPU,
-    most of them for the features. Its verdict is on these features and a linear probe: a gene that does not pass may
-    still be told by another encoder, or from more sections.
+    A linear probe on the image's features predicts every section from the others. What it reaches is set against what
+    counts as few as these allow, and against maps that are as smooth but lie elsewhere. The image also tells how much
+    was counted at a spot, which log expression follows: a gene has to be predicted beyond that. It takes minutes on a
+    CPU, most of them for the features. The verdict is on these features and a linear probe: a gene that does not pass
+    may still be told by another encoder, or from more sections.
 
     Parameters
     ----------
@@ -86,18 +87,20 @@ def predictability(
     -------
     A row per gene, the most certain first:
 
-    - `pcc`: Pearson correlation of the held-out prediction with log expression over a section's spots, the mean over
-      the sections where the gene varies
+    - `pcc`: Pearson correlation of the held-out prediction with log expression over a section's spots
     - `ceiling`: the correlation that a perfect predictor could reach, given the counts
-      (`hggep_sc.metrics.noise_ceiling`), the mean over the same sections
-    - `share`: `pcc` over `ceiling`; it may exceed 1, as both are estimates, and is NaN where the ceiling is 0
-    - `p`: one-sided p-value, against predicted maps moved over the section (the spatial null of
+      (`hggep_sc.metrics.noise_ceiling`)
+    - `pcc_beyond_depth`, `ceiling_beyond_depth`: the same without what depth tells, the total that counts are scaled
+      by: partial correlations, given a quadratic function of its logarithm
+    - `share`: `pcc_beyond_depth` over `ceiling_beyond_depth`; it may exceed 1, as both are estimates, and is NaN where
+      that ceiling is 0
+    - `p`: one-sided p-value of `pcc_beyond_depth`, against predicted maps moved over the section (the spatial null of
       `hggep_sc.tl.evaluate`), sections combined as there
     - `q`: the same adjusted for the number of genes (false discovery rate, Benjamini and Hochberg 1995)
-    - `n_sections`: in how many sections the gene varies; of 0 all else is NaN
+    - `n_sections`: in how many sections the gene varies: figures are means over these; of 0 all else is NaN
 
-    `attrs["share_of_ceiling"]` is the mean `pcc` over the mean `ceiling`, and `attrs["folds"]` names what was left out
-    in turn. Nothing is written to `data`.
+    `attrs["share_of_ceiling"]` is the mean `pcc_beyond_depth` over the mean `ceiling_beyond_depth`, and
+    `attrs["folds"]` names what was left out in turn. Nothing is written to `data`.
 
     Raises
     ------

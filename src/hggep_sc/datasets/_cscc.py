@@ -57,8 +57,8 @@ def cscc(sections: str | Sequence[str] | None = None) -> "dict[str, AnnData]":
     `GSM4284316_P2_ST_rep1.jpg.gz`.
 
     The files themselves were not at hand. Their SHA-256 are not known, so that what is downloaded is taken unchecked.
-    Accessions and names are those by which several public programs read the files, the image's packed form by one alone.
-    The distance between spots, which um per px follow from, is that of the array of 1,934 spots, from memory of the
+    Accessions and names are those by which several public programs read the files, the packed image's by one alone. The
+    distance between spots, which um per px follow from, is that of the array of 1,934 spots, from memory of the
     paper and not from the files; `mpp=` of `hggep_sc.tl.fit` has precedence.
 
     The published figures are over 171 genes, a list that comes with Hist2ST (github.com/biomed-AI/Hist2ST,

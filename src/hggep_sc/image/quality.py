@@ -1,4 +1,4 @@
-"""What spoils a place of a slide: out of focus, ink on it, tissue that lies double."""
+"""What spoils a place of a slide: out of focus, ink on it, tissue in folds."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ SHARP_UM = 1.0  # um per px at which sharpness is looked at
 COARSE_UM = 1.1  # um per px of an image from which on it cannot be
 LEAST_UM = 50.0  # side of the square that sharpness is told from, at least
 PIXELS = 2**24  # read at once
-DARK, TIMES = 90.0, 1.5  # percentile of the tissue's density, and how much denser a fold is
+DENSE = 90.0  # percentile of the tissue's densities, with which a fold is compared
+GREEN, EOSIN = 1.3, 1.0  # how many times as dense a fold is at least
 FOLD_PX = 3  # of the mask, over which density is averaged
 
 
@@ -89,9 +90,9 @@ def defects(
 ) -> tuple[TissueMask, TissueMask]:
     """Find ink and folds.
 
-    Ink has colours that H&E does not make. Where tissue lies double both dyes absorb about twice: it is denser in
-    green and in blue than nearly all tissue of the slide. Crowded nuclei, which eosin has little part in, are so in
-    green alone.
+    Ink has colours that H&E does not make. In a fold tissue lies threefold and all dyes absorb as much more: it is
+    denser in green, which both absorb, than nearly all tissue of the slide, and has as much eosin, which lets red
+    through. Crowded nuclei are as dense, but have little eosin.
 
     Returns
     -------
@@ -103,9 +104,10 @@ def defects(
     seen = tissue.contains(np.column_stack([columns, rows]) * factor).reshape(pixels.shape[:2])
     folded = np.zeros_like(seen)
     if seen.any():
-        averaged = ndimage.uniform_filter(density, (FOLD_PX, FOLD_PX, 1))[..., 1:]
-        usual = np.percentile(averaged[seen], DARK, axis=0)
-        folded = (averaged > TIMES * usual).all(axis=2) & seen
+        red, green = (ndimage.uniform_filter(density[..., channel], FOLD_PX) for channel in (0, 1))
+        eosin = green - red
+        dense, stained = (np.percentile(values[seen], DENSE) for values in (green, eosin))
+        folded = seen & (green > GREEN * dense) & (eosin > EOSIN * stained)
     return TissueMask(ink(density), factor, mpp), TissueMask(folded, factor, mpp)
 
 

@@ -31,6 +31,7 @@ from ..features.patches import (
     training_spacing,
 )
 from ..features.slide import parts_of
+from ..features.stain import stained
 from ..features.store import ENCODED, Described, describe_section, gathered, require_length
 from ..features.weights import read_state_dict
 from ..nn import Ensemble, HGGEPNetwork, ModuleEncoder, PublishedNetwork, averaged, shufflenet_encoder
@@ -231,7 +232,7 @@ class HGGEP:
         ):
             eye = make_encoder(encoder, config, weights)
             trained = train(
-                sections,
+                [stained(section, config.stain) for section in sections],
                 chosen,
                 scale,
                 config,
@@ -319,7 +320,8 @@ class HGGEP:
             lambda: spots_at_once(len(section.xy), self.config, target, name=section.name, chunk_spots=chunk_spots)
         )
         views = DIHEDRAL if average_flips else PLAIN
-        described = self._described(section, views, target, spots_per_batch(batch_size), known.features, advance)
+        seen = stained(section, self.config.stain)
+        described = self._described(seen, views, target, spots_per_batch(batch_size), known.features, advance)
         assert described.encoded is not None  # there is an encoder
         expression, latent = predict_in_chunks(
             network,
@@ -334,7 +336,7 @@ class HGGEP:
         )
         if self.confidence is not None:
             fields, size = self._fields(section), self.config.patch_size
-            stain = None if self.embeddings else optical_density(section, min(fields), size)
+            stain = None if self.embeddings else optical_density(seen, min(fields), size)
             mean = described.encoded[:, 0].mean(axis=0, dtype=np.float64)
             self.confidence.say_if_unlike(section.name, mean, stain)
         if self.linear is not None:

@@ -247,7 +247,7 @@ def stores_of_features(
     if checkpoint_dir is None or not isinstance(encoder, ShuffleNetEncoder):
         yield [Parts(None) for _ in sections]
         return
-    names = ("patch_size", "flips", "linear", "cross_fit")
+    names = ("patch_size", "stain", "flips", "linear", "cross_fit")
     identity = {
         "version of hggep_sc": __version__,
         "data": [sight_hash(section) for section in sections],

@@ -23,6 +23,7 @@ from ...features.patches import (
     spots_per_batch,
     training_spacing,
 )
+from ...features.stain import stained
 from ...features.store import describe_section, require_length
 from ...prediction.finite import require_finite_model, require_finite_prediction
 from ...prediction.linear import linear_features
@@ -323,7 +324,7 @@ class Baseline(ABC):
                 advance(len(section.xy))
             return np.empty((len(section.xy), 0), dtype=np.float32)
         described = describe_section(
-            section,
+            stained(section, config.stain),
             trunk if encoder is None else encoder,
             fields_of_view(config.shared, mpp, section.mpp, section.reduction / reduction),
             config.patch_size,

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import hggep_sc as hggep
-from helpers import CPU, TINY, MeanColour
+from helpers import CPU, TINY
 from hggep_sc.features.stain import stained
 from hggep_sc.image.stain import METHODS
 from hggep_sc.section import open_sections
@@ -45,26 +45,19 @@ def test_patches_are_those_of_the_method_by_hand(section, method):
 
 
 @pytest.mark.parametrize("method", METHOD)
-def test_another_staining_is_predicted_more_alike(sections, restained, method):
-    """By a ridge on the mean colour, which is all that the encoder sees: the two stainings of S3 become alike."""
-    training = {name: sections[name] for name in ("S1", "S2")}
+def test_another_staining_looks_more_alike(sections, restained, method):
+    def colours(data, stain):
+        section = open_sections(data)[0]
+        with stained(section, stain).open_image() as image:
+            return image.read_patches(section.xy, field=60, size=32).mean((2, 3))
 
-    def difference(stain):
-        config = {**SMALL, "stain": stain}
-        model = hggep.tl.fit(training, **{**RIDGE, "encoder": MeanColour(), "config": config})
-        found = []
-        for data in (sections["S3"].copy(), restained.copy()):
-            with stained(open_sections(data)[0], stain).open_image() as image:
-                found.append(image.read_patches(data.obsm["spatial"], field=60, size=32).mean((2, 3)))
-            hggep.tl.predict(data, model, progress=False)
-            assert np.isfinite(data.layers["hggep"]).all() or stain is None
-        return np.abs(found[0] - found[1]).mean()
-
-    assert difference(method) < 0.5 * difference(None)
+    before, after = (np.abs(colours(sections["S3"], s) - colours(restained, s)).mean() for s in (None, method))
+    assert before > 5
+    assert after < 0.5 * before
 
 
-@pytest.mark.parametrize("method", METHOD)
-def test_the_setting_is_saved_and_prediction_does_the_same(sections, method, tmp_path):
+def test_the_setting_is_saved_and_prediction_does_the_same(sections, tmp_path):
+    method = "reinhard"
     training = {name: sections[name] for name in ("S1", "S2")}
     plain = hggep.tl.fit(training, **RIDGE, config=SMALL)
     model = hggep.tl.fit(training, **RIDGE, config={**SMALL, "stain": method})
@@ -87,24 +80,18 @@ def test_the_network_sees_it_too(sections, tmp_path):
     section = open_sections(sections["S3"])[0]
     found = model.predict(section)[0]
     np.testing.assert_array_equal(again.predict(section)[0], found)
-    by_hand = model.predict(stained(section, "macenko"))[0]  # twice normalised is not once, but no longer far
     model.config = again.config.replace(stain=None)
     np.testing.assert_array_equal(model.predict(stained(section, "macenko"))[0], found)
-    assert by_hand.shape == found.shape
 
 
-def test_counts_and_other_sections_have_no_part(sections):
-    section = open_sections(sections["S1"])[0]
-    sections["S1"].X = sections["S1"].X * 3
-    with (
-        stained(section, "macenko").open_image() as one,
-        stained(open_sections(sections["S1"])[0], "macenko").open_image() as two,
-    ):
-        for x in (one, two):
-            assert x.recolour is not None
-        np.testing.assert_array_equal(
-            one.read_patches(section.xy, field=30, size=16), two.read_patches(section.xy, field=30, size=16)
-        )
+def test_counts_have_no_part(sections):
+    found = []
+    for factor in (1, 3):
+        sections["S1"].X = sections["S1"].X * factor
+        section = open_sections(sections["S1"])[0]
+        with stained(section, "macenko").open_image() as image:
+            found.append(image.read_patches(section.xy, field=30, size=16))
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("config", [{"stain": "vahadane"}, {"stain": 1}])

@@ -96,9 +96,8 @@ def over_genes(agreements: Sequence[Agreement], genes: Sequence[str]) -> pd.Data
     table = pd.DataFrame(
         {**means, "p": special.ndtr(-z), "n_sections": known.sum(axis=0)}, index=pd.Index(genes, name="gene")
     )
-    table["share"] = (table["pcc_beyond_depth"] / table["ceiling_beyond_depth"]).where(
-        table["ceiling_beyond_depth"] > 0
-    )
+    attainable = table["ceiling_beyond_depth"]
+    table["share"] = (table["pcc_beyond_depth"] / attainable).where(attainable > 0)
     tested = table["p"].notna()
     table["q"] = np.nan
     if tested.any():

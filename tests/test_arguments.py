@@ -106,6 +106,16 @@ def test_cross_validate(sections, arguments):
 
 
 @BOUNDED
+@given(arguments=odd_arguments(hggep.tl.predictability, but=("data", "weights", "encoder")))
+def test_predictability(sections, arguments):
+    data = {name: sections[name][:, :10].copy() for name in ("S1", "S2")}
+    for section in data.values():
+        section.obsm["X_seen"] = section.obsm["spatial"]  # quicker than the image
+    how = {"encoder": "X_seen", "progress": False}
+    called(partial(hggep.tl.predictability, data), how | arguments, list(data.values()))
+
+
+@BOUNDED
 @given(arguments=odd_arguments(hggep.tl.predict_slides, but=("model", "path")))
 def test_predict_slides(sections, mean_model, tmp_path_factory, arguments):
     data = sections["S3"].copy()

@@ -213,6 +213,12 @@ def test_methods(own, monkeypatch):
     assert "by_colour" in test.layers
 
 
+def test_predictability(own):
+    sections, _ = own
+    names = run("docs/predictability.md", hggep=hggep, sections=sections)
+    assert names["genes"]
+
+
 @pytest.mark.usefixtures("pools")
 def test_scaling(own):
     sections, slide = own

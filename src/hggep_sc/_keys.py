@@ -39,6 +39,7 @@ def metric(key: str, name: str) -> str:
     return f"{key}_{name}"
 
 
+QUALITY = "hggep_quality"  # obs: what `tile` says of each tile's pixels
 DOMAIN = "hggep_domain"  # obs: domains; uns: how they were found
 UNDETERMINED = "undetermined"  # the label of spots that the expert left open
 SLIDE = "hggep_slide"  # uns: by what `tl.predict_slides` knows a finished slide

@@ -93,6 +93,8 @@ class Config(BaseConfig):
         Fields of view, in um: one patch per spot and field. None: `fields_px` at the training sections' scale.
     fields_px
         Fields of view in image px, where the physical scale of the training sections is not known.
+    stain
+        Normalisation of the stain, fitted to each section's pixels: "macenko" or "reinhard"; None: colours as they are.
     normalize
         Total that counts are scaled by: the spot's full library, or its counts over the predicted genes (panel).
     target_sum
@@ -161,6 +163,7 @@ class Config(BaseConfig):
     patch_size: int = 112
     fields_um: tuple[float, ...] | None = (80.0, 160.0, 240.0, 480.0)
     fields_px: tuple[float, ...] = (112.0, 224.0, 336.0, 672.0)
+    stain: Literal["macenko", "reinhard"] | None = None
     # targets
     normalize: Normalize = "library"
     target_sum: float = 1e4
@@ -228,7 +231,9 @@ class Config(BaseConfig):
 
     def __post_init__(self) -> None:
         for name, choices in {"preset": tuple(PRESETS), **_CHOICES}.items():
-            if not isinstance(value := getattr(self, name), str) or value not in choices:
+            if (value := getattr(self, name)) is None and name in _MAY_LACK:
+                continue
+            if not isinstance(value, str) or value not in choices:
                 raise ValueError(f"config.{name} must be one of {choices}, not {value!r}")
             object.__setattr__(self, name, str(value))
         for switch in (f.name for f in fields(self) if f.type is bool):
@@ -238,7 +243,7 @@ class Config(BaseConfig):
             object.__setattr__(self, switch, value)
         for name, (kind, least, most) in _RANGES.items():
             value = plain(getattr(self, name))
-            if value is None and name in ("n_components", "chunk_spots", "epoch_chunks"):
+            if value is None and name in _MAY_LACK:
                 continue
             whole = isinstance(value, Integral)
             if isinstance(value, bool) or not (whole or (kind is float and isinstance(value, Real))):
@@ -295,7 +300,10 @@ _RANGES: dict[str, tuple[type, float, float]] = {
 
 _STAGES = ("stage2", "stage3", "stage4", "conv5")
 
+_MAY_LACK = ("stain", "n_components", "chunk_spots", "epoch_chunks")  # None
+
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "stain": ("macenko", "reinhard"),
     "normalize": ("library", "panel"),
     "log_base": ("e", "10"),
     "count_loss": ("zinb", "nb"),

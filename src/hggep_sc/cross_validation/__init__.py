@@ -3,6 +3,7 @@
 from .folds import Fold, FoldResult, Task, Tested, leave_out
 from .foreign import ForeignResult, foreign_layers, score_foreign
 from .labels import settings_of
+from .probe import PROBES, held_out_predictions
 from .result import FACTS, CrossValidation
 from .run import run_tasks, tasks_of
 from .statistics import result_moments, training_statistics
@@ -10,6 +11,7 @@ from .store import FoldStore
 
 __all__ = [
     "FACTS",
+    "PROBES",
     "CrossValidation",
     "Fold",
     "FoldResult",
@@ -18,6 +20,7 @@ __all__ = [
     "Task",
     "Tested",
     "foreign_layers",
+    "held_out_predictions",
     "leave_out",
     "result_moments",
     "run_tasks",

@@ -34,13 +34,18 @@ def read_counts(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, sep="\t", index_col=0, low_memory=False)
 
 
-def read_spots(path: Path) -> pd.DataFrame:
-    """Spots under tissue: array x, y and pixel_x, pixel_y, row names `XxY`."""
+def read_spots(path: Path, *, selected_alone: bool = False) -> pd.DataFrame:
+    """Spots under tissue: array x, y and pixel_x, pixel_y, row names `XxY`.
+
+    They are marked by a column `selected`, which may lack where the file holds them alone.
+    """
     spots = pd.read_csv(path, sep="\t")
-    missing = {"x", "y", "pixel_x", "pixel_y", "selected"} - set(spots)
+    needed = {"x", "y", "pixel_x", "pixel_y"} | (set() if selected_alone else {"selected"})
+    missing = needed - set(spots)
     if missing:
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}: not a spot file of this study.")
-    spots = spots[spots["selected"] == 1]
+    if "selected" in spots:
+        spots = spots[spots["selected"] == 1]
     return spots.set_index(spots["x"].astype(str) + "x" + spots["y"].astype(str))
 
 
@@ -99,8 +104,20 @@ def library(image: Path, *, microns_per_pixel: float, diameter: float, technolog
     }
 
 
-def assemble(name: str, counts: pd.DataFrame, spots: pd.DataFrame, image: Path, *, step: int) -> "AnnData":
-    """AnnData of the spots that have both counts and a position, in the order of the counts."""
+def assemble(
+    name: str,
+    counts: pd.DataFrame,
+    spots: pd.DataFrame,
+    image: Path,
+    *,
+    step: int,
+    spacing: float = SPACING,
+    diameter: float = DIAMETER,
+) -> "AnnData":
+    """AnnData of the spots that have both counts and a position, in the order of the counts.
+
+    `step` steps of the array are `spacing` um, and a spot has `diameter` um.
+    """
     from anndata import AnnData
     from scipy.sparse import csr_matrix
 
@@ -116,6 +133,6 @@ def assemble(name: str, counts: pd.DataFrame, spots: pd.DataFrame, image: Path, 
     var = pd.DataFrame(index=counts.columns.astype(str))
     adata = AnnData(csr_matrix(counts.to_numpy(np.float32)), obs=obs, var=var)
     adata.obsm[_keys.SPATIAL] = pixels
-    mpp = SPACING / (step * pitch(array, pixels))
-    adata.uns[_keys.SPATIAL] = {name: library(image, microns_per_pixel=mpp, diameter=DIAMETER, technology="ST")}
+    mpp = spacing / (step * pitch(array, pixels))
+    adata.uns[_keys.SPATIAL] = {name: library(image, microns_per_pixel=mpp, diameter=diameter, technology="ST")}
     return adata

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -97,7 +97,7 @@ def section_scores(
     if null == "independent":
         log_p = metrics.pearson_log_pvalues(pcc, len(rows))
     else:
-        log_p = _moved_log_pvalues(pcc, predicted, observed, _coordinates(table, rows, array_xy), seed)
+        log_p = moved_log_pvalues(pcc, predicted, observed, _coordinates(table, rows, array_xy), seed)
     scores = {
         "pcc": pcc,
         **_significance(log_p),
@@ -181,13 +181,30 @@ def over_sections(scores: Sequence[pd.DataFrame]) -> pd.DataFrame:
     if len(scores) == 1:
         return scores[0]
     log_p = np.stack([-np.log(10) * table["pcc_neg_log10_p"].to_numpy() for table in scores])
-    sign = np.sign([table["pcc"].to_numpy() for table in scores])
-    weight = np.sqrt([[max(table.attrs["n_spots"] - 3, 0)] for table in scores]) * np.isfinite(sign)
-    z = -sign * special.ndtri_exp(log_p - np.log(2))
-    with np.errstate(invalid="ignore"):  # 0 / 0 of a gene that is constant everywhere
-        combined = np.nansum(weight * z, axis=0) / np.sqrt((weight**2).sum(axis=0))
+    combined = combined_z([table["pcc"] for table in scores], log_p, [table.attrs["n_spots"] for table in scores])
     mean = pd.concat(scores).groupby(level="gene", sort=False).mean()
     return mean.assign(**_significance(np.minimum(np.log(2) + special.log_ndtr(-np.abs(combined)), 0)))
+
+
+def combined_z(pcc: Any, log_p: Any, n_spots: Sequence[int]) -> np.ndarray:
+    """Combine sections' two-sided p-values to a z with a sign, as a meta-analysis of Fisher's z does.
+
+    Parameters
+    ----------
+    pcc, log_p
+        (n_sections, n_genes) correlations, and natural logarithms of their p-values.
+    n_spots
+        Of each section.
+
+    Returns
+    -------
+    (n_genes,) standard normal where nothing is predicted, positive where correlations are; NaN for genes without any.
+    """
+    sign = np.sign(np.asarray(pcc, dtype=np.float64))
+    weight = np.sqrt(np.maximum(np.asarray(n_spots)[:, None] - 3, 0)) * np.isfinite(sign)
+    z = -sign * special.ndtri_exp(np.asarray(log_p) - np.log(2))
+    with np.errstate(invalid="ignore"):  # 0 / 0 of a gene that is constant everywhere
+        return np.nansum(weight * z, axis=0) / np.sqrt((weight**2).sum(axis=0))
 
 
 def tidy(scores: pd.DataFrame, *, fold: str, section: str, method: str, seed: int) -> pd.DataFrame:
@@ -218,7 +235,7 @@ def _significance(log_p: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _moved_log_pvalues(
+def moved_log_pvalues(
     r: np.ndarray, predicted: np.ndarray, observed: metrics.Matrix, xy: np.ndarray, seed: int
 ) -> np.ndarray:
     """Logarithm of the share of motions of the predicted map after which it agrees with the observed as well.

@@ -49,6 +49,8 @@ class SectionImage:
         Micrometres per px of the finest level where the file or the caller says so, else None.
     aspect
         Height of a px over its width, as the file says; 1 where it does not.
+    recolour
+        What is made of the pixels of patches before they are handed out, (n, 3, h, w) uint8; None: nothing.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class SectionImage:
         self.shape = (int(levels[0].size[1]), int(levels[0].size[0]))
         self.mpp = mpp
         self.aspect = aspect
+        self.recolour: Callable[[np.ndarray], np.ndarray] | None = None
         self._levels = levels
         self._close = close
         self._said = said or Said()
@@ -270,7 +273,7 @@ class SectionImage:
         centres = centres / level.factor
         extent = field / level.factor
         if float(extent[0]) * float(extent[1]) > max(AMPLE, 4 * math.prod(level.size.tolist())):
-            return self._from_afar(level, centres, extent, size)
+            return self._recoloured(self._from_afar(level, centres, extent, size))
         whole_pixels = bool(np.allclose(extent, size, rtol=1e-6, atol=0))
         if whole_pixels:
             corner = np.floor(centres - size / 2 + 0.5).astype(np.int64)
@@ -289,7 +292,10 @@ class SectionImage:
                 x, y = edge[index] - corner[index]
                 window = _resample(window, (x, y, x + extent[0], y + extent[1]), (size, size))
             patches[index] = window.transpose(2, 0, 1)
-        return patches
+        return self._recoloured(patches)
+
+    def _recoloured(self, patches: np.ndarray) -> np.ndarray:
+        return patches if self.recolour is None else self.recolour(patches)
 
     def _from_afar(self, level: Level, centres: np.ndarray, extent: np.ndarray, size: int) -> np.ndarray:
         """Patches of fields much wider than the image: what lies around the image is not laid out."""

@@ -223,17 +223,26 @@ def find_tissue(thumbnail: np.ndarray, shape: tuple[float, float], *, mpp: float
     mpp
         um per px of the full image, None where unknown.
     """
-    longest = max(shape)
-    wanted = UNSCALED_PX if mpp is None else max(1, round(longest * mpp / PIXEL_UM))
+    pixels, factor = reduced(thumbnail, shape, mpp)
+    pixel_um = PIXEL_UM if mpp is None else float(factor.mean()) * mpp
+    # of a field of view that is itself small, a tenth
+    smallest = min((SMALLEST_UM / pixel_um) ** 2, 0.1 * math.prod(pixels.shape[:2]))
+    return TissueMask(tissue_pixels(pixels, smallest=smallest), factor, mpp)
+
+
+def reduced(thumbnail: np.ndarray, shape: tuple[float, float], mpp: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Reduce the image to some 8 um per px, and return it with how many px of the full image one has in x and in y."""
+    wanted = UNSCALED_PX if mpp is None else max(1, round(max(shape) * mpp / PIXEL_UM))
     reduction = max(thumbnail.shape[:2]) / wanted
     if reduction > 1:
         height, width = (max(1, round(side / reduction)) for side in thumbnail.shape[:2])
         thumbnail = np.asarray(Image.fromarray(thumbnail).resize((width, height), Image.Resampling.BOX))
-    factor = np.array(shape[::-1]) / thumbnail.shape[1::-1]
-    pixel_um = PIXEL_UM if mpp is None else float(factor.mean()) * mpp
-    # of a field of view that is itself small, a tenth
-    smallest = min((SMALLEST_UM / pixel_um) ** 2, 0.1 * math.prod(thumbnail.shape[:2]))
-    return TissueMask(tissue_pixels(thumbnail, smallest=smallest), factor, mpp)
+    return thumbnail, np.array(shape[::-1]) / thumbnail.shape[1::-1]
+
+
+def optical_density(pixels: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 RGB to how much of the light that glass lets through is absorbed, natural logarithms, float32."""
+    return (np.log(glass(pixels) + 1.0) - np.log(pixels + 1.0)).astype(np.float32)
 
 
 def tissue_pixels(pixels: np.ndarray, *, smallest: float) -> np.ndarray:
@@ -252,8 +261,8 @@ def tissue_pixels(pixels: np.ndarray, *, smallest: float) -> np.ndarray:
     """
     from skimage.filters import threshold_otsu
 
-    density = (np.log(glass(pixels) + 1.0) - np.log(pixels + 1.0)).astype(np.float32)
-    foreign = _ink(density) | (density.min(axis=2) > BLACK)
+    density = optical_density(pixels)
+    foreign = ink(density) | (density.min(axis=2) > BLACK)
     evidence = _evidence(density, ~foreign)
     threshold = np.clip(np.exp(threshold_otsu(np.log(np.maximum(evidence, LEAST / 2)))), LEAST, MOST)
     # averaging carried the evidence beyond the tissue's edge; at the image's edge there is nothing to take back
@@ -263,14 +272,14 @@ def tissue_pixels(pixels: np.ndarray, *, smallest: float) -> np.ndarray:
     return ~_without_small(~mask, smallest) & ~_without_small(foreign, smallest) if mask.any() else mask
 
 
-def _ink(density: np.ndarray) -> np.ndarray:
+def ink(density: np.ndarray) -> np.ndarray:
     """Strokes in colours that H&E does not make: blue and green absorb red most, red lets it through, black nothing."""
     red, green, blue = (ndimage.uniform_filter(density[..., channel], 3) for channel in range(3))
     cold = (red > INK_OD) & (red > 1.35 * green)
     warm = (green > 2 * INK_OD) & (red < 0.25 * green) & (blue > 0.65 * green)
     dark = (green > 2 * INK_OD) & (np.minimum(red, blue) > 0.85 * green)
-    ink = _without_small(cold | warm | dark, INK_PX)
-    return ndimage.binary_dilation(ink, iterations=2)  # its edge is mixed with glass
+    strokes = _without_small(cold | warm | dark, INK_PX)
+    return ndimage.binary_dilation(strokes, iterations=2)  # their edge is mixed with glass
 
 
 def _evidence(density: np.ndarray, seen: np.ndarray) -> np.ndarray:

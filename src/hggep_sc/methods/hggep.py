@@ -31,6 +31,7 @@ from ..features.patches import (
     training_spacing,
 )
 from ..features.slide import parts_of
+from ..features.stain import stained
 from ..features.store import ENCODED, Described, describe_section, gathered, require_length
 from ..nn import Ensemble, ModuleEncoder, PublishedNetwork
 from ..prediction.chunks import predict_in_chunks, spots_at_once
@@ -233,7 +234,7 @@ class HGGEP:
         ):
             eye = make_encoder(encoder, config, weights, sections)
             trained = train(
-                sections,
+                [stained(section, config.stain) for section in sections],
                 chosen,
                 scale,
                 config,
@@ -321,7 +322,8 @@ class HGGEP:
             lambda: spots_at_once(len(section.xy), self.config, target, name=section.name, chunk_spots=chunk_spots)
         )
         views = DIHEDRAL if average_flips else PLAIN
-        described = self._described(section, views, target, spots_per_batch(batch_size), known.features, advance)
+        seen = stained(section, self.config.stain)
+        described = self._described(seen, views, target, spots_per_batch(batch_size), known.features, advance)
         assert described.encoded is not None  # there is an encoder
         expression, latent = predict_in_chunks(
             network,
@@ -336,7 +338,7 @@ class HGGEP:
         )
         stain = None
         if self.confidence is not None and not self.embeddings:
-            stain = optical_density(section, min(self._fields(section)), self.config.patch_size)
+            stain = optical_density(seen, min(self._fields(section)), self.config.patch_size)
         self._finish(section.name, expression, latent, described, stain)
         return expression, latent
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys
-from ..errors import InputError, ScaleWarning
+from ..errors import ImageWarning, InputError, ScaleWarning
+from ..image.quality import COARSE_UM, thresholds, tile_quality
 from ..image.tissue import LOOK_PX, TissueMask, find_tissue, is_gray
 from ..runtime.messages import warn
 from ..runtime.validators import choice, flag, number, text_or_none
@@ -34,6 +35,7 @@ def tile(
     grid: Grid = "square",
     min_tissue: float = 0.5,
     tissue: "TissueMask | np.ndarray | None" = None,
+    quality: bool | Mapping[str, float] = False,
     mpp: float | None = None,
     library_id: str | None = None,
     image_key: str | None = None,
@@ -60,6 +62,10 @@ def tile(
     tissue
         Where there is tissue: a `TissueMask`, or a 2-D array over the whole image, at any resolution, of booleans or of
         0 and one other value, which is tissue. None for `hggep_sc.pp.tissue_mask`.
+    quality
+        Say of each tile whether it is out of focus ("blur"), inked ("pen") or folded ("fold"); every tile is read for
+        it at 1 um per px. A dict of thresholds replaces the usual ones, `{"blur": 0.03, "pen": 0.1, "fold": 0.2}`: the
+        sharpness below which, and the shares of a tile above which it is called so.
     mpp
         um per px of the image's finest level; None for what the image says of itself.
     library_id
@@ -81,6 +87,7 @@ def tile(
     - `X`: no counts, CSR of zeros, float32, n_obs x the model's genes
     - `obs["array_row"]`, `["array_col"]`: position on the grid, columns in steps of two if hexagonal; `obs_names`
       are "<column>x<row>"
+    - with `quality`, `obs["hggep_quality"]`: categorical, "good", "blur", "pen" or "fold"
     - `obsm["spatial"]`: n_obs x 2, centres, column and row in px of the image's finest level
     - `uns["spatial"][library_id]`: scale factors, `images["hires"]` of at most 2,048 px, and of a file its path
       in `metadata["source_image_path"]`, of an array the array in `images["full"]`
@@ -119,6 +126,7 @@ def tile(
     if "/" in (text_or_none("library_id", library_id) or ""):
         raise ValueError(f"library_id={library_id!r}: files cannot hold a name with '/' in it: choose another")
     flag("copy", copy)
+    limits = thresholds(quality)
     require_key(key_added)
     if in_place:
         _require_free(data, key_added)
@@ -148,14 +156,21 @@ def tile(
         # what the caller said of the scale stays the caller's word when the spots are predicted
         metadata = {"mpp_source": told.by} if told is not None else {}
         library = {} if in_place else _library(data, look(), image.shape, factors, metadata)
-        shape = image.shape
-    places, xy = _on_tissue(tissue, shape, spacing, grid, min_tissue)
-    if not len(xy):
-        raise InputError(
-            f"no tissue on {source.name}: none of the squares of {spacing_um:g} um has {min_tissue:.0%} of it. Look "
-            "at `pp.tissue_mask`; give your own mask by `tissue=`, or a smaller `min_tissue=`"
-        )
-    spots = _table(places, model)
+        places, xy = _on_tissue(tissue, image.shape, spacing, grid, min_tissue)
+        if not len(xy):
+            raise InputError(
+                f"no tissue on {source.name}: none of the squares of {spacing_um:g} um has {min_tissue:.0%} of it. "
+                "Look at `pp.tissue_mask`; give your own mask by `tissue=`, or a smaller `min_tissue=`"
+            )
+        spots = _table(places, model)
+        if limits is not None:
+            if scale > COARSE_UM:
+                warn(
+                    f"{source.name} has {scale:.3g} um per px: whether it is in focus is told at 1 um per px, and not "
+                    f"looked for; obs[{_keys.QUALITY!r}] tells of pen and folds alone",
+                    ImageWarning,
+                )
+            spots.obs[_keys.QUALITY] = tile_quality(image, look(), tissue, xy, spacing, scale, limits)
     if in_place:
         target = copy_of(data) if copy else data
         _add_to_spatialdata(

@@ -198,12 +198,12 @@ def cross_validate(
             raise InputError(f"section {section.name!r} has no counts to learn from and compare with: give layer=")
         section.counts([section.var_names[0]])  # refuses genes that are there twice
     sections = grouped(sections, groups)
-    whole = leave_out(sections, n_folds, _largest_fields(sections, runs))
+    whole = leave_out(sections, n_folds, largest_fields(sections, runs))
     folds = _chosen(whole, only)
     if any(tested.spots is not None for fold in folds for tested in fold.test):
-        _say_what_blocks_tell(sections, len(whole))
+        say_what_blocks_tell(sections, len(whole))
     else:
-        _warn_of_known_patients(sections, folds)
+        warn_of_known_patients(sections, folds)
     shared_genes = _shared_genes(sections, wanted)
     foreign = foreign_layers(layers, runs, folds)
     seeds = _distinct(seeds)
@@ -257,7 +257,7 @@ def _with_probe(methods: Any, protocol: str | None) -> Any:
     return methods if probe in [getattr(one, "method", one) for one in methods] else [*methods, probe]
 
 
-def _largest_fields(sections: Sequence[Section], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def largest_fields(sections: Sequence[Section], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the largest field of view of all methods by section, px of its image."""
     mpp, reduction = model_mpp(sections), model_reduction(sections)
     configs = [arguments["config"] or Config() for arguments in runs.values()]  # of a method without, the default's
@@ -267,7 +267,7 @@ def _largest_fields(sections: Sequence[Section], runs: Mapping[str, Mapping[str,
     }
 
 
-def _say_what_blocks_tell(sections: Sequence[Section], n: int) -> None:
+def say_what_blocks_tell(sections: Sequence[Section], n: int) -> None:
     warn(
         f"{', '.join(section.name for section in sections)}: there is nothing else to leave out, so {n} spatial blocks "
         "serve as folds; spots whose patches overlap with those of a block are not trained on for it. Slide, staining "
@@ -296,7 +296,7 @@ def _chosen(folds: Sequence[Fold], only: Sequence[str] | None) -> list[Fold]:
     return [fold for fold in folds if fold.name in wanted]
 
 
-def _warn_of_known_patients(sections: Sequence[Section], folds: Sequence[Fold]) -> None:
+def warn_of_known_patients(sections: Sequence[Section], folds: Sequence[Fold]) -> None:
     """Say so where the sections tell whose they are, and a test section's patient is in training."""
     for column in _keys.PATIENTS:
         if not all(column in section.table.obs for section in sections):

@@ -251,7 +251,7 @@ def stores_of_features(
     if checkpoint_dir is None or isinstance(encoder, ObsmEncoder | ModuleEncoder):
         yield [Parts(None) for _ in sections]
         return
-    names = ("patch_size", "linear", "cross_fit")
+    names = ("patch_size", "stain", "linear", "cross_fit")
     identity = {
         "version of hggep_sc": __version__,
         "data": [sight_hash(section) for section in sections],

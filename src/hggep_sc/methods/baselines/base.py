@@ -23,6 +23,7 @@ from ...features.patches import (
     spots_per_batch,
     training_spacing,
 )
+from ...features.stain import stained
 from ...features.store import describe_section, require_length
 from ...prediction.finite import require_finite_model, require_finite_prediction
 from ...prediction.linear import linear_features, plain_features
@@ -317,14 +318,15 @@ class Baseline(ABC):
     ) -> np.ndarray:
         """Return the features of all spots, float32 (n_spots, n_features).
 
-        Colours are beside the package's own encoders alone. These are `linear_features`, standardised within the section, or as they are where not `within_section`.
+        These are `linear_features`, standardised within the section, or as they are where not `within_section`; colours
+        are beside the package's own encoders alone.
         """
         if not cls.reads_image and encoder is None:
             if advance is not None:
                 advance(len(section.xy))
             return np.empty((len(section.xy), 0), dtype=np.float32)
         described = describe_section(
-            section,
+            stained(section, config.stain),
             trunk if encoder is None else encoder,
             fields_of_view(config.shared, mpp, section.mpp, section.reduction / reduction),
             config.patch_size,

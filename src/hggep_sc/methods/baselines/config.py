@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from ...config import MOST, BaseConfig, Config, Normalize, plain, positive_numbers
 from ...training.ridge import ALPHAS, RANK
 
-SHARED = ("patch_size", "fields_um", "fields_px", "normalize", "target_sum", "log_base")  # with the network's
+SHARED = ("patch_size", "fields_um", "fields_px", "stain", "normalize", "target_sum", "log_base")  # with the network's
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class BaselineConfig(BaseConfig):
         Fields of view, um: one patch per spot and field. None: `fields_px` at the training sections' scale.
     fields_px
         Fields of view in image px, where the physical scale of the training sections is not known.
+    stain
+        Normalisation of the stain, fitted to each section's pixels: "macenko" or "reinhard"; None: colours as they are.
     alphas
         Penalties that a ridge chooses from, inside the training sections; one is taken as it is.
     rank
@@ -43,6 +45,7 @@ class BaselineConfig(BaseConfig):
     patch_size: int = 112
     fields_um: tuple[float, ...] | None = (80.0, 160.0, 240.0, 480.0)
     fields_px: tuple[float, ...] = (112.0, 224.0, 336.0, 672.0)
+    stain: Literal["macenko", "reinhard"] | None = None
     alphas: tuple[float, ...] = ALPHAS
     rank: int = RANK
     n_neighbors: int | None = None

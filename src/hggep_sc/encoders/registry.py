@@ -12,6 +12,7 @@ from .card import EncoderInfo
 from .known import KNOWN
 from .named import NamedEncoder
 from .snapshot import LITE0, located
+from .weights import PRETRAINED, locate_weights
 
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
 OWN = (SHUFFLENET, LITE0)  # beside whose features baselines see colours
@@ -44,6 +45,18 @@ def info_of(encoder: str | nn.Module) -> EncoderInfo | None:
     if isinstance(encoder, NamedEncoder):
         return encoder.info
     return _known.get(encoder) if isinstance(encoder, str) and encoder != SHUFFLENET else None
+
+
+def require_weights(encoder: str | nn.Module, weights: str | Path | None) -> None:
+    """Refuse weights that are not on this machine, before anything is read; an encoder's own are looked for later.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file or folder.
+    """
+    if weights not in PRETRAINED:
+        locate_weights(weights) if (known := info_of(encoder)) is None else located(known, weights)
 
 
 def nearest(name: str) -> str:

@@ -3,9 +3,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..config import Config
-from ..encoders.registry import info_of
-from ..encoders.snapshot import located
-from ..encoders.weights import PRETRAINED, locate_weights
+from ..encoders.registry import require_weights
 from ..methods.registry import Method, Model, fit_method, method_config, method_of, reads_image
 from ..runtime.validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..section import grouped, open_sections
@@ -159,8 +157,7 @@ def fit(
         flag_or_none(name, switch)
     if validation is not None and not isinstance(validation, str):
         number("validation", validation, above=0)
-    if weights not in PRETRAINED:
-        locate_weights(weights) if (info := info_of(encoder)) is None else located(info, weights)
+    require_weights(encoder, weights)
     sections = open_sections(
         data,
         library_key=library_key,

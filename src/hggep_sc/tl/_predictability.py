@@ -7,8 +7,8 @@ import pandas as pd
 
 from .. import _keys
 from ..cross_validation import PROBES, held_out_predictions, leave_out
+from ..encoders.registry import require_weights
 from ..evaluation.predictability import agreement_of, over_genes
-from ..features.weights import locate_weights
 from ..methods.baselines import BASELINES
 from ..methods.registry import get, method_config, reads_image
 from ..runtime.device import resolve_device, threads_of_torch
@@ -37,7 +37,7 @@ def predictability(
     n_folds: int | None = None,
     config: "BaselineConfig | Mapping[str, Any] | None" = None,
     encoder: "str | nn.Module" = "shufflenet",
-    weights: str | Path | None = "imagenet",
+    weights: str | Path | None = "pretrained",
     normalize: Literal["library", "panel"] | None = None,
     mpp: float | Mapping[str, float] | None = None,
     layer: str | None = None,
@@ -110,10 +110,10 @@ def predictability(
         For other arguments that cannot.
     """
     method = get(choice("probe", probe, PROBES))
-    used = method_config(method, config=config, normalize=normalize)
+    used = method_config(method, config=config, normalize=normalize, encoder=encoder)
     seed, n_folds = seed_of("seed", seed), whole_or_none("n_folds", n_folds, least=2)
     flag_or_none("progress", progress)
-    locate_weights(None if weights == "imagenet" else weights)
+    require_weights(encoder, weights)
     sections = open_sections(
         data,
         library_key=library_key,

@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 
 import hggep_sc as hggep
 from hggep_sc.metrics import pearson
-from hggep_sc.prediction.measured import LEAST, corrected
+from hggep_sc.prediction.measured import LEAST, Measured, corrected
 from hggep_sc.section import observed_counts
 from hggep_sc.section.expression import ExpressionScale
 from hggep_sc.training.confidence import excess_variance
@@ -71,7 +71,7 @@ def figures(adata: "AnnData", key: str, seeds: range) -> list[dict[str, object]]
             for seed in seeds:
                 measured = draw(xy, share, shape, seed)
                 at, others = np.flatnonzero(measured), ~measured
-                given = (xy, at, counts[at], totals[at], scale)
+                given = (xy, Measured(at, counts[at], totals[at]), scale)
                 better = corrected(predicted, *given)
                 constant = np.broadcast_to(observed[at].mean(0), predicted.shape)
                 nearest = np.argsort(cdist(xy[others], xy[at]), axis=1, kind="stable")
@@ -112,7 +112,9 @@ def markdown(rows: pd.DataFrame) -> str:
     """Tables per method and data set: means over folds and draws, and in how many folds each rival is beaten."""
     parts = ["# Measured spots as context", ""]
     parts += ["Leave one section out; mean over genes of the PCC across the spots that are not measured, of "]
-    parts[-1] += f"{rows['draw'].nunique()} draws per fold; `beats` in how many folds it is above each, by the mean of them."
+    parts[-1] += (
+        f"{rows['draw'].nunique()} draws per fold; `beats` in how many folds it is above each, by the mean of them."
+    )
     for (method, data), of_data in rows.groupby(["method", "data"], sort=False):
         folds = of_data.groupby(["spots", "share", "fold"], sort=False)[[*PCC, *ERRORS]].mean()
         mean = folds.groupby(["spots", "share"], sort=False).mean()
@@ -124,7 +126,12 @@ def markdown(rows: pd.DataFrame) -> str:
         by_fold = of_data.pivot_table(index=["spots", "share"], columns="fold", values="corrected", sort=False)
         plain = of_data.pivot_table(index=["spots", "share"], columns="fold", values="plain", sort=False)
         parts += ["", f"## {method}, {data}", "", table(shown), "", "Gain over the plain prediction, by fold:", ""]
-        parts += [table(by_fold - plain), "", "Errors and what is told of them, at the spots that are not measured:", ""]
+        parts += [
+            table(by_fold - plain),
+            "",
+            "Errors and what is told of them, at the spots that are not measured:",
+            "",
+        ]
         parts += [table(mean[ERRORS])]
     parts += [
         "",

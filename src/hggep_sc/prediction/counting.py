@@ -5,10 +5,8 @@ import numpy as np
 from ..section.expression import ExpressionScale
 
 
-def counting_noise(
-    predicted: np.ndarray, counts: np.ndarray, totals: np.ndarray, scale: ExpressionScale
-) -> np.ndarray:
-    """Return the variance that counting gives each spot's log expression, mean over genes, (n_spots,).
+def counting_noise(predicted: np.ndarray, counts: np.ndarray, totals: np.ndarray, scale: ExpressionScale) -> np.ndarray:
+    """Return the variance that counting gives each spot's log expression, (n_spots, n_genes).
 
     It is that of Poisson counts whose means follow the prediction, around the section's share of each gene.
 
@@ -23,7 +21,7 @@ def counting_noise(
     """
     fold = np.exp(predicted - predicted.mean(0))
     shares = counts.sum(0) / totals.sum() * fold / np.average(fold, axis=0, weights=totals)
-    return counting_variance(totals[:, None] * shares, totals, scale.target_sum).mean(1)
+    return counting_variance(totals[:, None] * shares, totals, scale.target_sum)
 
 
 def counting_variance(rates: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:

@@ -6,17 +6,22 @@ genes at once as in the linear model of coregionalization, Goovaerts 1997). A sp
 principal components of the prediction, so that it works for the prediction of any method.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from ..errors import InputError, InputWarning
 from ..features.parts import halved
+from ..runtime.messages import warn
 from ..section.expression import ExpressionScale
 from .counting import counting_noise
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
+
+    from ..section import Section
 
 LEAST = 5  # measured spots of a section: of fewer, error cannot be told from noise
 COMPONENTS = 8  # of the prediction, which are corrected
@@ -33,6 +38,24 @@ TRIALS = 80  # of hyperparameters
 # where few spots say nothing of them.
 PRIOR_MEAN = np.array([0.0, 0.0, np.log(0.2), np.log(1.5)])
 PRIOR_SD = np.array([1.5, 1.5, 0.8, 0.8])
+
+
+class Measured(NamedTuple):
+    """Measured spots of a section.
+
+    Attributes
+    ----------
+    spots
+        (m,) indices among the section's.
+    counts
+        (m, n_genes) raw counts.
+    totals
+        (m,) what these are divided by, above 0.
+    """
+
+    spots: np.ndarray
+    counts: "sp.csr_matrix"
+    totals: np.ndarray
 
 
 class Corrected(NamedTuple):
@@ -52,22 +75,58 @@ class Corrected(NamedTuple):
     uncertainty: np.ndarray
 
 
-def corrected(
-    predicted: np.ndarray,
-    xy: np.ndarray,
-    spots: np.ndarray,
-    counts: "sp.csr_matrix",
-    totals: np.ndarray,
-    scale: ExpressionScale,
-) -> Corrected:
+def counts_at(section: "Section", spots: np.ndarray, genes: Sequence[str], scale: ExpressionScale) -> Measured:
+    """Read the counts of a section's measured spots, and of no others.
+
+    Those where nothing was counted are left out, with a warning.
+
+    Parameters
+    ----------
+    section
+        The section.
+    spots
+        (m,) indices of its measured spots.
+    genes
+        Names of the predicted genes that it has.
+    scale
+        The expression scale of the prediction.
+
+    Raises
+    ------
+    MissingSlotError
+        If there are no counts.
+    InputError
+        If they are none, or too few spots have any.
+    """
+    of_spots = section.subset(spots)
+    counts = of_spots.counts(genes)
+    totals = scale.totals(counts, of_spots.library())
+    known = totals > 0
+    if known.sum() < LEAST:
+        raise InputError(
+            f"section {section.name!r}: {known.sum()} of its {len(spots)} measured spots have counts, and measured= "
+            f"needs at least {LEAST}: of fewer, error cannot be told from noise. If the raw counts are in a layer, name it "
+            "by layer="
+        )
+    if not known.all():
+        warn(
+            f"section {section.name!r}: {(~known).sum()} of its {len(spots)} measured spots have no counts, and are "
+            "taken for not measured",
+            InputWarning,
+        )
+    return Measured(spots[known], counts[known], totals[known])
+
+
+def corrected(predicted: np.ndarray, xy: np.ndarray, measured: Measured, scale: ExpressionScale) -> Corrected:
     """Correct the prediction of a section by the counts of some of its spots.
 
     The residual at the measured spots is split into each gene's level, shrunk towards none as far as the genes' levels
     are noise (James & Stein 1961), and scores on the leading components of the prediction, each a Gaussian process.
-    Its kernel is a sum of a Matern kernel (3/2) over position, a linear one over look (slopes, which correct the
-    components' loadings) and a squared exponential over look, the same for all components but for the ratio of signal to noise. What lies outside the components is left as it was
-    predicted: of single genes, few spots tell too little. Where the prediction is constant, the components are those
-    of the residual, and what is left is kriging.
+    The kernel is a sum of a Matern kernel (3/2) over position, a linear one over look (slopes: a regression on the
+    components, shrunk towards the prediction) and a squared exponential over look. Its hyperparameters are the same for
+    all components, but for the ratio of signal to noise; noise is at least that of Poisson counts. What lies outside
+    the components is left as it was predicted: few spots tell too little of single genes. Where the prediction is
+    constant, the components are those of the residual, and what is left is kriging.
 
     Parameters
     ----------
@@ -75,21 +134,17 @@ def corrected(
         (n_spots, n_genes) log expression on `scale`.
     xy
         (n_spots, 2) spot centres, in any unit.
-    spots
-        (m,) indices of the measured spots.
-    counts
-        (m, n_genes) their raw counts.
-    totals
-        (m,) what these are divided by, above 0.
+    measured
+        What was measured.
     scale
         The expression scale of the prediction.
 
     Returns
     -------
-    Expression and uncertainty. Spots beyond `AT_ONCE` measured ones are each corrected by the nearest of them alone, and
-    memory grows with neither number but for the result.
+    Expression and uncertainty. Where more than `AT_ONCE` spots are measured, compact groups of spots are corrected by
+    as many that are nearest to them, so that no matrix grows with their number.
     """
-    at = np.asarray(spots)
+    at, counts, totals = measured
     residual = scale.transform(counts, totals).astype(np.float64) - predicted[at]
     level = _level(residual)
     residual -= level
@@ -100,11 +155,11 @@ def corrected(
     scores = residual @ basis.T
 
     some = _evenly(len(at), FITTED)
-    field = _Field.fit(places[at[some]], scores[some])
-    outside = np.square(residual[some] - scores[some] @ basis).sum(1).mean() + field.noise
     natural = predicted[at[some]].astype(np.float64) * scale.log_unit
-    noise = counting_noise(natural, counts[some].toarray(), totals[some], scale).mean() / scale.log_unit**2
-    unresolved = max(outside / predicted.shape[1] - noise, 0.0)
+    noise = counting_noise(natural, counts[some].toarray(), totals[some], scale).mean(0) / scale.log_unit**2
+    field = _Field.fit(places[at[some]], scores[some], basis**2 @ noise)
+    outside = np.square(residual[some] - scores[some] @ basis).sum(1).mean() + field.noise
+    unresolved = max((outside - noise.sum()) / predicted.shape[1], 0.0)
 
     expression = predicted.astype(np.float32)
     uncertainty = np.empty(len(xy), dtype=np.float32)
@@ -195,15 +250,16 @@ class _Spectrum(NamedTuple):
     values: np.ndarray  # (m,)
     vectors: np.ndarray  # (m, m)
     log_likelihood: np.ndarray  # (ratios, components)
-    noise: np.ndarray  # (ratios, components) variance of the noise, at its maximum of likelihood
+    noise: np.ndarray  # (ratios, components) variance of the noise, at its maximum of likelihood from `least` on
 
     @classmethod
-    def of(cls, places: np.ndarray, scores: np.ndarray, theta: np.ndarray) -> "_Spectrum":
+    def of(cls, places: np.ndarray, scores: np.ndarray, least: np.ndarray, theta: np.ndarray) -> "_Spectrum":
         values, vectors = np.linalg.eigh(_kernel(places, places, theta))
         values = values.clip(0)
         variance = RATIOS[:, None] * values + 1
-        noise = (1 / variance) @ np.square(vectors.T @ scores) / len(scores) + np.finfo(float).tiny
-        log_likelihood = -0.5 * (len(scores) * np.log(noise) + np.log(variance).sum(1)[:, None])
+        squares = (1 / variance) @ np.square(vectors.T @ scores)
+        noise = np.maximum(squares / len(scores), least)
+        log_likelihood = -0.5 * (len(scores) * np.log(noise) + squares / noise + np.log(variance).sum(1)[:, None])
         return cls(values, vectors, log_likelihood, noise)
 
     def shares(self) -> tuple[np.ndarray, float]:
@@ -227,17 +283,18 @@ class _Field(NamedTuple):
     variances: np.ndarray  # (ratios, components): of the noise
 
     @classmethod
-    def fit(cls, places: np.ndarray, scores: np.ndarray) -> "_Field":
+    def fit(cls, places: np.ndarray, scores: np.ndarray, least: np.ndarray) -> "_Field":
+        """Find them; `least` (components,) is the variance that counting noise has."""
         from scipy.optimize import minimize
 
         def cost(theta: np.ndarray) -> float:
             penalty = 0.5 * np.square((theta - PRIOR_MEAN) / PRIOR_SD).sum()
-            return float(penalty - _Spectrum.of(places, scores, theta).shares()[1])
+            return float(penalty - _Spectrum.of(places, scores, least, theta).shares()[1])
 
         simplex = np.vstack([PRIOR_MEAN, PRIOR_MEAN + np.diag(PRIOR_SD)])
         options = {"maxfev": TRIALS, "initial_simplex": simplex}
         theta = minimize(cost, PRIOR_MEAN, method="Nelder-Mead", options=options).x
-        spectrum = _Spectrum.of(places, scores, theta)
+        spectrum = _Spectrum.of(places, scores, least, theta)
         return cls(theta, spectrum.shares()[0], spectrum.noise)
 
     @property

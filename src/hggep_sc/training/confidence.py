@@ -99,7 +99,7 @@ def excess_variance(
         The expression scale.
     """
     error = (predicted - predicted.mean(0)) - (observed - observed.mean(0))
-    return (error**2).mean(1) - counting_noise(predicted, counts, totals, scale)
+    return (error**2).mean(1) - counting_noise(predicted, counts, totals, scale).mean(1)
 
 
 def _error_model(

@@ -11,8 +11,8 @@ of the k nearest measured spots, k of 1, 3, 5, 10 and 20 being the one that does
 
 The uncertainty is compared with the error beyond counting noise, as confidence.py does.
 
-Needs HGGEP_SHARED. Folds that accuracy.py has stored in `--store` are read, not run. Writes results/measured.csv and .md
-beside this file.
+Needs HGGEP_SHARED. Folds that accuracy.py has stored in `--store` are read, not run. Writes results/measured.csv and
+.md beside this file.
 """
 
 import argparse
@@ -135,10 +135,10 @@ def markdown(rows: pd.DataFrame) -> str:
         parts += [table(mean[ERRORS])]
     parts += [
         "",
-        "`rho, excess`: Spearman's correlation of uncertainty with a spot's error beyond counting noise. `told`, `found`: "
-        "mean square of the uncertainty and of that error, of all spots and of the half nearest to measured ones. Natural "
-        "log units. The design was chosen on B4, C2 and MOB3 with low-rank ridge; its hyperparameters are found in "
-        "each section from the measured spots alone.",
+        "`rho, excess`: Spearman's correlation of uncertainty with a spot's error beyond counting noise. `told`, "
+        "`found`: mean square of the uncertainty and of that error, of all spots and of the half nearest to measured "
+        "ones. Natural log units. The design was chosen on B4, C2 and MOB3 with low-rank ridge; its "
+        "hyperparameters are found in each section from the measured spots alone.",
     ]
     return "\n".join(parts) + "\n"
 

@@ -1,9 +1,9 @@
 """A prediction corrected by spots of the section that are measured.
 
 What is measured less what is predicted is taken for a Gaussian process over position and look (Cressie 1993, Statistics
-for Spatial Data, chapter 3; Rasmussen & Williams 2006, Gaussian Processes for Machine Learning, chapters 2 and 5; several
-genes at once as in the linear model of coregionalization, Goovaerts 1997). A spot's look is its scores on the leading
-principal components of the prediction, so that it works for the prediction of any method.
+for Spatial Data, chapter 3; Rasmussen & Williams 2006, Gaussian Processes for Machine Learning, chapters 2 and 5;
+several genes at once as in the linear model of coregionalization, Goovaerts 1997). A spot's look is its scores on the
+leading principal components of the prediction, so that the prediction of any method can be corrected.
 """
 
 from collections.abc import Sequence
@@ -105,8 +105,8 @@ def counts_at(section: "Section", spots: np.ndarray, genes: Sequence[str], scale
     if known.sum() < LEAST:
         raise InputError(
             f"section {section.name!r}: {known.sum()} of its {len(spots)} measured spots have counts, and measured= "
-            f"needs at least {LEAST}: of fewer, error cannot be told from noise. If the raw counts are in a layer, name it "
-            "by layer="
+            f"needs at least {LEAST}: of fewer, error cannot be told from noise. If the raw counts are in a layer, "
+            "name it by layer="
         )
     if not known.all():
         warn(
@@ -180,7 +180,7 @@ def _level(residual: np.ndarray) -> np.ndarray:
 
 
 def _components(predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leading components of a prediction (k, n_genes), and the spots' scores, their mean square length 1 (n, k >= 1)."""
+    """Leading components of a prediction (k, n_genes), and spots' scores (n, k >= 1), of mean square length 1."""
     from sklearn.decomposition import PCA
 
     sample = predicted[_evenly(len(predicted), SAMPLE)].astype(np.float64)
@@ -199,7 +199,7 @@ def _centred(xy: np.ndarray) -> np.ndarray:
 
 
 def _evenly(n: int, most: int) -> np.ndarray:
-    """Indices of up to so many of n."""
+    """Return up to so many of n indices."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
 
@@ -210,7 +210,7 @@ def _groups(xy: np.ndarray, at: np.ndarray) -> list[tuple[np.ndarray, np.ndarray
     is_measured = np.zeros(len(xy), dtype=bool)
     is_measured[at] = True
     groups = []
-    for group in halved(xy, lambda spots: np.count_nonzero(is_measured[spots]) <= AT_ONCE // 2):
+    for group in halved(xy, lambda spots: int(is_measured[spots].sum()) <= AT_ONCE // 2):
         low, high = xy[group].min(0), xy[group].max(0)
         gap = np.maximum(np.maximum(low - xy[at], xy[at] - high), 0)
         near = np.argsort(np.hypot(*gap.T), kind="stable")[:AT_ONCE]

@@ -84,8 +84,8 @@ def _mask(table: AnnData, measured: Any) -> tuple[np.ndarray, str]:
 
 def _series(measured: Any, n_obs: int) -> pd.Series:
     """Return a mask without names."""
-    values = np.asarray(measured) if isinstance(measured, np.ndarray | list | tuple) else None
-    if values is None or values.ndim != 1 or values.dtype != bool:
+    values = np.asarray(measured if isinstance(measured, np.ndarray | list) else None)
+    if values.ndim != 1 or values.dtype != bool:
         found = f"an array of {values.dtype}" if isinstance(measured, np.ndarray) else type(measured).__name__
         raise TypeError(f"measured= must be {FORMS}; found {found}")
     if len(values) != n_obs:

@@ -12,7 +12,7 @@ from hggep_sc.prediction.measured import Measured, corrected
 from hggep_sc.section.expression import ExpressionScale
 
 SCALE = ExpressionScale("library")
-DEPTH = 20000
+DEPTH = 3000
 
 
 def tissue(n=300, n_genes=60, wrong=0.6, seed=0):
@@ -145,7 +145,7 @@ def test_a_right_prediction_stays():
     change = (better.expression - predicted) - (better.expression - predicted).mean(0)
     assert np.square(change).mean() < 0.1 * np.square(predicted - predicted.mean(0)).mean()
     level = (truth - predicted).mean(0)  # of each gene, which is wrong
-    assert np.corrcoef((better.expression - predicted).mean(0), level)[0, 1] > 0.95
+    assert np.corrcoef((better.expression - predicted).mean(0), level)[0, 1] > 0.9
 
 
 def test_a_constant_prediction_is_kriged(made):

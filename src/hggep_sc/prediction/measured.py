@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LEAST = 5  # measured spots of a section: of fewer, error cannot be told from noise
 COMPONENTS = 8  # of the prediction, which are corrected
-CONSTANT = 1e-8  # variance below which a component is none
+CONSTANT = 1e-8  # variance of a prediction that is none; share of the first component's below which another is none
 SAMPLE = 2048  # spots, evenly dealt, that the components are found on
 FITTED = 500  # measured spots, evenly dealt, that hyperparameters are found on
 AT_ONCE = 1000  # measured spots that a spot is corrected by: the nearest, where there are more
@@ -184,10 +184,10 @@ def _components(predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.decomposition import PCA
 
     sample = predicted[_evenly(len(predicted), SAMPLE)].astype(np.float64)
+    if sample.var(0).sum() <= CONSTANT:
+        return np.empty((0, predicted.shape[1])), np.zeros((len(predicted), 1))
     pca = PCA(min(COMPONENTS, *sample.shape), svd_solver="randomized", random_state=0).fit(sample)
-    basis = pca.components_[pca.explained_variance_ > CONSTANT]
-    if len(basis) == 0:
-        return basis, np.zeros((len(predicted), 1))
+    basis = pca.components_[pca.explained_variance_ > CONSTANT * pca.explained_variance_[0]]
     look = predicted @ basis.T - pca.mean_ @ basis.T
     return basis, look / np.sqrt(np.square(look).sum(1).mean())
 

@@ -111,10 +111,10 @@ def figures(adata: "AnnData", key: str, seeds: range) -> list[dict[str, object]]
 def markdown(rows: pd.DataFrame) -> str:
     """Tables per method and data set: means over folds and draws, and in how many folds each rival is beaten."""
     parts = ["# Measured spots as context", ""]
-    parts += ["Leave one section out; mean over genes of the PCC across the spots that are not measured, of "]
-    parts[-1] += (
-        f"{rows['draw'].nunique()} draws per fold; `beats` in how many folds it is above each, by the mean of them."
-    )
+    parts += [
+        "Leave one section out; mean over genes of the PCC across the spots that are not measured, of "
+        f"{rows['draw'].nunique()} draws per fold. `beats`: in how many folds the mean of the draws is above."
+    ]
     for (method, data), of_data in rows.groupby(["method", "data"], sort=False):
         folds = of_data.groupby(["spots", "share", "fold"], sort=False)[[*PCC, *ERRORS]].mean()
         mean = folds.groupby(["spots", "share"], sort=False).mean()

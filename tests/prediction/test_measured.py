@@ -102,17 +102,17 @@ def test_likelihood_is_scikit_learns():
     places = np.hstack([random.normal(size=(30, 2)), np.zeros((30, 1))])
     scores = random.normal(size=(30, 2))
     theta = np.array([0.0, -50.0, np.log(0.6), 0.0])
-    spectrum = measured._Spectrum.of(places, scores, np.array([0.0, 5.0]), theta)
+    log_likelihood, noises = measured._likelihoods(places, scores, np.array([0.0, 5.0]), theta)
     for ratio in (0, 4, 9):
         for component in (0, 1):
-            noise = spectrum.noise[ratio, component]
+            noise = noises[ratio, component]
             signal = noise * measured.RATIOS[ratio] / 2 + 1e-300
             kernel = ConstantKernel(signal) * Matern(0.6, nu=1.5) + ConstantKernel(signal) + WhiteKernel(noise)
             process = GaussianProcessRegressor(kernel, optimizer=None, alpha=0).fit(places[:, :2], scores[:, component])
             expected = process.log_marginal_likelihood_value_ + 15 * np.log(2 * np.pi)
-            assert spectrum.log_likelihood[ratio, component] == pytest.approx(expected, rel=1e-6)
-    assert (spectrum.noise[:, 1] == 5).all()  # no less than counting noise
-    assert (spectrum.noise[:, 0] < 5).all()
+            assert log_likelihood[ratio, component] == pytest.approx(expected, rel=1e-6)
+    assert (noises[:, 1] == 5).all()  # no less than counting noise
+    assert (noises[:, 0] < 5).all()
 
 
 def test_nearer_to_the_truth(made):
@@ -208,3 +208,14 @@ def test_few_spots(made, n):
     assert np.isfinite(better.expression).all()
     assert np.isfinite(better.uncertainty).all()
     assert np.square(better.expression - truth).mean() < 1.2 * np.square(predicted - truth).mean()
+
+
+def test_nothing_counted_of_the_genes(made):
+    """The library is of others: no residual varies, and nothing is NaN."""
+    xy, predicted, _, counts, spots, _ = made
+    nothing = Measured(spots, counts[spots] * 0, np.full(len(spots), float(DEPTH)))
+    for shown in (predicted, np.ones_like(predicted)):
+        better = corrected(shown, xy, nothing, SCALE)
+        assert np.isfinite(better.expression).all()
+        assert np.isfinite(better.uncertainty).all()
+        np.testing.assert_allclose(better.expression[spots].mean(), 0, atol=0.2)

@@ -105,6 +105,14 @@ def test_evaluate_leaves_them_out(section, ridge):
         hggep.tl.evaluate(changed)
 
 
+def test_evaluate_of_measured_spots_alone(section, ridge):
+    predict(section, ridge)
+    with pytest.raises(
+        ValueError, match="every predicted spot that is left corrected the prediction by its own counts"
+    ):
+        hggep.tl.evaluate(section[MEASURED].copy())
+
+
 def test_plots_leave_them_out(section, ridge):
     predict(section, ridge)
     gene = ridge.genes[0]

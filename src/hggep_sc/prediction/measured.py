@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LEAST = 5  # measured spots of a section: of fewer, error cannot be told from noise
 COMPONENTS = 8  # of the prediction, which are corrected
-CONSTANT = 1e-8  # variance of a prediction that is none; share of the first component's below which another is none
+CONSTANT = 1e-8  # variance that is none, of a prediction, and of a component as a share of the first one's
 SAMPLE = 2048  # spots, evenly dealt, that the components are found on
 FITTED = 500  # measured spots, evenly dealt, that hyperparameters are found on
 AT_ONCE = 1000  # measured spots that a spot is corrected by: the nearest, where there are more
@@ -157,7 +157,7 @@ def corrected(predicted: np.ndarray, xy: np.ndarray, measured: Measured, scale: 
     some = _evenly(len(at), FITTED)
     natural = predicted[at[some]].astype(np.float64) * scale.log_unit
     noise = counting_noise(natural, counts[some].toarray(), totals[some], scale).mean(0) / scale.log_unit**2
-    field = _Field.fit(places[at[some]], scores[some], basis**2 @ noise)
+    field = _Field.fit(places[at[some]], scores[some], basis**2 @ noise + CONSTANT)
     outside = np.square(residual[some] - scores[some] @ basis).sum(1).mean() + field.noise
     unresolved = max((outside - noise.sum()) / predicted.shape[1], 0.0)
 
@@ -241,38 +241,32 @@ def _weights(theta: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-class _Spectrum(NamedTuple):
-    """A kernel's eigenvalues and eigenvectors at the measured spots, and how likely each ratio is for each component.
+def _likelihoods(
+    places: np.ndarray, scores: np.ndarray, least: np.ndarray, theta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log likelihood of each component at each ratio of signal to noise, and the noise's variance.
 
-    With them a likelihood costs no more than a product, whatever the ratio of signal to noise.
+    Both are (ratios, components). The variance is at its maximum of likelihood, from `least` (components,) on. By the kernel's eigenvectors a ratio
+    costs a product, and no factorization of its own.
     """
+    values, vectors = np.linalg.eigh(_kernel(places, places, theta))
+    variance = RATIOS[:, None] * values.clip(0) + 1
+    squares = (1 / variance) @ np.square(vectors.T @ scores)
+    noise = np.maximum(squares / len(scores), least)
+    return -0.5 * (len(scores) * np.log(noise) + squares / noise + np.log(variance).sum(1)[:, None]), noise
 
-    values: np.ndarray  # (m,)
-    vectors: np.ndarray  # (m, m)
-    log_likelihood: np.ndarray  # (ratios, components)
-    noise: np.ndarray  # (ratios, components) variance of the noise, at its maximum of likelihood from `least` on
 
-    @classmethod
-    def of(cls, places: np.ndarray, scores: np.ndarray, least: np.ndarray, theta: np.ndarray) -> "_Spectrum":
-        values, vectors = np.linalg.eigh(_kernel(places, places, theta))
-        values = values.clip(0)
-        variance = RATIOS[:, None] * values + 1
-        squares = (1 / variance) @ np.square(vectors.T @ scores)
-        noise = np.maximum(squares / len(scores), least)
-        log_likelihood = -0.5 * (len(scores) * np.log(noise) + squares / noise + np.log(variance).sum(1)[:, None])
-        return cls(values, vectors, log_likelihood, noise)
-
-    def shares(self) -> tuple[np.ndarray, float]:
-        """Posterior of the ratios (ratios, components), and the log likelihood of all; components share a prior."""
-        most = self.log_likelihood.max(0)
-        likelihood = np.exp(self.log_likelihood - most)
-        prior = np.full(len(RATIOS), 1 / len(RATIOS))
-        for _ in range(ROUNDS):
-            shares = prior[:, None] * likelihood
-            shares /= shares.sum(0)
-            prior = shares.mean(1) + 0.01 / len(RATIOS)  # none is ruled out by few components
-            prior /= prior.sum()
-        return shares, float((np.log(prior @ likelihood) + most).sum())
+def _shares(log_likelihood: np.ndarray) -> tuple[np.ndarray, float]:
+    """Posterior of the ratios (ratios, components), and the log likelihood of all; components share a prior."""
+    most = log_likelihood.max(0)
+    likelihood = np.exp(log_likelihood - most)
+    prior = np.full(len(RATIOS), 1 / len(RATIOS))
+    for _ in range(ROUNDS):
+        shares = prior[:, None] * likelihood
+        shares /= shares.sum(0)
+        prior = shares.mean(1) + 0.01 / len(RATIOS)  # none is ruled out by few components
+        prior /= prior.sum()
+    return shares, float((np.log(prior @ likelihood) + most).sum())
 
 
 class _Field(NamedTuple):
@@ -289,13 +283,13 @@ class _Field(NamedTuple):
 
         def cost(theta: np.ndarray) -> float:
             penalty = 0.5 * np.square((theta - PRIOR_MEAN) / PRIOR_SD).sum()
-            return float(penalty - _Spectrum.of(places, scores, least, theta).shares()[1])
+            return float(penalty - _shares(_likelihoods(places, scores, least, theta)[0])[1])
 
         simplex = np.vstack([PRIOR_MEAN, PRIOR_MEAN + np.diag(PRIOR_SD)])
         options = {"maxfev": TRIALS, "initial_simplex": simplex}
         theta = minimize(cost, PRIOR_MEAN, method="Nelder-Mead", options=options).x
-        spectrum = _Spectrum.of(places, scores, least, theta)
-        return cls(theta, spectrum.shares()[0], spectrum.noise)
+        log_likelihood, noise = _likelihoods(places, scores, least, theta)
+        return cls(theta, _shares(log_likelihood)[0], noise)
 
     @property
     def noise(self) -> float:

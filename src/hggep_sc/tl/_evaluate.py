@@ -205,7 +205,13 @@ def _predicted(
     genes = table.var_names[columns]
     scale = ExpressionScale.of_record(record)
     layer = observed_layer or record.get("counts_layer")
-    scored = np.isfinite(table.layers[key][:, columns]).all(axis=1) & unmeasured(table, record, key)
+    known = np.isfinite(table.layers[key][:, columns]).all(axis=1)
+    scored = known & unmeasured(table, record, key)
+    if known.any() and not scored.any():
+        raise InputError(
+            f"prediction {key!r}: every predicted spot that is left corrected the prediction by its own counts "
+            f"(obs[{_keys.measured(key)!r}]): there is none to score it at"
+        )
     sections = _sections(table, record, key, np.flatnonzero(scored))
     warn_of_a_subset(table.n_vars, record, len(genes))
     scores = {}

@@ -11,7 +11,7 @@ from .._version import __version__
 from ..features.patches import spots_per_batch
 from ..features.store import use_once
 from ..methods.registry import Model, predict_section, require_model, taken
-from ..prediction.measured import corrected, counts_at
+from ..prediction.measured import Measured, corrected, counts_at
 from ..prediction.record import confidence_of, prediction_record, told, warn_of_a_subset, warn_of_neighbours
 from ..runtime.progress import of_spots
 from ..runtime.validators import flag, flag_or_none, path_or_none, whole_or_none
@@ -196,13 +196,7 @@ def predict(
     confidence = confidence_of(model, [expression for expression, _ in predictions])
     if given is not None:
         warn_of_a_subset(table.n_vars, record, int(known.sum()))
-        uncertainties = []
-        for i, (section, at, (expression, latent)) in enumerate(zip(sections, given, predictions, strict=True)):
-            better = corrected(expression[:, known], section.xy, at, model.scale)
-            expression = expression.copy()
-            expression[:, known] = better.expression
-            predictions[i] = (expression, latent)
-            uncertainties.append(better.uncertainty)
+        predictions, uncertainties = _corrected(model, sections, given, predictions, known)
         names = [table.obs_names[section.obs_rows[at.spots]] for section, at in zip(sections, given, strict=True)]
         record["measured"] = np.concatenate(names).astype(object)
         confidence |= {"uncertainties": uncertainties, "measured": [at.spots for at in given]}
@@ -220,6 +214,24 @@ def predict(
         reads=reads,
     )
     return target if copy else None
+
+
+def _corrected(
+    model: Model,
+    sections: Sequence[Section],
+    given: Sequence[Measured],
+    predictions: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    known: np.ndarray,
+) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], list[np.ndarray]]:
+    """Correct each section's prediction of the genes that are `known` there; return predictions and uncertainties."""
+    better, uncertainties = [], []
+    for section, measured, (expression, latent) in zip(sections, given, predictions, strict=True):
+        found = corrected(expression[:, known], section.xy, measured, model.scale)
+        whole = expression.copy()  # a model may hold its prediction
+        whole[:, known] = found.expression
+        better.append((whole, latent))
+        uncertainties.append(found.uncertainty)
+    return better, uncertainties
 
 
 def _checkpoints(

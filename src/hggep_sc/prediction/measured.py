@@ -246,8 +246,8 @@ def _likelihoods(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log likelihood of each component at each ratio of signal to noise, and the noise's variance.
 
-    Both are (ratios, components). The variance is at its maximum of likelihood, from `least` (components,) on. By the kernel's eigenvectors a ratio
-    costs a product, and no factorization of its own.
+    Both are (ratios, components). The variance is at its maximum of likelihood, from `least` (components,) on. By the
+    kernel's eigenvectors a ratio costs a product, and no factorization of its own.
     """
     values, vectors = np.linalg.eigh(_kernel(places, places, theta))
     variance = RATIOS[:, None] * values.clip(0) + 1

@@ -164,7 +164,7 @@ def predict(
     require_writable(data, genes, key=key_added, table_key=table_key, overwrite=overwrite, reads=reads)
     known = np.isin(genes, table.var_names)
     given = None
-    if measured is not None:  # of other spots no count is read from here on
+    if measured is not None:  # before the work: counts that cannot serve are refused
         there = [gene for gene, is_known in zip(genes, known, strict=True) if is_known]
         spots = measured_spots(table, measured, sections)
         given = [counts_at(section, at, there, model.scale) for section, at in zip(sections, spots, strict=True)]

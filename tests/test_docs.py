@@ -200,6 +200,13 @@ def test_evaluation(her2st):
     assert set(cv.folds["method"]) == {"ridge", "low_rank_ridge", "hggep", "hest_ridge"}
 
 
+def test_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(hggep.settings, "cache_dir", tmp_path)
+    names = run("docs/measured.md")
+    assert names["section"].uns["hggep"]["metrics"]["n_spots"] == names["section"].n_obs * 9 // 10
+    assert len(names["scores"]) == 50
+
+
 def test_methods(own, monkeypatch):
     from hggep_sc.methods import registry
 

@@ -29,6 +29,11 @@ def uncertainty(key: str) -> str:
     return f"{key}_uncertainty"
 
 
+def measured(key: str) -> str:
+    """`obs`: whether the spot's own counts corrected the prediction."""
+    return f"{key}_measured"
+
+
 def latent(key: str) -> str:
     """`obsm`: the network's latent representation of each spot."""
     return f"X_{key}"

@@ -11,9 +11,10 @@ from scipy.stats import poisson, spearmanr
 import hggep_sc as hggep
 from helpers import CPU, LEARNING, TINY, make_adata
 from hggep_sc.prediction.confidence import OTHER_STAIN, STAIN_SPOTS, UNLIKE, Confidence, optical_density
+from hggep_sc.prediction.counting import counting_variance
 from hggep_sc.section import open_sections
 from hggep_sc.section.expression import ExpressionScale
-from hggep_sc.training.confidence import _error_model, counting_variance, excess_variance
+from hggep_sc.training.confidence import _error_model, excess_variance
 from hggep_sc.training.cross_fit import TURNS
 from hggep_sc.training.split import held_out_spots, leave_out
 

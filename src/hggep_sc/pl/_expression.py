@@ -11,7 +11,7 @@ from .._keys import predicted as predicted_column
 from ..errors import MissingSlotError, ResultWarning
 from ..metrics import pearson
 from ..runtime.messages import listed, warn
-from ..section import gene_name_hint, read_prediction
+from ..section import gene_name_hint, read_prediction, unmeasured
 from ..section.expression import ExpressionScale, observed_expression
 
 if TYPE_CHECKING:
@@ -29,11 +29,14 @@ class Expression:
     values
         (n_spots, n_genes) each: "observed" first, where there are counts, then "predicted", or the key of each of
         several predictions.
+    scored
+        (n_spots,) bool of each prediction: where it was made without the spot's own counts.
     unit
         What the values are.
     """
 
     values: dict[str, np.ndarray]
+    scored: dict[str, np.ndarray]
     unit: str
 
 
@@ -66,12 +69,13 @@ def read_expression(
     observed = _observed(table, rows, genes, first, observed_layer)
     of = "" if first.scale.normalize == "library" else " of the panel"
     unit = f"ln(1 + counts per {first.scale.target_sum:,.0f}{of})"
-    return Expression(({} if observed is None else {OBSERVED: observed}) | predicted, unit)
+    scored = dict(zip(predicted, (other.scored[rows] for other in found.values()), strict=True))
+    return Expression(({} if observed is None else {OBSERVED: observed}) | predicted, scored, unit)
 
 
-def correlation(predicted: np.ndarray, observed: np.ndarray) -> str:
-    """Pearson correlation over the spots that have both, for a title."""
-    seen = np.isfinite(predicted) & np.isfinite(observed)
+def correlation(predicted: np.ndarray, observed: np.ndarray, scored: np.ndarray) -> str:
+    """Pearson correlation over the spots that have both and may be scored, for a title."""
+    seen = np.isfinite(predicted) & np.isfinite(observed) & scored
     r = float(pearson(predicted[seen, None], observed[seen, None])[0])
     return f"r = {r:.2f}" if np.isfinite(r) else "r undefined"
 
@@ -83,11 +87,13 @@ class _Prediction:
     panel: list[str]
     scale: ExpressionScale
     record: dict[str, Any]
+    scored: np.ndarray
 
     @classmethod
     def read(cls, table: "AnnData", key: str) -> "_Prediction":
         record, columns = read_prediction(table, key)
-        return cls(list(table.var_names[columns]), ExpressionScale.of_record(record), record)
+        scored = unmeasured(table, record, key)
+        return cls(list(table.var_names[columns]), ExpressionScale.of_record(record), record, scored)
 
 
 def _require_predicted(genes: Sequence[str], key: str, panel: list[str], var_names: list[str]) -> None:

@@ -206,7 +206,7 @@ class _Scales:
                 norm, extend = _colour_scale(of, low, high, where)
                 title = name
                 if name != OBSERVED and OBSERVED in values:
-                    title += f", {correlation(array, values[OBSERVED])}"
+                    title += f", {correlation(array, values[OBSERVED], expression.scored[name])}"
                 with_bar = not self.shared or name == list(values)[-1]
                 yield _Panel(gene, name, title, array, norm, extend, with_bar)
 

@@ -35,7 +35,7 @@ def gene_scatter(
     mean over the sections in which both methods have one, and over seeds.
 
     A gene is drawn from a section: `gene_scatter(adata, gene="FASN")`, in natural-log expression on the scale of the
-    prediction, at the spots that have both.
+    prediction, at the spots that have both; those that were measured for the prediction are left out.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def _observed_and_predicted(table: AnnData, gene: str, key: str, observed_layer:
     if OBSERVED not in expression.values:
         raise ValueError(f"there are no raw counts to draw {gene!r} against; name their layer by observed_layer=")
     observed, predicted = (expression.values[kind][:, 0] for kind in (OBSERVED, PREDICTED))
-    seen = np.isfinite(observed) & np.isfinite(predicted)
+    seen = np.isfinite(observed) & np.isfinite(predicted) & expression.scored[PREDICTED]
     if not seen.any():
         raise ValueError(f"no spot has both a count and a prediction by {key!r}")
 
@@ -129,7 +129,7 @@ def _observed_and_predicted(table: AnnData, gene: str, key: str, observed_layer:
     ax.plot(ends, ends, color="0.4", linewidth=1, linestyle="--", zorder=0, label="equal")
     ax.legend(fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     ax.set(xlabel=f"observed, {expression.unit}", ylabel=f"predicted ({key})")
-    ax.set_title(f"{gene}, {correlation(predicted, observed)}", fontsize="medium")
+    ax.set_title(f"{gene}, {correlation(predicted, observed, seen)}", fontsize="medium")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 

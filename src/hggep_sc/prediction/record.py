@@ -1,20 +1,23 @@
 """What is noted beside a prediction, in `uns[key]`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._version import __version__
 from ..config import Config
+from ..errors import ResultWarning
 from ..features.patches import fields_of_view
 from ..runtime.checks import warn
+from ..runtime.messages import warn as warn_of
 from ..section.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from ..methods.registry import Model
     from ..section import Section
 
+SUBSET = 0.8  # share of the training sections' genes, below which a library is not the full one
 TOLD: dict[str, Any] = {  # what a model may tell beyond what every model does, and what is taken where it does not
     "config": Config(),
     "mpp": None,
@@ -89,6 +92,33 @@ def warn_of_neighbours(names: Sequence[str]) -> None:
             f"{', '.join(names)}: some of the predicted spots lie beside spots that were trained on, in the same "
             "image: their patches share tissue with patches that were learnt from, so that figures are higher than for "
             "a section that was never seen. Leave the spots between out, or hold out whole sections",
+        )
+
+
+def warn_of_a_subset(n_vars: int, record: Mapping[str, Any], n_genes: int) -> None:
+    """Say so where counts are scaled otherwise than in training.
+
+    Parameters
+    ----------
+    n_vars
+        Genes of the object.
+    record
+        Of its prediction.
+    n_genes
+        Predicted genes that it has.
+    """
+    predicted = len(record["genes"])
+    if record["normalize"] == "library" and n_vars < SUBSET * record["library_genes"]:
+        warn_of(
+            f"the object holds {n_vars} genes, those of training {record['library_genes']}: counts are scaled by "
+            "a total that is not the full library; evaluate, or give measured=, before subsetting",
+            ResultWarning,
+        )
+    if record["normalize"] == "panel" and n_genes < predicted:
+        warn_of(
+            f"{predicted - n_genes} of the {predicted} predicted genes are missing: counts are scaled by the "
+            "total of the others",
+            ResultWarning,
         )
 
 

@@ -8,6 +8,7 @@ from ._containers import copy_of, is_spatialdata, section_column, table_of
 from ._counts import CountMatrix, layer_values, observed_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
+from ._measured import measured_spots
 from ._one_section import require_one_section
 from ._open import open_sections
 from ._overlap import reach, within
@@ -22,6 +23,7 @@ from ._write import (
     require_key,
     require_no_backed_view,
     require_writable,
+    unmeasured,
     warn_of_replaced,
     write_prediction,
 )
@@ -38,6 +40,7 @@ __all__ = [
     "image_of",
     "is_spatialdata",
     "layer_values",
+    "measured_spots",
     "observed_counts",
     "open_sections",
     "predicted_sections",
@@ -54,6 +57,7 @@ __all__ = [
     "spot_spacing",
     "table_of",
     "under_tissue",
+    "unmeasured",
     "warn_of_replaced",
     "within",
     "write_prediction",

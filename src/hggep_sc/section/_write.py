@@ -125,6 +125,7 @@ def _slots(key: str) -> list[Slot]:
         ("var", _keys.predicted(key)),
         ("var", _keys.reliability(key)),
         ("obs", _keys.uncertainty(key)),
+        ("obs", _keys.measured(key)),
         ("obsm", _keys.latent(key)),
     ]
 
@@ -199,6 +200,7 @@ def write_prediction(
     params: Mapping[str, Any],
     reliability: np.ndarray | None = None,
     uncertainties: Sequence[np.ndarray] | None = None,
+    measured: Sequence[np.ndarray] | None = None,
     table_key: str | None = None,
     overwrite: bool = False,
     reads: Collection[Slot] = (),
@@ -207,8 +209,9 @@ def write_prediction(
 
     Writes `layers[key]` (n_obs x n_vars float32; NaN for genes that were not predicted and for spots of no
     section), `var["{key}_predicted"]` (bool), `obsm["X_{key}"]` (float32 latent, NaN likewise; removed where there
-    is none), `var["{key}_reliability"]` and `obs["{key}_uncertainty"]` (float32, likewise) and `uns[key]`, which also
-    lists them ("slots"): they replace those of an earlier prediction alone. If it fails, the object is as it was.
+    is none), `var["{key}_reliability"]` and `obs["{key}_uncertainty"]` (float32, likewise), `obs["{key}_measured"]`
+    (bool) and `uns[key]`, which also lists them ("slots"): they replace those of an earlier prediction alone. If it
+    fails, the object is as it was.
 
     Parameters
     ----------
@@ -228,6 +231,8 @@ def write_prediction(
         (len(genes),), or None.
     uncertainties
         Per section (n,), or None.
+    measured
+        Per section the indices of the spots whose counts corrected the prediction, or None.
     table_key
         SpatialData: the table.
     overwrite, reads
@@ -281,7 +286,7 @@ def write_prediction(
         for name in _keys.METRICS:
             table.var.drop(columns=_keys.metric(key, name), errors="ignore", inplace=True)
     table.var.drop(columns=_keys.reliability(key), errors="ignore", inplace=True)
-    table.obs.drop(columns=_keys.uncertainty(key), errors="ignore", inplace=True)
+    table.obs.drop(columns=[_keys.uncertainty(key), _keys.measured(key)], errors="ignore", inplace=True)
     table.layers[key] = layer
     if reliability is not None:
         of_gene = np.full(table.n_vars, np.nan, dtype=np.float32)
@@ -292,6 +297,11 @@ def write_prediction(
         for section, values in zip(sections, uncertainties, strict=True):
             of_spot[section.obs_rows] = values
         table.obs[_keys.uncertainty(key)] = of_spot
+    if measured is not None:
+        is_measured = np.zeros(table.n_obs, dtype=bool)
+        for section, spots in zip(sections, measured, strict=True):
+            is_measured[section.obs_rows[spots]] = True
+        table.obs[_keys.measured(key)] = is_measured
     table.var[_keys.predicted(key)] = known
     if latents is not None:
         table.obsm[_keys.latent(key)] = latents
@@ -373,6 +383,35 @@ def read_prediction(table: AnnData, key: str) -> tuple[dict[str, Any], np.ndarra
             "numbers: predict again"
         )
     return record, np.flatnonzero(known.to_numpy(dtype=bool))
+
+
+def unmeasured(table: AnnData, record: Mapping[str, Any], key: str) -> np.ndarray:
+    """Return at which spots a prediction was made without their own counts, (n_obs,) bool: there it can be scored.
+
+    Parameters
+    ----------
+    table
+        The table.
+    record
+        Of the prediction, by `read_prediction`.
+    key
+        Its name.
+
+    Raises
+    ------
+    MissingSlotError
+        If the prediction was corrected by measured spots, and the column that tells them is not there.
+    """
+    if "measured" not in record:
+        return np.ones(table.n_obs, dtype=bool)
+    column = _keys.measured(key)
+    if column not in table.obs:
+        raise MissingSlotError(
+            f"prediction {key!r} was corrected by the counts of {len(record['measured'])} spots, which would be scored "
+            f"against themselves: obs[{column!r}], which tells them from the others, is missing. Their names are in "
+            f"uns[{key!r}]['measured']"
+        )
+    return ~table.obs[column].eq(True).to_numpy(dtype=bool)
 
 
 def predicted_sections(record: Mapping[str, Any], key: str) -> list[str]:

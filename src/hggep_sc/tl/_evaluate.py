@@ -9,7 +9,7 @@ from .._version import __version__
 from ..config import Normalize
 from ..errors import InputError, LeakageWarning, MissingSlotError, ResultWarning
 from ..evaluation.section_scores import FIGURES, Null, layer_scores, over_sections, section_scores
-from ..prediction.record import warn_of_neighbours
+from ..prediction.record import warn_of_a_subset, warn_of_neighbours
 from ..runtime.messages import warn
 from ..runtime.validators import flag, seed_of, text_or_none
 from ..section import (
@@ -23,6 +23,7 @@ from ..section import (
     section_column,
     table_of,
     under_tissue,
+    unmeasured,
     warn_of_replaced,
 )
 from ..section.expression import ExpressionScale
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     Data = TypeVar("Data", AnnData, SpatialData)
 
 ALPHA = 0.05
-SUBSET = 0.8  # share of the training sections' genes, below which a library is not the full one
 
 
 @overload
@@ -87,7 +87,8 @@ def evaluate(
     """Compare predicted with observed expression, gene by gene across the spots of a section.
 
     The observed counts are brought to the scale that the prediction was made on, and both to the natural logarithm.
-    Spots without counts, and those not predicted, are left out; a gene that is constant has no correlation (NaN).
+    Spots without counts, those not predicted, and those whose counts corrected the prediction (`measured=` of
+    `tl.predict`) are left out; a gene that is constant has no correlation (NaN).
     Several sections in one object are compared one by one, never across. With `layer` any two layers are compared,
     such as another tool's prediction.
 
@@ -144,7 +145,8 @@ def evaluate(
     Raises
     ------
     MissingSlotError
-        If there is no prediction under `key`, no such layer, or no column that tells several sections apart.
+        If there is no prediction under `key`, no such layer, or no column that tells several sections, or measured
+        spots, apart.
     InputError
         If there are no counts to compare with.
     ValueError
@@ -203,9 +205,15 @@ def _predicted(
     genes = table.var_names[columns]
     scale = ExpressionScale.of_record(record)
     layer = observed_layer or record.get("counts_layer")
-    rows = np.flatnonzero(np.isfinite(table.layers[key][:, columns]).all(axis=1))
-    sections = _sections(table, record, key, rows)
-    _warn_of_a_subset(table, record, len(genes))
+    known = np.isfinite(table.layers[key][:, columns]).all(axis=1)
+    scored = known & unmeasured(table, record, key)
+    if known.any() and not scored.any():
+        raise InputError(
+            f"prediction {key!r}: every predicted spot that is left corrected the prediction by its own counts "
+            f"(obs[{_keys.measured(key)!r}]): there is none to score it at"
+        )
+    sections = _sections(table, record, key, np.flatnonzero(scored))
+    warn_of_a_subset(table.n_vars, record, len(genes))
     scores = {}
     for name, spots in sections.items():
         predicted = np.asarray(table.layers[key][spots][:, columns])
@@ -344,20 +352,3 @@ def _of_sections(scores: dict[str, pd.DataFrame], roles: dict[str, str]) -> dict
             "mean_pcc": np.array([table["pcc"].mean() for table in scores.values()]),
         },
     }
-
-
-def _warn_of_a_subset(table: "AnnData", record: dict[str, Any], n_genes: int) -> None:
-    """Say so where counts are scaled or compared otherwise than in training."""
-    predicted = {str(gene) for gene in record["genes"]}
-    if record["normalize"] == "library" and table.n_vars < SUBSET * record["library_genes"]:
-        warn(
-            f"the object holds {table.n_vars} genes, those of training {record['library_genes']}: counts are scaled by "
-            "a total that is not the full library; evaluate before subsetting",
-            ResultWarning,
-        )
-    if record["normalize"] == "panel" and n_genes < len(predicted):
-        warn(
-            f"{len(predicted) - n_genes} of the {len(predicted)} predicted genes are missing: counts are scaled by the "
-            "total of the others",
-            ResultWarning,
-        )

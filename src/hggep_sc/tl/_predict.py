@@ -3,20 +3,32 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from .. import _keys
 from .._settings import settings
 from .._version import __version__
 from ..features.patches import spots_per_batch
 from ..features.store import use_once
 from ..methods.registry import Model, predict_section, require_model, taken
-from ..prediction.record import confidence_of, prediction_record, told, warn_of_neighbours
+from ..prediction.measured import Measured, corrected, counts_at
+from ..prediction.record import confidence_of, prediction_record, told, warn_of_a_subset, warn_of_neighbours
 from ..runtime.progress import of_spots
 from ..runtime.validators import flag, flag_or_none, path_or_none, whole_or_none
-from ..section import Section, copy_of, open_sections, require_writable, write_prediction
+from ..section import (
+    Section,
+    copy_of,
+    measured_spots,
+    open_sections,
+    require_writable,
+    table_of,
+    write_prediction,
+)
 from ..section.fingerprint import BESIDE, sight_hash
 from ..storage.checkpoint import Checkpoint, open_checkpoints
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -37,6 +49,7 @@ def predict(
     coordinate_system: str | None = None,
     layer: str | None = None,
     mpp: float | Mapping[str, float] | None = None,
+    measured: "str | np.ndarray | pd.Series | None" = None,
     device: str = "auto",
     batch_size: int | None = None,
     average_flips: bool | None = None,
@@ -48,8 +61,8 @@ def predict(
 ) -> "Data | None":
     """Predict the expression of the model's genes at every spot, from the H&E image alone.
 
-    Counts are not needed, and not used for predicting: where there are any, they serve to tell whether the section
-    was among those the model was trained on.
+    Counts are not needed, and not used for predicting, but for those of spots that `measured` names: where there are
+    any, they serve to tell whether the section was among those the model was trained on.
 
     Parameters
     ----------
@@ -63,6 +76,10 @@ def predict(
         As in `hggep_sc.tl.fit`.
     layer
         Layer with raw counts; None for `X`.
+    measured
+        Spots whose own counts correct the prediction (`docs/measured.md`): name of a boolean column of `obs`, or a mask
+        of n_obs values (a Series is matched by spot names). Each section needs five with counts at least, and spots
+        that are not. None: no counts are used.
     device
         "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
     batch_size
@@ -97,9 +114,13 @@ def predict(
     - `var[f"{key_added}_reliability"]`: the gene's mean PCC over training sections that were left out in turn, and
       `obs[f"{key_added}_uncertainty"]`: the error to expect of a spot beyond counting noise, natural log units (root
       mean square over genes, level differences between sections aside); absent where the model was fitted without
-      `config.cross_fit`, and for baselines
+      `config.cross_fit`, and for baselines. With `measured` uncertainty is that of the corrected prediction, by any
+      method, and falls near measured spots; reliability is still that of the prediction without them
+    - `obs[f"{key_added}_measured"]`: with `measured`: bool, whether the spot's own counts corrected the prediction. The
+      layer holds smoothed values there too, no counts; `tl.evaluate` leaves these spots out
     - `uns[key_added]`: model, genes, expression scale, these slots, and per section the image and mpp used and whether
-      it was in training ("train", "held out", "beside training" of the same image, "unknown")
+      it was in training ("train", "held out", "beside training" of the same image, "unknown"); with `measured` the
+      names of these spots
 
     Raises
     ------
@@ -137,9 +158,16 @@ def predict(
         looks=told(model, "reads_image"),
     )
     seen = [("layers", layer), ("obs", library_key), ("obsm", spatial_key), ("obsm", told(model, "embeddings"))]
+    seen += [("obs", measured)] if isinstance(measured, str) else []
     reads = [(slot, name) for slot, name in seen if name is not None]
-    genes = list(model.genes)
+    genes, table = list(model.genes), table_of(data, table_key)
     require_writable(data, genes, key=key_added, table_key=table_key, overwrite=overwrite, reads=reads)
+    known = np.isin(genes, table.var_names)
+    given = None
+    if measured is not None:  # before the work: counts that cannot serve are refused
+        there = [gene for gene, is_known in zip(genes, known, strict=True) if is_known]
+        spots = measured_spots(table, measured, sections)
+        given = [counts_at(section, at, there, model.scale) for section, at in zip(sections, spots, strict=True)]
     use_once(sections)
     predictions = []
     try:
@@ -165,6 +193,13 @@ def predict(
     record = prediction_record(model, sections, layer=layer, library_key=library_key)
     roles = record["sections"]["role"]
     warn_of_neighbours([section.name for section, role in zip(sections, roles, strict=True) if role == BESIDE])
+    confidence = confidence_of(model, [expression for expression, _ in predictions])
+    if given is not None:
+        warn_of_a_subset(table.n_vars, record, int(known.sum()))
+        predictions, uncertainties = _corrected(model, sections, given, predictions, known)
+        names = [table.obs_names[section.obs_rows[at.spots]] for section, at in zip(sections, given, strict=True)]
+        record["measured"] = np.concatenate(names).astype(object)
+        confidence |= {"uncertainties": uncertainties, "measured": [at.spots for at in given]}
     target = copy_of(data) if copy else data
     write_prediction(
         target,
@@ -173,12 +208,30 @@ def predict(
         genes=genes,
         key=key_added,
         params=record,
-        **confidence_of(model, [expression for expression, _ in predictions]),
+        **confidence,
         table_key=table_key,
         overwrite=overwrite,
         reads=reads,
     )
     return target if copy else None
+
+
+def _corrected(
+    model: Model,
+    sections: Sequence[Section],
+    given: Sequence[Measured],
+    predictions: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    known: np.ndarray,
+) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], list[np.ndarray]]:
+    """Correct each section's prediction of the genes that are `known` there; return predictions and uncertainties."""
+    better, uncertainties = [], []
+    for section, measured, (expression, latent) in zip(sections, given, predictions, strict=True):
+        found = corrected(expression[:, known], section.xy, measured, model.scale)
+        whole = expression.copy()  # a model may hold its prediction
+        whole[:, known] = found.expression
+        better.append((whole, latent))
+        uncertainties.append(found.uncertainty)
+    return better, uncertainties
 
 
 def _checkpoints(

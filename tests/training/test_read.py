@@ -10,7 +10,7 @@ from hggep_sc.training.read import views_of_training
     ("settings", "n_spots", "turns"),
     [
         ({"epochs": 4}, 100, 4),
-        ({"epochs": 3}, 100, 1),  # each spot is seen three times
+        ({"epochs": 3}, 100, 4),  # an epoch takes all spots
         ({"epochs": 30, "epoch_chunks": 32, "chunk_spots": 512}, 122_880, 4),
         ({"epochs": 30, "epoch_chunks": 32, "chunk_spots": 512}, 122_881, 1),  # less often than four times
         ({"epochs": 30, "epoch_chunks": None}, 10**7, 4),

@@ -64,10 +64,12 @@ def read_sections(
 def views_of_training(config: Config, n_spots: int) -> tuple[View, ...]:
     """Return the views that features of all spots are held in, of which every step draws one.
 
-    These are the quarter turns (`config.flips`), unless a fit comes back to a spot less often than there are turns.
+    These are the quarter turns (`config.flips`), unless an epoch takes a part of the spots alone and the fit comes back
+    to a spot less often than there are turns.
     """
-    drawn = config.epochs * (config.epoch_chunks or n_spots) * (config.chunk_spots or n_spots)
-    return TURNS if config.flips and min(drawn, config.epochs * n_spots) >= len(TURNS) * n_spots else PLAIN
+    of_epoch = (config.epoch_chunks or n_spots) * (config.chunk_spots or n_spots)
+    often = of_epoch >= n_spots or config.epochs * of_epoch >= len(TURNS) * n_spots
+    return TURNS if config.flips and often else PLAIN
 
 
 def _patches(

@@ -175,3 +175,20 @@ def test_efficientnet_of_imagenet_tells_a_picture():
         ends = [0, 2, 4, 10, len(last) - 1]
         expected = torch.cat([last[i].mean((2, 3)) for i in ends], dim=1)
         np.testing.assert_allclose(encoder(patches(112)), expected, atol=1e-5)
+
+
+def test_a_snapshot_with_other_tokens_is_refused(tmp_path):
+    """GigaPath's tokens are of 16 px, H-optimus-0's of 14, and both have as many features."""
+    written = network_of(small("gigapath", **SMALL)).network.transformer
+    save_file(written.state_dict(), tmp_path / "model.safetensors")
+    told = {"architecture": "vit_giant_patch14_dinov2", "model_args": {**SMALL, "patch_size": 16, "mlp_ratio": 5.33334}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match=r"stand for 16 px and follow 1 others, where .* 14 px and follow 5"):
+        encoders.info("h_optimus_0").build(tmp_path)
+
+
+def test_half_precision_is_computed_in_single(tmp_path):
+    info = small("phikon", **OF_TRANSFORMERS["phikon"])
+    network_of(info).network.transformer.half().save_pretrained(tmp_path)
+    encoder = encoders.NamedEncoder(info, info.build(tmp_path))
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}

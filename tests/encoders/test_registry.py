@@ -1,4 +1,5 @@
 import logging
+import pickle
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +13,9 @@ from torch import nn
 import hggep_sc as hggep
 from helpers import CPU, TINY
 from hggep_sc import encoders
+from hggep_sc.cross_validation import settings_of
 from hggep_sc.encoders.named import calibrated_as, calibration
-from hggep_sc.encoders.registry import KNOWN
+from hggep_sc.encoders.registry import KNOWN, known_here, portable_encoder
 from hggep_sc.encoders.snapshot import located
 from hggep_sc.errors import InputError, MissingPackageError, MissingSlotError, WeightsError
 
@@ -96,7 +98,8 @@ def test_names_of_the_package_are_its_own(blocks):
 def test_every_method_takes_a_name(sections, blocks, method, tmp_path):
     """The model predicts as the same network given as a module does, and again from its folder."""
     test = sections.pop("S3")
-    config = {**SMALL, "flips": False} if method == "hggep" else None
+    # the linear path is given colours beside a module of the user's
+    config = {**SMALL, "flips": False, "linear": False} if method == "hggep" else None
 
     class Plain(nn.Module):
         def forward(self, pixels):
@@ -308,3 +311,102 @@ def test_the_page_shows_all_that_is_known():
     page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
     for row in encoders.table().fillna("").reset_index().itertuples(index=False):
         assert "| " + " | ".join(map(as_text, row)) + " |" in page
+
+
+# --- what other parts make of a name
+
+
+def test_folds_know_what_is_computed_from_the_weights(sections, blocks, tmp_path):
+    """The weights are the same, and another function of them is not."""
+    how = {"methods": {"named": {"method": "ridge", "encoder": "blocks", "weights": None}}, "genes": 5}
+    how |= {"device": "cpu", "progress": False, "path": tmp_path}
+    first = hggep.tl.cross_validate(sections, **how).table["value"]
+    forward = Blocks.forward
+    encoders.registry._loaded.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Blocks, "forward", lambda self, pixels: forward(self, pixels).abs())
+        other = hggep.tl.cross_validate(sections, **how).table["value"]
+    encoders.registry._loaded.clear()
+    assert not first.equals(other)
+
+
+def test_folds_know_how_the_slide_was_seen(sections, blocks, tmp_path, monkeypatch):
+    methods = {"named": {"method": "ridge", "encoder": "blocks", "weights": None}}
+    for way in ("crops", "maps"):
+        monkeypatch.setattr(hggep.settings, "feature_route", way)
+        hggep.tl.cross_validate(
+            sections, methods=methods, genes=5, device="cpu", progress=False, path=tmp_path, only=["S1"]
+        )
+    assert len(list(tmp_path.glob("*.h5ad"))) == 2
+
+
+def test_folds_share_a_loaded_encoder(sections, blocks, monkeypatch):
+    built = []
+    monkeypatch.setattr(Blocks, "__init__", lambda self, path, made=Blocks.__init__: built.append(made(self, path)))
+    methods = {name: {"method": name, "encoder": "blocks", "weights": None} for name in ("ridge", "low_rank_ridge")}
+    hggep.tl.cross_validate(sections, methods=methods, genes=5, device="cpu", progress=False)
+    assert len(built) == 1
+
+
+def test_weights_for_all_are_those_of_the_encoder_for_all():
+    """Names are compared by what they say."""
+    shared = {"encoder": "uni", "weights": "/mine"}
+    methods = {
+        "a": {"method": "ridge", "encoder": "".join(["u", "ni"])},
+        "b": {"method": "ridge", "encoder": "phikon"},
+    }
+    runs = settings_of(methods, shared)
+    assert (runs["a"]["weights"], runs["b"]["weights"]) == ("/mine", "pretrained")
+
+
+def test_another_process_is_told_what_the_user_registered(blocks):
+    sent = pickle.loads(pickle.dumps(portable_encoder("blocks")))
+    assert portable_encoder("uni") == "uni"
+    encoders.registry._known.pop("blocks")
+    assert known_here(sent) == "blocks"
+    assert encoders.info("blocks").px == 32
+    assert known_here("uni") == "uni"
+
+
+def test_names_are_checked_in_cross_validation_too(sections, blocks):
+    how = {"methods": ["ridge"], "weights": None, "device": "cpu", "progress": False}
+    with pytest.raises(MissingSlotError, match=r"nor is there an encoder of this name, but 'blocks'"):
+        hggep.tl.cross_validate(sections, encoder="block", **how)
+    for section in sections.values():
+        section.obsm["blocks"] = np.ones((section.n_obs, 3))
+    with pytest.raises(InputError, match="is an encoder's name"):
+        hggep.tl.cross_validate(sections, encoder="blocks", **how)
+
+
+def test_random_weights_are_found_again(sections, blocks, tmp_path, monkeypatch):
+    """Random ones are always the same, and are not looked for elsewhere."""
+    monkeypatch.setattr(Blocks, "__init__", _random)
+    model = hggep.tl.fit(sections, method="ridge", encoder="blocks", weights=None, device="cpu", progress=False)
+    model.save(tmp_path / "model")
+    encoders.registry._loaded.clear()
+    assert type(model).load(tmp_path / "model").id == model.id
+
+
+def _random(self, path):
+    nn.Module.__init__(self)
+    self.weight = nn.Parameter(torch.rand(12))
+
+
+def test_colours_stand_beside_the_own_encoders_alone(sections, blocks):
+    """For a ridge and for the linear path, which are compared with each other."""
+    how = {"genes": 5, "device": "cpu", "progress": False}
+    field = {"fields_um": (60.0,), "fields_px": (100.0,)}
+    for name, n_features in {"blocks": 12, "efficientnet_lite0": 512 + 48}.items():
+        ridge = hggep.tl.fit(sections, method="ridge", encoder=name, config=field, **how)
+        network = hggep.tl.fit(sections, encoder=name, config={**SMALL, "flips": False}, **how)
+        assert ridge.n_features == len(network.linear.coefficients) == n_features
+
+
+def test_a_whole_config_is_taken_as_it_is(sections, blocks, warned):
+    hggep.tl.fit(sections, method="ridge", encoder="blocks", config=hggep.baselines.BaselineConfig(), **CPU)
+    assert "config.patch_size=112, while encoder='blocks' was made for 32 px" in warned.text
+
+
+def test_the_own_encoder_is_built_by_the_configuration():
+    with pytest.raises(ValueError, match="built by a model's configuration"):
+        encoders.load("shufflenet")

@@ -5,7 +5,7 @@ from .foreign import ForeignResult, foreign_layers, score_foreign
 from .labels import settings_of
 from .probe import PROBES, held_out_predictions
 from .result import FACTS, CrossValidation
-from .run import run_tasks, tasks_of
+from .run import encoders_of, run_tasks, tasks_of
 from .statistics import result_moments, training_statistics
 from .store import FoldStore
 
@@ -19,6 +19,7 @@ __all__ = [
     "ForeignResult",
     "Task",
     "Tested",
+    "encoders_of",
     "foreign_layers",
     "held_out_predictions",
     "leave_out",

@@ -138,7 +138,7 @@ def _settings(label: str, method: Method, options: Mapping[str, Any], shared: Ma
     if validation is not None and not (isinstance(validation, int | float) and 0 < validation < 1):
         raise ValueError(f"validation={validation!r} must be a fraction of every section's spots, between 0 and 1")
     # weights for all are those of the encoder for all
-    another = "encoder" in options and options["encoder"] is not shared.get("encoder", SHUFFLENET)
+    another = "encoder" in options and options["encoder"] != shared.get("encoder", SHUFFLENET)
     weights = options.get("weights", "pretrained") if another else both.get("weights")
     if (
         "weights" not in method.takes or isinstance(encoder, nn.Module) or is_slot(encoder)

@@ -14,21 +14,39 @@ from torch import nn
 
 from .._settings import settings as package_settings
 from .._version import __version__
-from ..encoders.named import NamedEncoder
-from ..encoders.registry import SHUFFLENET, load
+from ..encoders.named import NamedEncoder, calibration
+from ..encoders.registry import SHUFFLENET, known_here, load, portable_encoder
 from ..encoders.weights import locate_weights
 from ..errors import FailedWarning, HggepWarning
 from ..evaluation.section_scores import section_scores, tidy
-from ..features.encoders import is_slot
+from ..features.encoders import is_slot, require_one_meaning
 from ..methods.registry import fit_method, predict_section, reads_image, settings_hash
 from ..nn import state_hash
 from ..prediction.record import confidence_of, prediction_record, told
 from ..runtime.device import resolve_device
 from ..runtime.executor import outcomes
 from ..runtime.messages import warn
+from ..section import Section
 from ..section.fingerprint import content_hash
 from .folds import Fold, FoldResult, Task
 from .store import FoldStore
+
+
+def encoders_of(methods: Mapping[str, Mapping[str, Any]], sections: Sequence[Section]) -> list[NamedEncoder]:
+    """Return the encoders that are known by name, loaded: as long as they are held, folds do not load them anew.
+
+    Raises
+    ------
+    InputError, MissingSlotError
+        If a name is that of an encoder and of embeddings, or of neither.
+    """
+    found = []
+    for arguments in methods.values():
+        encoder = arguments["encoder"]
+        if isinstance(encoder, str) and encoder != SHUFFLENET and "encoder" in arguments["method"].takes:
+            require_one_meaning(encoder, sections)
+            found += [] if is_slot(encoder) else [load(encoder, arguments["weights"])]
+    return found
 
 
 def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]) -> list[Task]:
@@ -71,13 +89,14 @@ def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], se
                     "genes_by": arguments["genes_by"],
                     "validation": arguments["validation"],
                     "weights": weights[name],
+                    "feature_route": package_settings.feature_route,
                     **encoders[name],
                     **({} if (of_user := own_settings[name]) is None else {"settings": of_user}),
                     **({"groups": groups} if any(groups) else {}),
                     **({"blocks": blocks} if blocks else {}),
                 }
                 identity = hashlib.sha256(json.dumps(described).encode()).hexdigest()
-                own = {**arguments, "seed": seed}
+                own = {**arguments, "seed": seed, "encoder": portable_encoder(arguments["encoder"])}
                 tasks.append(Task(fold.name, name, seed, training, test, own, asdict(package_settings), identity))
     return tasks
 
@@ -87,9 +106,14 @@ def _encoder_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
     encoder: str | nn.Module = arguments["encoder"]
     if encoder == SHUFFLENET:
         return {}
-    if isinstance(encoder, str):
-        return {"encoder": encoder if is_slot(encoder) else load(encoder, arguments["weights"]).id}
-    return {"encoder": encoder.id if isinstance(encoder, NamedEncoder) else state_hash(encoder)}
+    if is_slot(encoder):
+        return {"encoder": str(encoder)}
+    network = load(encoder, arguments["weights"]) if isinstance(encoder, str) else encoder
+    if not isinstance(network, NamedEncoder):
+        return {"encoder": state_hash(network)}
+    # weights do not tell all of what is computed from them
+    told = " ".join(f"{value:.3g}" for value in calibration(network, network.info.px))
+    return {"encoder": f"{network.id} {told}"}
 
 
 def _file_hash(arguments: Mapping[str, Any]) -> str | None:
@@ -105,6 +129,7 @@ def run_task(task: Task) -> FoldResult:
     import torch
 
     package_settings.take(task.package_settings)
+    task.settings["encoder"] = known_here(task.settings["encoder"])
     device = resolve_device(task.settings["device"])
     started = time.perf_counter()
     model = fit_method(task.training, **task.settings)

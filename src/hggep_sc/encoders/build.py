@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..errors import MissingPackageError, ModelError
 from ..nn import Sight
-from ..runtime.imports import naming_what_is_broken
 from . import maps
 from .weights import read_state_dict
 
@@ -28,32 +27,40 @@ def library(name: str, extra: str) -> ModuleType:
         If it is not there; the message names the command.
     """
     try:
-        with naming_what_is_broken(name):
-            return import_module(name)
+        return import_module(name)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             f'this encoder needs {name}, and {error.name} is not installed: pip install "hggep-sc[{extra}]"'
         ) from None
+    except (ImportError, RuntimeError) as error:  # a package among its own that does not belong to this torch
+        raise MissingPackageError(
+            f"this encoder needs {name}, which cannot be imported: {_first_lines(error)}. Install what it needs in "
+            f'versions that belong to the torch that is there: pip install --upgrade "hggep-sc[{extra}]"'
+        ) from error
 
 
 def timm_tokens(
-    path: Path | None, *, architecture: str, px: int = 224, within: str = "", swiglu: bool = False, **settings: Any
+    path: Path | None,
+    *,
+    architecture: str,
+    token_px: int,
+    prefix: int = 1,
+    px: int = 224,
+    within: str = "",
+    swiglu: bool = False,
+    **settings: Any,
 ) -> nn.Module:
     """Build a vision transformer of timm's; a snapshot's `config.json` tells its sizes, else `settings` do.
 
-    `within` is what the transformer's entries are called in a larger network's file.
+    `within` is what the transformer's entries are called in a larger network's file. `token_px` and `prefix` are what
+    its tokens stand for, and how many come before them.
     """
     timm = library("timm", "timm")
     if swiglu:
         settings |= {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU}
     network = _of_timm(path, architecture, within=within, **{"img_size": px, "num_classes": 0, **settings})
-    return maps.TokenMaps(
-        network,
-        maps.tokens_of_timm,
-        token_px=int(network.patch_embed.patch_size[0]),
-        prefix=int(network.num_prefix_tokens),
-        px=px,
-    )
+    _require_tokens(path, (int(network.patch_embed.patch_size[0]), int(network.num_prefix_tokens)), (token_px, prefix))
+    return maps.TokenMaps(network, maps.tokens_of_timm, token_px=token_px, prefix=prefix, px=px)
 
 
 def timm_swin(path: Path | None, *, architecture: str, px: int = 224) -> nn.Module:
@@ -71,28 +78,42 @@ def timm_stages(path: Path | None, *, architecture: str, indices: tuple[int, ...
 
 
 def transformers_tokens(
-    path: Path | None, *, kind: str, px: int = 224, model: Mapping[str, Any] | None = None, **sizes: Any
+    path: Path | None,
+    *,
+    kind: str,
+    patch_size: int,
+    num_register_tokens: int = 0,
+    px: int = 224,
+    model: Mapping[str, Any] | None = None,
+    **sizes: Any,
 ) -> nn.Module:
     """Build a vision transformer of the library transformers: `{kind}Model`, of a snapshot, else of `sizes`."""
     transformers = library("transformers", "transformers")
     build = getattr(transformers, f"{kind}Model")
     if path is None:
-        network = build(getattr(transformers, f"{kind}Config")(image_size=px, **sizes), **(model or {}))
+        sizes |= {"num_register_tokens": num_register_tokens} if num_register_tokens else {}
+        config = getattr(transformers, f"{kind}Config")(image_size=px, patch_size=patch_size, **sizes)
+        network = build(config, **(model or {}))
     else:
+        told = transformers.utils.logging
+        shown = told.is_progress_bar_enabled()
+        told.disable_progress_bar()
         try:
             network, found = build.from_pretrained(
                 path, local_files_only=True, output_loading_info=True, **(model or {})
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"{path} is no snapshot of a {kind} that transformers can read: {error}") from error
+        finally:
+            if shown:
+                told.enable_progress_bar()
         if lacking := [*found["missing_keys"], *found["mismatched_keys"]]:
             raise ModelError(f"{path} is of another network: it lacks {_some(map(str, lacking))}")
+    registers = int(getattr(network.config, "num_register_tokens", 0))
+    _require_tokens(path, (int(network.config.patch_size), 1 + registers), (patch_size, 1 + num_register_tokens))
+    # as it was saved, it may be in half precision
     return maps.TokenMaps(
-        network,
-        maps.tokens_of_transformers,
-        token_px=int(network.config.patch_size),
-        prefix=1 + int(getattr(network.config, "num_register_tokens", 0)),
-        px=px,
+        network.float(), maps.tokens_of_transformers, token_px=patch_size, prefix=1 + num_register_tokens, px=px
     )
 
 
@@ -132,6 +153,15 @@ def _of_timm(path: Path | None, architecture: str, *, within: str = "", classes:
         return timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=told_of_file, **settings)
     except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise ModelError(f"{file} does not hold the weights of {architecture}: {_first_lines(error)}") from error
+
+
+def _require_tokens(path: Path | None, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Refuse a transformer whose tokens are others than those of the encoder: px of a side, and how many come first."""
+    if found != wanted:
+        raise ModelError(
+            f"{path} is of another network: its tokens stand for {found[0]} px and follow {found[1]} others, where "
+            f"those of this encoder stand for {wanted[0]} px and follow {wanted[1]}"
+        )
 
 
 def weights_file(path: Path) -> Path:

@@ -44,6 +44,8 @@ class EncoderInfo:
         Licence of the weights; whether commercial use is allowed; whether the hub asks for consent before a download.
     reference
         Where it is described.
+    fields
+        Fields of view that spots are given, in patches at its own scale.
     """
 
     name: str

@@ -30,7 +30,7 @@ KNOWN = (
         mpp=None,
         pooled="means of stages 2 to 4",
         dimension=336,
-        parameters=0.3,
+        parameters=0.14,
         licence="BSD-3-Clause",
         commercial=True,
         reference="https://doi.org/10.48550/arXiv.1807.11164",
@@ -45,7 +45,7 @@ KNOWN = (
         std=(128 / 255,) * 3,
         pooled="means of the last map of each resolution",
         dimension=16 + 24 + 40 + 112 + 320,
-        parameters=3.4,
+        parameters=3.0,
         extra="imagenet",
         licence="Apache-2.0",
         commercial=True,
@@ -79,7 +79,13 @@ KNOWN = (
     ),
     EncoderInfo(
         "uni",
-        partial(build.timm_tokens, architecture="vit_large_patch16_224", init_values=1e-5, dynamic_img_size=True),
+        partial(
+            build.timm_tokens,
+            architecture="vit_large_patch16_224",
+            token_px=16,
+            init_values=1e-5,
+            dynamic_img_size=True,
+        ),
         title="UNI",
         pooled=TOKENS,
         dimension=2 * 1024,
@@ -95,6 +101,8 @@ KNOWN = (
         partial(
             build.timm_tokens,
             architecture="vit_giant_patch14_224",
+            token_px=14,
+            prefix=9,
             swiglu=True,
             patch_size=14,
             depth=24,
@@ -118,7 +126,7 @@ KNOWN = (
     ),
     EncoderInfo(
         "conch",
-        partial(build.timm_tokens, architecture="vit_base_patch16_224", px=448, within="visual.trunk."),
+        partial(build.timm_tokens, architecture="vit_base_patch16_224", token_px=16, px=448, within="visual.trunk."),
         title="CONCH (its image transformer, before the pooling that is shared with text)",
         px=448,
         mean=CLIP_MEAN,
@@ -137,6 +145,7 @@ KNOWN = (
         partial(
             build.timm_tokens,
             architecture="vit_huge_patch14_224",
+            token_px=14,
             swiglu=True,
             init_values=1e-5,
             mlp_ratio=5.3375,
@@ -158,6 +167,8 @@ KNOWN = (
         partial(
             build.timm_tokens,
             architecture="vit_huge_patch14_224",
+            token_px=14,
+            prefix=5,
             swiglu=True,
             init_values=1e-5,
             mlp_ratio=5.3375,
@@ -179,6 +190,8 @@ KNOWN = (
         partial(
             build.timm_tokens,
             architecture="vit_giant_patch14_reg4_dinov2",
+            token_px=14,
+            prefix=5,
             init_values=1e-5,
             dynamic_img_size=False,
         ),
@@ -200,6 +213,8 @@ KNOWN = (
         partial(
             build.timm_tokens,
             architecture="vit_giant_patch14_reg4_dinov2",
+            token_px=14,
+            prefix=5,
             init_values=1e-5,
             dynamic_img_size=False,
         ),
@@ -220,6 +235,8 @@ KNOWN = (
         partial(
             build.timm_tokens,
             architecture="vit_base_patch14_reg4_dinov2",
+            token_px=14,
+            prefix=5,
             swiglu=True,
             init_values=1e-5,
             mlp_ratio=5.33334,
@@ -241,6 +258,7 @@ KNOWN = (
         partial(
             build.timm_tokens,
             architecture="vit_giant_patch14_dinov2",
+            token_px=16,
             patch_size=16,
             embed_dim=1536,
             depth=40,
@@ -260,7 +278,7 @@ KNOWN = (
     ),
     EncoderInfo(
         "kaiko_b8",
-        partial(build.timm_tokens, architecture="vit_base_patch8_224", dynamic_img_size=True),
+        partial(build.timm_tokens, architecture="vit_base_patch8_224", token_px=8, dynamic_img_size=True),
         title="Kaiko ViT-B/8",
         mean=HALF,
         std=HALF,
@@ -333,7 +351,6 @@ KNOWN = (
         extra="transformers",
         licence="MIT",
         commercial=True,
-        gated=True,
         reference="https://doi.org/10.48550/arXiv.2504.05186",
     ),
     EncoderInfo(

@@ -20,6 +20,8 @@ class NamedEncoder(Encoder):
         What is known of it.
     network
         What `info.build` made: it gives features, or maps.
+    random
+        Whether its weights are.
 
     Raises
     ------
@@ -31,9 +33,9 @@ class NamedEncoder(Encoder):
     pixel_std: Tensor
     stored = False
 
-    def __init__(self, info: EncoderInfo, network: nn.Module) -> None:
+    def __init__(self, info: EncoderInfo, network: nn.Module, *, random: bool = False) -> None:
         super().__init__()
-        self.info = info
+        self.info, self.random = info, random
         self.network = network.requires_grad_(False).eval()
         self.sight = getattr(network, "sight", None)
         self.register_buffer("pixel_mean", torch.tensor(info.mean).view(3, 1, 1))
@@ -52,8 +54,8 @@ class NamedEncoder(Encoder):
 
     @cached_property
     def id(self) -> str:  # weights never change: hashed once
-        """Name and hash of the weights."""
-        return f"{self.info.name}-{state_hash(self)}"
+        """Name and hash of the weights; what is computed from them tells `calibration`."""
+        return f"{self.info.name}-{state_hash(self, classes=False)}"
 
     def train(self, mode: bool = True) -> "NamedEncoder":
         """Stay in eval mode."""

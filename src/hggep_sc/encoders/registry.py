@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 from pathlib import Path
+from threading import RLock
 from weakref import WeakValueDictionary
 
 import pandas as pd
@@ -19,6 +20,7 @@ OWN = (SHUFFLENET, LITE0)  # beside whose features baselines see colours
 
 _BUILT_IN = {info.name: info for info in KNOWN}
 _known = dict(_BUILT_IN)
+_loading = RLock()
 _loaded: "WeakValueDictionary[tuple[str, Path | None], NamedEncoder]" = WeakValueDictionary()
 
 
@@ -45,6 +47,18 @@ def info_of(encoder: str | nn.Module) -> EncoderInfo | None:
     if isinstance(encoder, NamedEncoder):
         return encoder.info
     return _known.get(encoder) if isinstance(encoder, str) and encoder != SHUFFLENET else None
+
+
+def portable_encoder(encoder: str | nn.Module) -> "str | nn.Module | EncoderInfo":
+    """Return what another process knows an encoder by: one that the user registered by what is known of it."""
+    if isinstance(encoder, str) and encoder in _known and encoder not in _BUILT_IN:
+        return _known[encoder]
+    return encoder
+
+
+def known_here(encoder: "str | nn.Module | EncoderInfo") -> str | nn.Module:
+    """Return the encoder of `portable_encoder`, registered in this process."""
+    return register(encoder).name if isinstance(encoder, EncoderInfo) else encoder
 
 
 def require_weights(encoder: str | nn.Module, weights: str | Path | None) -> None:
@@ -111,7 +125,7 @@ def load(name: str, weights: str | Path | None = "pretrained") -> NamedEncoder:
     Raises
     ------
     ValueError
-        If there is none of that name.
+        If there is none of that name, or it is "shufflenet".
     MissingPackageError
         If a package is not installed that it needs.
     WeightsError
@@ -122,12 +136,15 @@ def load(name: str, weights: str | Path | None = "pretrained") -> NamedEncoder:
         If there is no such file or folder.
     """
     known = info(name)
+    if name == SHUFFLENET:
+        raise ValueError("'shufflenet' is built by a model's configuration: give its name to tl.fit(encoder=)")
     path = located(known, weights)
-    key = name, None if weights is None else path
-    if (encoder := _loaded.get(key)) is None or encoder.info is not known:
-        with own_random_state(0):
-            encoder = NamedEncoder(known, known.build(path))
-        _loaded[key] = encoder
+    key = name, path
+    with _loading:  # threads share one
+        if (encoder := _loaded.get(key)) is None or encoder.info is not known:
+            with own_random_state(0):
+                encoder = NamedEncoder(known, known.build(path), random=weights is None)
+            _loaded[key] = encoder
     return encoder
 
 

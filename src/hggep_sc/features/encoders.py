@@ -12,7 +12,7 @@ from ..encoders.named import NamedEncoder
 from ..encoders.registry import OWN, SHUFFLENET, load, names, nearest
 from ..encoders.weights import load_pretrained, locate_weights
 from ..errors import InputError, MissingSlotError
-from ..nn import Encoder, ModuleEncoder, shufflenet_encoder
+from ..nn import Encoder, ModuleEncoder, ShuffleNetEncoder, shufflenet_encoder
 from ..runtime.messages import listed
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def make_encoder(
     if isinstance(encoder, nn.Module):
         return ModuleEncoder(encoder, config.patch_size)
     if encoder != SHUFFLENET:
-        _require_one_meaning(encoder, sections)
+        require_one_meaning(encoder, sections)
         return ObsmEncoder(encoder) if is_slot(encoder) else load(encoder, weights)
     own = shufflenet_encoder(config)
     if (path := locate_weights(weights)) is not None:
@@ -97,11 +97,19 @@ def is_slot(encoder: str | nn.Module) -> bool:
 
 
 def sees_colours(encoder: Eye) -> bool:
-    """Whether a ridge is given statistics of colour beside its features, as beside those of the package's own trunk."""
-    return isinstance(encoder, NamedEncoder) and encoder.info.name in OWN
+    """Whether statistics of colour stand beside an encoder's features: beside those of the package's own alone.
+
+    Of the encoders that are known by name, this holds for ridges and the linear path alike.
+    """
+    return isinstance(encoder, ShuffleNetEncoder) or (isinstance(encoder, NamedEncoder) and encoder.info.name in OWN)
 
 
-def _require_one_meaning(name: str, sections: Sequence["Section"]) -> None:
+def beside_colours(encoder: Eye | None) -> bool:
+    """Whether HGGEP's linear path is given colours: those, and a module of the user's too."""
+    return isinstance(encoder, ModuleEncoder) or (encoder is not None and sees_colours(encoder))
+
+
+def require_one_meaning(name: str, sections: Sequence["Section"]) -> None:
     """Refuse a name that is neither an encoder's nor that of embeddings in every section, or both."""
     for section in sections:
         if (there := name in section.table.obsm) == is_slot(name):

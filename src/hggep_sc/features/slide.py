@@ -253,7 +253,8 @@ def _over_windows(maps: Tensor, squares: Squares, size: int, surroundings: int) 
     stride = squares.side // maps.shape[-1]
     margin = surroundings // stride
     low = torch.from_numpy(squares.windows).to(maps.device) / stride
-    inside = maps[0, :, margin:-margin, margin:-margin]
+    end = maps.shape[-1] - margin
+    inside = maps[0, :, margin:end, margin:end]
     return window_sums(summed_area(inside), low, low + size / stride) * (stride / size) ** 2
 
 

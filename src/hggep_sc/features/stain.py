@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..image.stain import METHODS, Recolour
+from .store import is_used_once, use_once
 
 if TYPE_CHECKING:
     from ..image import SectionImage
@@ -45,6 +46,8 @@ def stained(section: "Section", method: str | None) -> "Section":
         of_section = _known.setdefault(section, {})
         if method not in of_section:
             of_section[method] = replace(section, opener=_Opener(section.opener, section.xy, method))
+            if is_used_once(section):
+                use_once([of_section[method]])
         return of_section[method]
 
 

@@ -91,6 +91,11 @@ def use_once(sections: "Iterable[Section]") -> None:
         _used_once.add(section)
 
 
+def is_used_once(section: "Section") -> bool:
+    """Whether `use_once` was told of a section."""
+    return section in _used_once
+
+
 def describe_section(
     section: "Section",
     encoder: Eye | None,

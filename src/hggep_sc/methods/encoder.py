@@ -25,7 +25,8 @@ def encoder_entry(encoder: Eye | None, groups: Any, patch_size: int) -> dict[str
         return {"kind": "obsm", "key": encoder.slot, "groups": groups}
     noted = {} if encoder.stored else {"calibration": calibration(encoder, patch_size)}
     if isinstance(encoder, NamedEncoder):
-        return {"kind": "named", "name": encoder.info.name, "groups": groups, "id": encoder.id, **noted}
+        known = {"name": encoder.info.name, "random": encoder.random}
+        return {"kind": "named", **known, "groups": groups, "id": encoder.id, **noted}
     kind = "module" if isinstance(encoder, ModuleEncoder) else SHUFFLENET
     return {"kind": kind, "groups": groups, "id": encoder.id, **noted}
 
@@ -51,6 +52,11 @@ def required_encoder(
             raise IncompleteError(f"encoder= is not wanted: it was fitted with encoder={fitted!r}")
         return None
     found = _named(entry, given) if kind == "named" else _module(given, config)
+    if found.id != entry["id"] and kind == "named":
+        raise IncompleteError(
+            f"encoder {entry['name']!r} has other weights here than those that it was fitted with: give the file or "
+            "folder of the same ones as encoder="
+        )
     if found.id != entry["id"]:
         raise IncompleteError("encoder= is another module, or has other weights, than the one it was fitted with")
     noted = entry.get("calibration")
@@ -74,7 +80,8 @@ def _named(entry: dict[str, Any], given: nn.Module | str | Path | None) -> Named
     except ValueError as error:
         raise IncompleteError(f"{error}; it was fitted with it: register it first") from error
     try:
-        return load(name, "pretrained" if given is None else given)
+        own = None if entry.get("random") else "pretrained"
+        return load(name, own if given is None else given)
     except (HggepError, FileNotFoundError) as error:
         raise IncompleteError(
             f"it was fitted with encoder={name!r}: {error} (encoder= takes the file or folder of its weights)"

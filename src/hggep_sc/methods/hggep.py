@@ -17,7 +17,7 @@ from .._settings import settings
 from ..config import Config
 from ..encoders.named import NamedEncoder
 from ..features.describe import DIHEDRAL, PLAIN, View, describe_parts, of_views
-from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder, is_frozen, make_encoder
+from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder, beside_colours, is_frozen, make_encoder
 from ..features.patches import (
     fields_of_view,
     model_mpp,
@@ -448,7 +448,8 @@ class HGGEP:
             if self.embeddings is not None:
                 assert not isinstance(network, PublishedNetwork)  # which has its own encoder
                 require_length(section, self.embeddings, sum(network.groups))
-            how |= {"views": views, "colours": self.linear is not None, "kept": kept, "advance": advance}
+            how |= {"views": views, "kept": kept, "advance": advance}
+            how["colours"] = self.linear is not None and beside_colours(self.encoder)
             return describe_section(section, self.encoder, fields, size, **how)
         assert not isinstance(network, Ensemble)  # whose encoder is frozen
         say_if_coarse(section, fields, size)

@@ -11,8 +11,10 @@ import numpy as np
 
 from ..config import BaseConfig, Config, Normalize
 from ..encoders.registry import SHUFFLENET, info_of
+from ..errors import TrainingWarning
 from ..features.encoders import is_slot
 from ..prediction.finite import require_finite_prediction
+from ..runtime.messages import warn
 from ..runtime.validators import choice, text
 from .baselines import BASELINES
 from .hggep import HGGEP
@@ -202,6 +204,13 @@ def method_config(
         follows = {} if known is None else {name: value for name, value in known.settings.items() if name in names}
         given = {**follows, **(config or {})}
         settings = Config.from_preset(preset, **given) if wanted is Config else wanted().replace(**given)
+    whole = isinstance(config, BaseConfig) and "patch_size" in {field.name for field in fields(wanted)}
+    if whole and (known := info_of(encoder)) is not None and settings.patch_size != known.px:
+        warn(
+            f"config.patch_size={settings.patch_size}, while encoder={known.name!r} was made for {known.px} px: a "
+            f"{wanted.__name__} is taken as it is; what a dict leaves out follows from the encoder",
+            TrainingWarning,
+        )
     return settings if normalize is None else settings.replace(normalize=normalize)
 
 

@@ -17,10 +17,13 @@ from .shufflenet import CHANNELS, LAST, ShuffleNetV2
 STAGES = dict(zip(("stage2", "stage3", "stage4", "conv5"), (*CHANNELS, LAST), strict=True))  # channels by name
 
 
-def state_hash(module: nn.Module, settings: str = "") -> str:
-    """Hash of the classes that a module is made of, its state, and what settings neither tells."""
-    classes = [(name, type(part).__name__) for name, part in module.named_modules()]
-    digest = hashlib.sha256(repr((classes, settings)).encode())
+def state_hash(module: nn.Module, settings: str = "", *, classes: bool = True) -> str:
+    """Hash of a module's state, of what settings it does not tell, and of the classes that the module is made of.
+
+    Without `classes` another version of a library, which names its parts in another way, does not change it.
+    """
+    made_of = [(name, type(part).__name__) for name, part in module.named_modules()] if classes else []
+    digest = hashlib.sha256(repr((made_of, settings)).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())

@@ -18,6 +18,7 @@ from ..cross_validation import (
     FoldStore,
     ForeignResult,
     Task,
+    encoders_of,
     foreign_layers,
     leave_out,
     result_moments,
@@ -207,6 +208,7 @@ def cross_validate(
     shared_genes = _shared_genes(sections, wanted)
     foreign = foreign_layers(layers, runs, folds)
     seeds = _distinct(seeds)
+    in_use = encoders_of(runs, sections)
     tasks = tasks_of(folds, runs, seeds)
     objects = _objects(data)
     keys = {} if key_added is None else _keys_added(key_added, runs, seeds)
@@ -221,6 +223,7 @@ def cross_validate(
         results, errors = run_tasks(
             tasks, executor=executor, store=None if folder is None else FoldStore(folder), on_result=over.update
         )
+    del in_use  # folds and methods have shared them
     if not results:
         task, error = next(iter(errors.items()))
         raise RuntimeError(f"every fold failed; {task.name}: {type(error).__name__}: {error}") from error

@@ -16,7 +16,7 @@ def fit_linear(training: Sequence[SectionData], seed: int, alpha: float | None =
     for data in training:
         seen = data.observed
         assert data.linear is not None  # read where there is a linear path
-        features.append(data.linear[seen])
+        features.append(data.linear if seen.all() else data.linear[seen])  # without a copy where that can be
         expression = data.expression[seen].astype(np.float64)
         targets.append(expression - expression.mean(axis=0))
         xy.append(data.xy[seen])

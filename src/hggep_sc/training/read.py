@@ -8,7 +8,7 @@ import numpy as np
 from ..config import Config
 from ..errors import InputError
 from ..features.describe import PLAIN, TURNS, View
-from ..features.encoders import Eye, ObsmEncoder, is_frozen
+from ..features.encoders import Eye, ObsmEncoder, beside_colours, is_frozen
 from ..features.patches import read_patches, say_if_coarse
 from ..features.store import Described, describe_section
 from ..nn import HGGEPNetwork, PublishedNetwork
@@ -114,7 +114,7 @@ def _described(
                 views,
                 config.patch_size,
                 views=turns,
-                colours=config.linear and config.cross_fit,
+                colours=config.linear and config.cross_fit and beside_colours(encoder),
                 device=run.devices.own,
                 kept=known,
                 advance=bar.update,

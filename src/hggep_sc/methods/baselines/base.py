@@ -65,7 +65,8 @@ class Baseline(ABC):
     trunk
         The pretrained trunk that features were computed with; None without.
     encoder
-        What sees the spots in place of colours and trunk: a module of the user's, or embeddings; None without.
+        What sees the spots in place of the trunk: an encoder known by name, a module of the user's, or embeddings;
+        None without.
     scale
         The expression scale of the predictions.
     mpp

@@ -220,7 +220,7 @@ def _everywhere(moments: pd.DataFrame) -> pd.DataFrame:
     kept = moments[found == moments["method"].map(parts)]
     if lacking := [method for method in parts.index if method not in set(kept["method"])]:
         raise ValueError(
-            f"over='all': {', '.join(map(repr, lacking))} has no gene that was chosen or predicted in all folds: ask for "
-            "more genes, name them by genes=, or take over='fold'"
+            f"over='all': {', '.join(map(repr, lacking))} has no gene that was chosen or predicted in all folds: ask "
+            "for more genes, name them by genes=, or take over='fold'"
         )
     return kept

@@ -4,6 +4,7 @@ import pytest
 from scipy import stats
 
 from hggep_sc.cross_validation import CrossValidation
+from hggep_sc.cross_validation.result import _everywhere
 
 
 def scores(values, metric="pcc"):
@@ -105,3 +106,13 @@ def test_other_usages_need_what_only_a_run_gives():
         result.summary(over="slide")
     with pytest.raises(TypeError, match=r"genes=5 must be a list of names"):
         result.summary(genes=5)
+
+
+def test_over_all_takes_the_genes_of_all_folds():
+    genes = {("A", "m"): "abc", ("B", "m"): "bcd", ("A", "n"): "ab", ("B", "n"): "ab"}
+    rows = [(fold, fold, method, 0, gene) for (fold, method), of_fold in genes.items() for gene in of_fold]
+    moments = pd.DataFrame(rows, columns=["fold", "section", "method", "seed", "gene"])
+    kept = _everywhere(moments).groupby("method")["gene"].agg(set)
+    assert kept.to_dict() == {"m": set("bc"), "n": set("ab")}
+    with pytest.raises(ValueError, match="over='all': 'm' has no gene that was chosen or predicted in all folds"):
+        _everywhere(moments[~moments["gene"].isin(["b", "c"]) | (moments["method"] == "n")])

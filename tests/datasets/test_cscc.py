@@ -139,3 +139,25 @@ def test_sections_train_and_are_predicted(folder):
     model = hggep.tl.fit({"P2_ST_rep1": sections["P2_ST_rep1"]}, method="ridge", genes=3, **how)
     hggep.tl.predict(sections["P5_ST_rep1"], model, progress=False)
     assert np.isfinite(sections["P5_ST_rep1"].layers["hggep"]).all()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda packed: b"no gzip", lambda packed: packed[:-20], lambda packed: packed[:20] + b"\xff" * 50]
+)
+def test_a_damaged_image_is_named(folder, damage):
+    for name, content in files_of("P5_ST_rep2", "GSM4284320").items():
+        packed = gzip.compress(content)
+        (folder / f"{name}.gz").write_bytes(damage(packed) if name.endswith("jpg") else packed)
+    with pytest.raises(hggep.errors.WrongFileError, match=r"jpg\.gz cannot be unpacked: .* Delete it"):
+        datasets.cscc("P5_ST_rep2")
+
+
+def test_places_may_be_written_with_decimals(folder):
+    for name, content in files_of("P5_ST_rep2", "GSM4284320").items():
+        if "spot_data" in name:
+            spots = pd.read_csv(io.BytesIO(content), sep="\t").astype({"x": float, "y": float})
+            content = spots.assign(x=spots.x - 1e-9).to_csv(sep="\t", index=False).encode()
+        (folder / name).write_bytes(content)
+    section = datasets.cscc("P5_ST_rep2")["P5_ST_rep2"]
+    assert section.obs_names.tolist() == [f"{x}x{y}" for x, y in GRID[:29]]
+    assert section.obs["array_col"].tolist() == [x for x, _ in GRID[:29]]

@@ -219,3 +219,10 @@ def test_nothing_counted_of_the_genes(made):
         assert np.isfinite(better.expression).all()
         assert np.isfinite(better.uncertainty).all()
         np.testing.assert_allclose(better.expression[spots].mean(), 0, atol=0.2)
+
+
+def test_spots_at_one_position_are_corrected_by_look(made):
+    _, predicted, _, counts, spots, _ = made
+    found = corrected(predicted, np.full((len(predicted), 2), 7.0), given(counts, spots), SCALE)
+    assert np.isfinite(found.expression).all()
+    assert np.isfinite(found.uncertainty).all()

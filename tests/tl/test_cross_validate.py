@@ -731,5 +731,10 @@ def test_a_benchmarks_protocol_brings_its_probe_and_its_way_of_scoring(sections)
     assert "over" not in run.summary("rmse")
     labelled = tl.cross_validate(sections, methods={"hest_ridge": {}}, protocol="hest", **how)
     assert labelled.summary().loc["hest_ridge", "mean"] == run.summary().loc["hest_ridge", "mean"]
+    named = {"mine": {"method": "hest_ridge", "encoder": "X_uni"}}
+    probed = tl.cross_validate(sections, methods=named, protocol="hest", **{**how, "encoder": "shufflenet"})
+    assert probed.folds["method"].unique().tolist() == ["mine"]
+    with pytest.raises(ValueError, match="enc of methods= have their own: give encoder= for all, or name the probe"):
+        tl.cross_validate(sections, methods={"enc": {"method": "ridge", "encoder": "X_uni"}}, protocol="hest", **how)
     with pytest.raises(ValueError, match="protocol='best' is not known; there are 'hest'"):
         tl.cross_validate(sections, protocol="best", **how)

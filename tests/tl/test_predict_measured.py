@@ -7,6 +7,7 @@ import pytest
 
 import hggep_sc as hggep
 from helpers import as_spatialdata, assert_same
+from hggep_sc.evaluation.section_scores import predicted_part  # by which tl.cross_validate(layers=) scores
 
 MEASURED = np.arange(40) % 4 == 0
 
@@ -235,3 +236,16 @@ def test_the_column_is_not_replaced(section, ridge):
     section.obs["hggep_measured"] = section.obs.pop("seen")
     with pytest.raises(ValueError, match=r"would replace obs\['hggep_measured'\].*cannot do without"):
         predict(section, ridge, measured="hggep_measured", overwrite=True)
+
+
+def test_a_layer_of_it_is_scored_without_them(section, ridge):
+    predict(section, ridge)
+    hggep.tl.evaluate(section)
+    hggep.tl.evaluate(section, layer="hggep", normalize="library", key="cmp")
+    pd.testing.assert_series_equal(section.var["cmp_pcc"], section.var["hggep_pcc"], check_names=False)
+    genes = section.var_names[section.var["hggep_predicted"]]
+    spots, _, _ = predicted_part(section, np.arange(40), list(genes), "hggep")
+    assert np.array_equal(spots, ~MEASURED)
+    del section.obs["hggep_measured"]
+    with pytest.raises(KeyError, match="hggep_measured"):
+        hggep.tl.evaluate(section, layer="hggep", key="cmp")

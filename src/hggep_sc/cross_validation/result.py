@@ -81,7 +81,8 @@ class CrossValidation:
         over
             Spots that a correlation is over: "section", each section by itself, and the mean over them; "fold", all
             test sections of a fold at once, as HEST-Bench has it; "all", all sections at once, each predicted by its
-            own fold's model, which leaves no interval. Differences between sections count as predicted in the last two.
+            own fold's model, of the genes that were predicted, or chosen, for every one of them; it leaves no interval.
+            Differences between sections count as predicted in the last two.
             None: "section", or what `protocol` says.
         smooth
             Correlate with each spot's mean over itself and its neighbours in place of the spot itself (TRIPLEX): fewer
@@ -98,8 +99,8 @@ class CrossValidation:
         Raises
         ------
         ValueError
-            If there is no such metric or set of genes, if too few genes were predicted for it, or if `over` or `smooth`
-            is asked for of another metric than "pcc".
+            If there is no such metric or set of genes, if too few genes were predicted for it, if `over` is "all" and
+            folds have no gene in common, or if `over` or `smooth` is asked for of another metric than "pcc".
         """
         rows, usage = self._rows(metric, genes, over, smooth)
         undefined = rows.groupby("method", sort=False)["value"].agg(lambda column: column.isna().mean())
@@ -194,7 +195,7 @@ class CrossValidation:
             )
         moments = self.moments if chosen is None else _among(self.moments, chosen)
         if over == "all":
-            moments = moments.assign(fold=over)
+            moments = _everywhere(moments).assign(fold=over)
         if over != "section":
             moments = moments.assign(section=over)
         by = ["fold", "section", "method", "seed", "gene"]
@@ -210,3 +211,16 @@ class CrossValidation:
 def _among(rows: pd.DataFrame, chosen: pd.MultiIndex) -> pd.DataFrame:
     """Return the rows whose gene is one of those of its fold and method."""
     return rows[pd.MultiIndex.from_frame(rows[[*BY, "gene"]]).isin(chosen)]
+
+
+def _everywhere(moments: pd.DataFrame) -> pd.DataFrame:
+    """Return the moments of each method's genes that are there for all sections of all folds."""
+    parts = moments[[*BY, "section", "seed"]].drop_duplicates().groupby("method").size()
+    found = moments.groupby(["method", "gene"], sort=False)["fold"].transform("size")
+    kept = moments[found == moments["method"].map(parts)]
+    if lacking := [method for method in parts.index if method not in set(kept["method"])]:
+        raise ValueError(
+            f"over='all': {', '.join(map(repr, lacking))} has no gene that was chosen or predicted in all folds: ask "
+            "for more genes, name them by genes=, or take over='fold'"
+        )
+    return kept

@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,11 +92,13 @@ def _image(accession: str, name: str) -> Path:
     if plain.is_file():
         return plain
     packed = _packed(accession, f"{name}.gz")
-    try:
-        with replacing(plain) as new, gzip.open(packed) as source, new.open("wb") as target:
+    with replacing(plain) as new, gzip.open(packed) as source, new.open("wb") as target:
+        try:  # inside, as BadGzipFile is an OSError, which is taken for one of writing
             shutil.copyfileobj(source, target)
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise WrongFileError(f"{packed} cannot be unpacked: {error}. Delete it to have it downloaded again.") from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise WrongFileError(
+                f"{packed} cannot be unpacked: {error}. Delete it to have it downloaded again."
+            ) from None
     return plain
 
 

@@ -46,7 +46,14 @@ def read_spots(path: Path, *, selected_alone: bool = False) -> pd.DataFrame:
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}: not a spot file of this study.")
     if "selected" in spots:
         spots = spots[spots["selected"] == 1]
+    spots = spots.assign(x=_whole(spots["x"]), y=_whole(spots["y"]))
     return spots.set_index(spots["x"].astype(str) + "x" + spots["y"].astype(str))
+
+
+def _whole(places: pd.Series) -> pd.Series:
+    """Places on the array as integers, which row names are made of, where the file writes "16.0"."""
+    rounded = places.round()
+    return rounded.astype(np.int64) if np.allclose(places, rounded, rtol=0, atol=1e-6) else places
 
 
 def pitch(array: np.ndarray, pixels: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """Scores of a section's prediction, gene by gene, and of several sections together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ from scipy import special
 from .. import _keys, metrics
 from ..errors import MissingSlotError, ResultWarning
 from ..runtime.messages import warn
-from ..section import array_places, coordinates_of, layer_values, observed_counts
+from ..section import array_places, coordinates_of, layer_values, observed_counts, unmeasured
 from ..section.expression import ExpressionScale
 from .spatial_null import moved_maps
 
@@ -148,20 +148,24 @@ def predicted_part(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return which spots a layer predicts (bool), its values there, (n, n_genes), and the genes that it predicts.
 
+    Spots whose own counts corrected the prediction, by `hggep_sc.tl.predict(measured=)`, are left out.
+
     Raises
     ------
     KeyError
-        If a gene or the layer is not in the table.
+        If a gene or the layer is not in the table, or the column that tells measured spots.
     ValueError
-        If there is no spot with a value for all these genes.
+        If there is no such spot with a value for all these genes.
     """
     predicted = layer_values(table, rows, panel, layer)
     genes = np.isfinite(predicted).any(axis=0)
     spots = np.isfinite(predicted[:, genes]).all(axis=1)
+    if isinstance(record := table.uns.get(layer), Mapping):  # of tl.predict, perhaps corrected by measured spots
+        spots &= unmeasured(table, record, layer)[rows]
     if not genes.any() or not spots.any():
         raise ValueError(
             f"layers[{layer!r}] predicts nothing to compare: of the {len(rows)} spots and {len(panel)} genes "
-            "asked for, no spot has a value for all the genes that are predicted"
+            "asked for, no spot that is not measured has a value for all the genes that are predicted"
         )
     names = [gene for gene, there in zip(panel, genes, strict=True) if there]
     return spots, predicted[np.ix_(spots, genes)], names

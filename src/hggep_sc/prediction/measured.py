@@ -195,7 +195,8 @@ def _components(predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _centred(xy: np.ndarray) -> np.ndarray:
     """Positions around the section's centre, their mean square length 1."""
     offset = xy - xy.mean(0)
-    return offset / np.sqrt(np.square(offset).sum(1).mean())
+    length = np.sqrt(np.square(offset).sum(1).mean())
+    return offset / length if length > 0 else offset
 
 
 def _evenly(n: int, most: int) -> np.ndarray:

@@ -254,7 +254,17 @@ def _with_probe(methods: Any, protocol: str | None) -> Any:
     choice("protocol", protocol, PROBES)
     probe = PROBES[protocol]
     if isinstance(methods, Mapping):
-        return {**methods, probe: methods.get(probe, {})}
+        given = {label: options for label, options in methods.items() if isinstance(options, Mapping)}
+        of_labels = [options.get("method", label) for label, options in given.items()]
+        if probe in [getattr(one, "method", one) for one in of_labels]:
+            return methods
+        if own := [str(label) for label, options in given.items() if "encoder" in options]:
+            raise ValueError(
+                f"protocol={protocol!r} adds the probe on the encoder of all, and {', '.join(own)} of methods= have "
+                "their own: give encoder= for all, or name the probe in methods= yourself, such as "
+                f"{{'probe': {{'method': {probe!r}, 'encoder': ...}}}}"
+            )
+        return {**methods, probe: {}}
     if isinstance(methods, str) or not isinstance(methods, Sequence):  # refused later
         return methods
     return methods if probe in [getattr(one, "method", one) for one in methods] else [*methods, probe]

@@ -165,13 +165,8 @@ def test_encoders(own):
     def embeddings_of(section):
         return np.random.default_rng(1).random((section.n_obs, 5))
 
-    names = run(
-        "docs/encoders.md",
-        sections=sections,
-        test=test,
-        embeddings_of=embeddings_of,
-        MyNetwork=lambda _: MeanColour(),
-    )
+    given = {"embeddings_of": embeddings_of, "MyNetwork": lambda _: MeanColour()}
+    names = run("docs/encoders.md", sections=sections, test=test, **given)
     assert names["model"].embeddings == "X_uni"
 
 

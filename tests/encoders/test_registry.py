@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 import hggep_sc as hggep
-from helpers import CPU, TINY
+from helpers import CPU, TINY, WAIT
 from hggep_sc import encoders
 from hggep_sc.cross_validation import settings_of
 from hggep_sc.encoders.named import calibrated_as, calibration
 from hggep_sc.encoders.registry import KNOWN, known_here, portable_encoder
 from hggep_sc.encoders.snapshot import located
 from hggep_sc.errors import InputError, MissingPackageError, MissingSlotError, WeightsError
+from hggep_sc.runtime.random_state import own_random_state
 
 SMALL = {**TINY, "fields_um": (60.0,), "fields_px": (112.0,), "epochs": 2}
 
@@ -410,3 +411,23 @@ def test_a_whole_config_is_taken_as_it_is(sections, blocks, warned):
 def test_the_own_encoder_is_built_by_the_configuration():
     with pytest.raises(ValueError, match="built by a model's configuration"):
         encoders.load("shufflenet")
+
+
+def test_threads_share_a_loaded_encoder(blocks, monkeypatch):
+    """Also where one of them is at a fit, which has the random state to itself."""
+    built, begun, seen = [], threading.Barrier(3), []
+    monkeypatch.setattr(Blocks, "__init__", lambda self, path, made=Blocks.__init__: built.append(made(self, path)))
+
+    def load():
+        begun.wait(WAIT)
+        with own_random_state(1):
+            seen.append(encoders.load("blocks", None))
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert len(built) == 1
+    assert len(seen) == 3
+    assert len(set(map(id, seen))) == 1

@@ -2,7 +2,6 @@
 
 from difflib import get_close_matches
 from pathlib import Path
-from threading import RLock
 from weakref import WeakValueDictionary
 
 import pandas as pd
@@ -20,7 +19,6 @@ OWN = (SHUFFLENET, LITE0)  # beside whose features baselines see colours
 
 _BUILT_IN = {info.name: info for info in KNOWN}
 _known = dict(_BUILT_IN)
-_loading = RLock()
 _loaded: "WeakValueDictionary[tuple[str, Path | None], NamedEncoder]" = WeakValueDictionary()
 
 
@@ -140,10 +138,11 @@ def load(name: str, weights: str | Path | None = "pretrained") -> NamedEncoder:
         raise ValueError("'shufflenet' is built by a model's configuration: give its name to tl.fit(encoder=)")
     path = located(known, weights)
     key = name, path
-    with _loading:  # threads share one
+    if (encoder := _loaded.get(key)) is not None and encoder.info is known:
+        return encoder
+    with own_random_state(0):  # for one thread at a time: another may have built it meanwhile
         if (encoder := _loaded.get(key)) is None or encoder.info is not known:
-            with own_random_state(0):
-                encoder = NamedEncoder(known, known.build(path), random=weights is None)
+            encoder = NamedEncoder(known, known.build(path), random=weights is None)
             _loaded[key] = encoder
     return encoder
 

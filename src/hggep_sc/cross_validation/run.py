@@ -129,10 +129,10 @@ def run_task(task: Task) -> FoldResult:
     import torch
 
     package_settings.take(task.package_settings)
-    task.settings["encoder"] = known_here(task.settings["encoder"])
-    device = resolve_device(task.settings["device"])
+    settings = {**task.settings, "encoder": known_here(task.settings["encoder"])}
+    device = resolve_device(settings["device"])
     started = time.perf_counter()
-    model = fit_method(task.training, **task.settings)
+    model = fit_method(task.training, **settings)
     fitted = time.perf_counter()
     predictions = {}
     for tested in task.test:  # whole, as `tl.predict` would; what is scored are spots that were left out of training

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import MissingPackageError, ModelError
 from ..nn import Sight
+from ..runtime.messages import listed
 from . import maps
 from .weights import read_state_dict
 
@@ -65,14 +66,12 @@ def timm_tokens(
 
 def timm_swin(path: Path | None, *, architecture: str, px: int = 224) -> nn.Module:
     """Build a Swin transformer of timm's with a convolutional stem: CTransPath."""
-    library("timm", "timm")
     network = _of_timm(path, architecture, img_size=px, num_classes=0, embed_layer=maps.ConvStem)
     return maps.StageMaps(network, maps.last_map_of_swin, Sight.of_size(px, 32))
 
 
 def timm_stages(path: Path | None, *, architecture: str, indices: tuple[int, ...]) -> nn.Module:
     """Build a convolutional network of timm's, and read some of its stages."""
-    library("timm", "timm")
     network = _of_timm(path, architecture, classes=1000, features_only=True, out_indices=indices)
     return maps.StageMaps(network, maps.stages_of_timm, CONVOLUTIONS)
 
@@ -108,7 +107,7 @@ def transformers_tokens(
             if shown:
                 told.enable_progress_bar()
         if lacking := [*found["missing_keys"], *found["mismatched_keys"]]:
-            raise ModelError(f"{path} is of another network: it lacks {_some(map(str, lacking))}")
+            raise ModelError(f"{path} is of another network: it lacks {listed(lacking, 3)}")
     registers = int(getattr(network.config, "num_register_tokens", 0))
     _require_tokens(path, (int(network.config.patch_size), 1 + registers), (patch_size, 1 + num_register_tokens))
     # as it was saved, it may be in half precision
@@ -190,8 +189,3 @@ def _fill(network: nn.Module, file: Path, state: Mapping[str, Tensor]) -> None:
 def _first_lines(error: BaseException, most: int = 400) -> str:
     told = " ".join(str(error).split())
     return told if len(told) <= most else told[:most] + " ..."
-
-
-def _some(names: Any) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")

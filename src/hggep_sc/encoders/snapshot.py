@@ -66,7 +66,7 @@ def _of_hub(info: EncoderInfo, hub: str) -> Path:
     except (OSError, ValueError) as error:  # the hub's errors of network, server and missing files
         raise WeightsError(
             f"the weights of {info.title} cannot be had from {hub}: {_first_line(error)}. {remedy}"
-        ) from (error)
+        ) from error
     logger.info("weights of %s: %s", info.title, folder)
     return folder
 

@@ -154,7 +154,7 @@ class TestLearning:
     def test_learns(self, training, encoder):
         """Without augmentation and dropout, the training spots' genes come to correlate."""
         still = {"flips": False, "stain_jitter": 0.0, "feature_shift": 0.0, "dropout": 0.0}
-        long = {"epochs": 15, "learning_rate": 5e-3}
+        long = {"epochs": 30, "learning_rate": 5e-3}
         model = hggep.tl.fit(training, genes=20, config={**TINY, **encoder, **still, **long}, **CPU)
         assert model.history["correlation"].iloc[0] > 0.9
         assert model.history["correlation"].iloc[-1] < 0.75

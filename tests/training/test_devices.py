@@ -13,7 +13,7 @@ import torch
 import hggep_sc as hggep
 from helpers import CPU, LEARNING, TINY, WAIT
 from hggep_sc.training.devices import Devices
-from hggep_sc.training.network import EpochOrder
+from hggep_sc.training.loop import EpochOrder
 from hggep_sc.training.plan import TrainingPlan
 
 SCRIPT = Path(__file__).with_name("two_processes.py")

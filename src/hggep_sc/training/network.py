@@ -1,34 +1,21 @@
 """Training of one network: sections' data in, a trained network out."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from ..config import Config
 from ..encoders.weights import load_weights, locate_weights
 from ..errors import InputError
 from ..features.encoders import Eye
-from ..nn import Batch, Encoder, HGGEPNetwork, PublishedNetwork
-from ..prediction.chunks import spatial_chunks
-from .checkpoint import CHECKPOINT, WholeCheckpoints
+from ..nn import Encoder, HGGEPNetwork, PublishedNetwork
 from .confidence import feature_statistics
 from .data import SectionData
-from .devices import Devices
-from .plan import (
-    EndIfDiverged,
-    EpochProgress,
-    History,
-    KeepBest,
-    SaveLast,
-    StopEarly,
-    TrainingPlan,
-    without_frozen_encoder,
-)
+from .loop import Chunks, EpochOrder, run_plan
+from .plan import History, KeepBest, StopEarly, TrainingPlan, without_frozen_encoder
 from .run import Run
 
 
@@ -130,45 +117,6 @@ def _center(
     return training, config, start
 
 
-class _Chunks(Dataset[Batch]):
-    """Compact chunks of the sections, those with an observed spot."""
-
-    def __init__(self, data: list[SectionData], max_spots: int | None) -> None:
-        chunks = [(d, spots) for d in data for spots in spatial_chunks(d.xy, max_spots)]
-        self.chunks = [(d, spots) for d, spots in chunks if d.observed[spots].any()]
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, index: int) -> Batch:
-        data, spots = self.chunks[index]
-        return data.batch(spots)
-
-
-class EpochOrder(Sampler[int]):
-    """A process's share of the chunks, in an order that depends on (seed, epoch) alone; Lightning calls `set_epoch`.
-
-    The processes take turns; where they do not come out even, the last take chunks of the epoch's start once more.
-    An epoch takes `most` chunks at most, others in each epoch.
-    """
-
-    def __init__(self, n: int, seed: int, devices: Devices, most: int | None = None) -> None:
-        self.n, self.seed, self.devices, self.epoch = n, seed, devices, 0
-        self.taken = n if most is None else min(n, most)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self.taken // self.devices.number)
-
-    def __iter__(self) -> Iterator[int]:
-        # drawn when the first is asked for: Lightning iterates over a resumed epoch before it calls `set_epoch`
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)[: self.taken]
-        even = np.resize(order, len(self) * self.devices.number)
-        yield from even[self.devices.rank :: self.devices.number].tolist()
-
-
 def _trained(
     network: HGGEPNetwork | PublishedNetwork,
     training: list[SectionData],
@@ -180,31 +128,28 @@ def _trained(
     checkpoint: Path | None,
     called: str,
 ) -> list[dict[str, float]]:
-    chunks = _Chunks(training, config.chunk_spots)
+    chunks = Chunks(training, config.chunk_spots)
     loader = DataLoader(
         chunks, batch_size=None, sampler=EpochOrder(len(chunks), run.seed, run.devices, config.epoch_chunks)
     )
-    scored = DataLoader(_Chunks(validation, config.chunk_spots), batch_size=None) if validation else None
+    scored = DataLoader(Chunks(validation, config.chunk_spots), batch_size=None) if validation else None
     history = History()
-    callbacks: list[L.Callback] = [history, EndIfDiverged(history, network, config, [data.name for data in training])]
-    if validation:
-        callbacks += [KeepBest(network), StopEarly("validation_pcc", mode="max", patience=config.patience)]
-    if called:
-        callbacks.append(EpochProgress(history, called))
-    if run.checkpoint_dir is not None:
-        callbacks.append(SaveLast(run.checkpoint_dir / CHECKPOINT, run.checkpoint_every))
-    trainer = run.devices.trainer(
-        max_epochs=stop_after,
-        gradient_clip_val=config.gradient_clip or None,
-        callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
-        enable_checkpointing=run.checkpoint_dir is not None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-    )
     plan = TrainingPlan(network.train(), config, run.seed)  # Lightning keeps the mode that it finds
+    stops = [KeepBest(network), StopEarly("validation_pcc", mode="max", patience=config.patience)] if validation else []
     try:
-        trainer.fit(plan, loader, scored, ckpt_path=checkpoint)
+        run_plan(
+            plan,
+            loader,
+            scored,
+            run,
+            history=history,
+            callbacks=stops,
+            sections=[data.name for data in training],
+            epochs=stop_after,
+            gradient_clip=config.gradient_clip,
+            checkpoint=checkpoint,
+            called=called,
+        )
     except torch.OutOfMemoryError as error:
         most = max(len(spots) for _, spots in chunks.chunks)
         if most > 1:

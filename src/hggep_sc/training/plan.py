@@ -1,10 +1,10 @@
-"""How a network is trained: one Lightning module for every network."""
+"""How a network is trained: Lightning modules, and what watches over an epoch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import lightning as L
 import numpy as np
@@ -21,21 +21,61 @@ from ..runtime.progress import bar
 from .augmentation import random_dihedral, random_shift, random_view, stain_jitter
 
 
-class TrainingPlan(L.LightningModule):
-    """Optimiser, schedule, augmentation and the record of every epoch.
+class TrainSettings(Protocol):
+    """What messages name of how a network is trained; `gradient_clip` where there is one."""
 
-    All randomness derives from (seed, epoch, step): a run resumed at an epoch's end continues as if it had not
-    been interrupted. Steps are counted over all processes, so that n of them, a chunk each, are n accumulated steps
-    of one.
+    @property
+    def epochs(self) -> int:
+        """Times that all training spots are seen."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the optimiser."""
+
+
+class SeededPlan(L.LightningModule):
+    """How a network is trained, with all randomness from (seed, epoch, step).
+
+    A run resumed at an epoch's end continues as if it had not been interrupted. Steps are counted over all processes,
+    so that n of them, a chunk each, are n accumulated steps of one.
     """
 
+    config: TrainSettings
+    positions_on_host: bool = False  # whether `Batch.positions` stay where they are
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        stays = "positions" if self.positions_on_host else ""
+        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor) and name != stays}
+        moved: dict[str, Any] = {name: upload(value, device) for name, value in tensors.items()}
+        return replace(batch, **moved)
+
+    def randomness(self, step: int) -> torch.Generator:
+        """Seed torch, for dropout, and return what a step draws from; whoever fits restores the caller's state."""
+        chunk = step * self.trainer.world_size + self.trainer.global_rank
+        seed = _derive_seed(self.seed, self.current_epoch, chunk)
+        torch.manual_seed(seed)
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def learnt(self) -> dict[str, Tensor]:
+        """Return the state that training changes."""
+        return self.state_dict()
+
+
+class TrainingPlan(SeededPlan):
+    """Optimiser, schedule, augmentation and the record of every epoch of HGGEP."""
+
     network: HGGEPNetwork | PublishedNetwork
+    config: Config
 
     def __init__(self, network: HGGEPNetwork | PublishedNetwork, config: Config, seed: int) -> None:
-        super().__init__()
+        super().__init__(seed)
         self.network = network
         self.config = config
-        self.seed = seed
+        self.positions_on_host = network.positions_on_host
         self.strict_loading = False  # a checkpoint lacks a frozen encoder, which may be large, and is at hand
         self._validation: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
 
@@ -57,17 +97,8 @@ class TrainingPlan(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        stays = "positions" if self.network.positions_on_host else ""
-        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor) and name != stays}
-        moved: dict[str, Any] = {name: upload(value, device) for name, value in tensors.items()}
-        return replace(batch, **moved)
-
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        chunk = step * self.trainer.world_size + self.trainer.global_rank
-        seed = _derive_seed(self.seed, self.current_epoch, chunk)
-        torch.manual_seed(seed)  # for dropout; `HGGEP.fit` restores the caller's state
-        generator = torch.Generator(self.device).manual_seed(seed)
+        generator = self.randomness(step)
         if batch.patches is not None:
             if self.config.flips:
                 batch.patches = random_dihedral(batch.patches, generator)
@@ -80,12 +111,15 @@ class TrainingPlan(L.LightningModule):
                 batch.features = random_shift(batch.features, scale, generator)
         return self.network.loss(batch, generator)
 
+    def learnt(self) -> dict[str, Tensor]:
+        return without_frozen_encoder(self.network, self.state_dict())
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = without_frozen_encoder(self.network, checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what is not of this network, which `strict_loading` would let pass."""
-        wanted = without_frozen_encoder(self.network, self.state_dict())
+        wanted = self.learnt()
         found = checkpoint["state_dict"]
         if other := sorted(
             name for name in wanted.keys() | found.keys() if _shape_of(wanted, name) != _shape_of(found, name)
@@ -162,30 +196,28 @@ class EndIfDiverged(L.Callback):
     ----------
     history
         Of the same training, which has noted the epoch before.
-    network, config
+    plan
         What is trained, and how.
     sections
         What it learns from, for the message.
     """
 
-    def __init__(
-        self, history: History, network: HGGEPNetwork | PublishedNetwork, config: Config, sections: Sequence[str]
-    ) -> None:
-        self.history, self.network, self.config, self.sections = history, network, config, sections
+    def __init__(self, history: History, plan: SeededPlan, sections: Sequence[str]) -> None:
+        self.history, self.plan, self.sections = history, plan, sections
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         lost = [f"{name} {value}" for name, value in self.history.records[-1].items() if not isfinite(value)]
         if not lost:
-            state = without_frozen_encoder(self.network, self.network.state_dict())
-            lost = [name for name, values in state.items() if not values.isfinite().all()][:1]
+            lost = [name for name, values in self.plan.learnt().items() if not values.isfinite().all()][:1]
         if trainer.strategy.reduce_boolean_decision(bool(lost), all=False):
-            config = self.config
+            config = self.plan.config
+            clip = getattr(config, "gradient_clip", None)
+            clipped = "" if clip is None else f"clip gradients by config.gradient_clip (now {clip:g}; 0 is off), "
             raise DivergedError(
                 f"training on {', '.join(self.sections)} diverged in epoch {trainer.current_epoch + 1} of "
                 f"{config.epochs} (not finite: {', '.join(lost) or 'what another process holds'}), and there is no "
-                f"model: lower config.learning_rate (now {config.learning_rate:g}), clip gradients by "
-                f"config.gradient_clip (now {config.gradient_clip:g}; 0 is off), or look for counts far out of the "
-                "ordinary"
+                f"model: lower config.learning_rate (now {config.learning_rate:g}), {clipped}or look for counts far "
+                "out of the ordinary"
             )
 
 

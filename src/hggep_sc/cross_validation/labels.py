@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from ..config import BaseConfig
-from ..encoders.registry import SHUFFLENET
+from ..encoders.registry import AUTO
 from ..features.encoders import is_slot
 from ..methods.hggep import HGGEP
-from ..methods.registry import Method, config_class, get, method_config, method_of, names, taken
+from ..methods.registry import Method, config_class, get, method_config, method_of, names, seen_through, taken
 
 NETWORK = ("preset", "config", "encoder", "validation")  # that make it plain that a label is HGGEP
 KNOWN = ("method", *NETWORK, "weights")
@@ -106,7 +106,7 @@ def _require_use(shared: Mapping[str, Any], used: Sequence[Method]) -> None:
     """Refuse settings for all methods that none of them takes."""
     if shared.get("preset") is not None and HGGEP not in used:
         raise ValueError(f"preset={shared['preset']!r} is for method 'hggep', which is none of the methods")
-    if shared.get("encoder", SHUFFLENET) != SHUFFLENET and not any("encoder" in method.takes for method in used):
+    if shared.get("encoder", AUTO) != AUTO and not any("encoder" in method.takes for method in used):
         raise ValueError(f"encoder={shared['encoder']!r} is for methods that take one, which is none of these")
     config = shared.get("config")
     takers = {found for method in used if (found := config_class(method)) is not None}
@@ -131,15 +131,18 @@ def _settings(label: str, method: Method, options: Mapping[str, Any], shared: Ma
         taken(method, {name: value for name, value in options.items() if name != "method"})
     except ValueError as error:
         raise ValueError(f"methods[{label!r}]: {error}") from error
-    encoder, validation = both.get("encoder", SHUFFLENET), both.get("validation")
+    encoder, validation = both.get("encoder", AUTO), both.get("validation")
     config = _config(method, options.get("config"), shared.get("config"))
     preset = options.get("preset") or (shared.get("preset") if method is HGGEP else None) or "default"
     settings = method_config(method, preset=preset, config=config, normalize=shared.get("normalize"), encoder=encoder)
     if validation is not None and not (isinstance(validation, int | float) and 0 < validation < 1):
         raise ValueError(f"validation={validation!r} must be a fraction of every section's spots, between 0 and 1")
-    # weights for all are those of the encoder for all
-    another = "encoder" in options and options["encoder"] != shared.get("encoder", SHUFFLENET)
-    weights = options.get("weights", "pretrained") if another else both.get("weights")
+    # a file of weights for all is of the encoder for all
+    weights = both.get("weights")
+    of_all = seen_through(method, shared.get("encoder", AUTO), shared.get("weights"), settings)
+    encoder = seen_through(method, encoder, weights, settings)
+    if "weights" not in options and weights is not None and (encoder != of_all or encoder == AUTO):
+        weights = "pretrained"
     if (
         "weights" not in method.takes or isinstance(encoder, nn.Module) or is_slot(encoder)
     ):  # nothing is to be downloaded for it

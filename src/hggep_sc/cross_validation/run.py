@@ -15,8 +15,8 @@ from torch import nn
 from .._settings import settings as package_settings
 from .._version import __version__
 from ..encoders.named import NamedEncoder, calibration
-from ..encoders.registry import SHUFFLENET, known_here, load, portable_encoder
-from ..encoders.weights import locate_weights
+from ..encoders.registry import AUTO, SHUFFLENET, known_here, load, portable_encoder
+from ..encoders.weights import PRETRAINED, locate_weights
 from ..errors import FailedWarning, HggepWarning
 from ..evaluation.section_scores import section_scores, tidy
 from ..features.encoders import is_slot, require_one_meaning
@@ -104,7 +104,7 @@ def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], se
 def _encoder_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
     """Return what a result depends on of the encoder: the name of embeddings, or a hash of the network."""
     encoder: str | nn.Module = arguments["encoder"]
-    if encoder == SHUFFLENET:
+    if encoder in (SHUFFLENET, AUTO):  # whose weights are asked after by themselves; of a rival its own backbone
         return {}
     if is_slot(encoder):
         return {"encoder": str(encoder)}
@@ -117,8 +117,11 @@ def _encoder_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _file_hash(arguments: Mapping[str, Any]) -> str | None:
-    """Return a hash of the weights of HGGEP's own encoder; those of others are in theirs."""
-    path = locate_weights(arguments["weights"]) if arguments["encoder"] == SHUFFLENET else None
+    """Return a hash of the weights of HGGEP's own encoder, or of a rival's backbone; those of others are in theirs."""
+    encoder, weights = arguments["encoder"], arguments["weights"]
+    if encoder == AUTO and weights in PRETRAINED:
+        return str(weights)  # of which there is one file
+    path = locate_weights(weights) if encoder in (SHUFFLENET, AUTO) else None
     return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 

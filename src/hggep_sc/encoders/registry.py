@@ -15,6 +15,7 @@ from .snapshot import LITE0, located
 from .weights import PRETRAINED, locate_weights
 
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
+AUTO, DEFAULT = "auto", LITE0  # what is taken where nothing is said; its weights come with the package's extra
 OWN = (SHUFFLENET, LITE0)  # beside whose features baselines see colours
 
 _BUILT_IN = {info.name: info for info in KNOWN}
@@ -45,6 +46,19 @@ def info_of(encoder: str | nn.Module) -> EncoderInfo | None:
     if isinstance(encoder, NamedEncoder):
         return encoder.info
     return _known.get(encoder) if isinstance(encoder, str) and encoder != SHUFFLENET else None
+
+
+def default_encoder(weights: str | Path | None, *, of_pixels: bool = False) -> str:
+    """Return the name of the encoder that "auto" stands for.
+
+    Parameters
+    ----------
+    weights
+        As given: a file, random ones, or "imagenet" are, as they were in 0.1, those of the ShuffleNet.
+    of_pixels
+        Whether the network learns from pixels, which is through the ShuffleNet.
+    """
+    return SHUFFLENET if of_pixels or weights != PRETRAINED[0] else DEFAULT
 
 
 def portable_encoder(encoder: str | nn.Module) -> "str | nn.Module | EncoderInfo":

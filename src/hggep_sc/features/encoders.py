@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import Config
 from ..encoders.named import NamedEncoder
-from ..encoders.registry import OWN, SHUFFLENET, load, names, nearest
+from ..encoders.registry import AUTO, OWN, SHUFFLENET, load, names, nearest
 from ..encoders.weights import load_pretrained, locate_weights
 from ..errors import InputError, MissingSlotError
 from ..nn import Encoder, ModuleEncoder, ShuffleNetEncoder, shufflenet_encoder
@@ -93,7 +93,7 @@ def is_frozen(encoder: Eye | None, config: Config) -> bool:
 
 def is_slot(encoder: str | nn.Module) -> bool:
     """Whether what a user gave as an encoder is the name of embeddings in `obsm`: none of the encoders has it."""
-    return isinstance(encoder, str) and encoder not in names()
+    return isinstance(encoder, str) and encoder not in (AUTO, *names())
 
 
 def sees_colours(encoder: Eye) -> bool:

@@ -5,12 +5,13 @@ import inspect
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ..config import BaseConfig, Config, Normalize
-from ..encoders.registry import SHUFFLENET, info_of
+from ..encoders.registry import AUTO, default_encoder, info_of
 from ..errors import TrainingWarning
 from ..features.encoders import is_slot
 from ..prediction.finite import require_finite_prediction
@@ -19,13 +20,14 @@ from ..runtime.validators import choice, text
 from .baselines import BASELINES
 from .hggep import HGGEP
 from .protocols import Method, Model
+from .rivals import RIVALS
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..section import Section
 
-_BUILT_IN = cast("dict[str, Method]", {HGGEP.method: HGGEP, **BASELINES})  # classes: mypy wants objects
+_BUILT_IN = cast("dict[str, Method]", {HGGEP.method: HGGEP, **BASELINES, **RIVALS})  # classes: mypy wants objects
 _methods = dict(_BUILT_IN)
 
 UNSET = {  # of arguments that not every method takes; others, such as device, may be passed over
@@ -33,7 +35,7 @@ UNSET = {  # of arguments that not every method takes; others, such as device, m
     "genes_by": "moran",
     "normalize": None,
     "config": None,
-    "encoder": SHUFFLENET,
+    "encoder": AUTO,
     "validation": None,
     "devices": 1,
     "strategy": "auto",
@@ -146,6 +148,24 @@ def reads_image(method: Method, encoder: "str | nn.Module") -> bool:
     return bool(getattr(method, "reads_image", True))
 
 
+def seen_through(
+    method: Method, encoder: "str | nn.Module", weights: str | Path | None, config: Any
+) -> "str | nn.Module":
+    """Return the encoder that a fit sees through: what "auto" stands for, unless the method has one of its own.
+
+    Parameters
+    ----------
+    method, encoder, weights
+        As given to `hggep_sc.tl.fit`.
+    config
+        The method's settings.
+    """
+    if encoder != AUTO or "encoder" not in method.takes or getattr(method, "own_encoder", False):
+        return encoder
+    of_pixels = isinstance(config, Config) and (config.preset == "published" or config.learns_from_pixels)
+    return default_encoder(weights, of_pixels=of_pixels)
+
+
 def settings_hash(method: Method) -> str | None:
     """Return a hash of what a method of a user's is and of its settings; None for those of the package.
 
@@ -171,7 +191,7 @@ def method_config(
     preset: str = "default",
     config: BaseConfig | Mapping[str, Any] | None = None,
     normalize: Normalize | None = None,
-    encoder: "str | nn.Module" = SHUFFLENET,
+    encoder: "str | nn.Module" = AUTO,
 ) -> Any:
     """Return all settings of a method: the preset's, with those of `config` and `normalize` in their place.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from math import isqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,11 +22,22 @@ from .context import layers_at_pitch
 if TYPE_CHECKING:
     from scipy.spatial import KDTree
 
-    from ..config import Config
     from ..nn.interface import Network
 
 CORE = 0.5  # share of a chunk's spots that are predicted, at most; the rest is their surroundings
 SCORES = 2 * 4  # bytes for each head and pair of spots, where attention is not fused: scores and weights
+
+
+class ChunkSettings(Protocol):
+    """Settings by which the memory of a chunk is reckoned."""
+
+    @property
+    def chunk_spots(self) -> int | None:
+        """Spots of a chunk, at most; None for a whole section."""
+
+    @property
+    def vit_heads(self) -> int:
+        """Attention heads."""
 
 
 class Chunk(NamedTuple):
@@ -93,7 +104,9 @@ def _surrounded(own: np.ndarray, xy: np.ndarray, tree: "KDTree", size: int) -> C
     return Chunk(spots, np.isin(spots, own))
 
 
-def spots_at_once(n: int, config: "Config", device: torch.device, *, name: str, chunk_spots: int | None = None) -> int:
+def spots_at_once(
+    n: int, config: ChunkSettings, device: torch.device, *, name: str, chunk_spots: int | None = None
+) -> int:
     """Return the spots of a chunk: as asked for, else as many as the model's `config.chunk_spots` and memory allow.
 
     Parameters
@@ -130,7 +143,7 @@ def predict_in_chunks(
     features: np.ndarray,
     xy: np.ndarray,
     positions: Tensor,
-    config: "Config",
+    config: ChunkSettings,
     *,
     name: str,
     max_spots: int,
@@ -261,7 +274,11 @@ class _Decoder:
 
 
 def _in_turn(
-    decode: Callable[[Chunk], Result], chunks: Sequence[Chunk], max_spots: int, device: torch.device, config: "Config"
+    decode: Callable[[Chunk], Result],
+    chunks: Sequence[Chunk],
+    max_spots: int,
+    device: torch.device,
+    config: ChunkSettings,
 ) -> Generator[Result, None, None]:
     """Decode chunks in order; each of a CPU's threads takes one by itself, which is faster than all of them at one.
 

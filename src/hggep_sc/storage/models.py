@@ -34,6 +34,10 @@ CLASSES = {  # that load a folder, by the manifest's method
     "ridge": "hggep_sc.baselines.Ridge",
     "low_rank_ridge": "hggep_sc.baselines.LowRankRidge",
     "hest_ridge": "hggep_sc.baselines.HestRidge",
+    **{
+        name: f"hggep_sc.methods.get({name!r})"
+        for name in ("stnet", "histogene", "hist2st", "thitogene", "bleep", "deeppt")
+    },
 }
 
 

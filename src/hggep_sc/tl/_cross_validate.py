@@ -74,7 +74,7 @@ def cross_validate(
     genes_by: Literal["moran", "dispersion", "mean"] = "moran",
     preset: Literal["default", "paper", "published"] | None = None,
     config: "Config | BaselineConfig | Mapping[str, Any] | None" = None,
-    encoder: "str | nn.Module" = "shufflenet",
+    encoder: "str | nn.Module" = "auto",
     weights: str | Path | None = "pretrained",
     normalize: Literal["library", "panel"] | None = None,
     validation: float | None = None,

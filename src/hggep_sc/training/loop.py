@@ -5,6 +5,8 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..nn import Batch
@@ -53,6 +55,64 @@ class EpochOrder(Sampler[int]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)[: self.taken]
         even = np.resize(order, len(self) * self.devices.number)
         yield from even[self.devices.rank :: self.devices.number].tolist()
+
+
+class Spots(Dataset[Batch]):
+    """Observed spots of all sections, one after the other; a list of their numbers gives a batch of any of them."""
+
+    def __init__(self, data: list[SectionData]) -> None:
+        self.data = data
+        self.of = [(section, spot) for section, part in enumerate(data) for spot in np.flatnonzero(part.observed)]
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, numbers: list[int]) -> Batch:
+        chosen = np.array([self.of[number] for number in numbers])
+        order = np.argsort(chosen[:, 0], kind="stable")
+        parts = [
+            self.data[section].batch(chosen[order][chosen[order][:, 0] == section, 1])
+            for section in np.unique(chosen[:, 0])
+        ]
+        places = torch.from_numpy(np.argsort(order))  # back to the order that was drawn
+
+        def joined(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values)[places]
+
+        names = ("patches", "features", "positions", "expression", "counts", "size_factors")
+        return Batch(**{name: joined(name) for name in names}, observed=torch.arange(len(numbers)))  # type: ignore[arg-type]
+
+
+class SpotOrder(Sampler[list[int]]):
+    """Batches of spots, in an order that depends on (seed, epoch) alone.
+
+    Parameters
+    ----------
+    n
+        How many spots there are.
+    size
+        Of a batch.
+    seed
+        Of the fit.
+    whole
+        Whether a last batch that is not full is left out, if it is not the only one.
+    """
+
+    def __init__(self, n: int, size: int, seed: int, *, whole: bool = False) -> None:
+        self.n, self.size, self.seed, self.epoch = n, size, seed, 0
+        self.taken = n - n % size if whole and n >= size else n
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.taken // self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)[: self.taken].tolist()
+        for start in range(0, self.taken, self.size):
+            yield order[start : start + self.size]
 
 
 def run_plan(

@@ -13,8 +13,6 @@ import hggep_sc as hggep
 if TYPE_CHECKING:
     from anndata import AnnData
 
-TRUNK = "weights/shufflenetv2_x0_5_trunk.pth"  # below HGGEP_SHARED
-
 
 def synthetic() -> "tuple[dict[str, AnnData], str, str, dict[str, Any]]":
     """Sections made by code, which to hold out, its column of labels, and settings of `tl.fit`; needs no network."""
@@ -25,13 +23,10 @@ def synthetic() -> "tuple[dict[str, AnnData], str, str, dict[str, Any]]":
 def her2st() -> "tuple[dict[str, AnnData], str, str, dict[str, Any]]":
     """Real sections of HER2-positive breast tumours; files that are not at hand are downloaded."""
     shared = os.environ.get("HGGEP_SHARED")
-    weights: str | Path = "imagenet"
-    if shared:
-        if not os.environ.get("HGGEP_DATASETDIR"):
-            hggep.settings.dataset_dir = Path(shared) / "data"
-        weights = Path(shared) / TRUNK
+    if shared and not os.environ.get("HGGEP_DATASETDIR"):
+        hggep.settings.dataset_dir = Path(shared) / "data"
     sections = hggep.datasets.her2st(["B4", "C2", "C3", "C4", "C5"])
-    return sections, "C5", "cluster", {"weights": weights, "genes": 785, "normalize": "panel"}
+    return sections, "C5", "cluster", {"genes": 785, "normalize": "panel"}
 
 
 def main() -> None:

@@ -4,8 +4,8 @@
     python benchmarks/accuracy.py her2st --methods default low_rank_ridge --seeds 0 1 2
     python benchmarks/accuracy.py her2st --methods published --folds B4 --epochs 50
 
-Methods that end in `_lite0` see through EfficientNet-Lite0 in the place of the default's trunk, at the same fields of
-view, read at 112 px or, `_224`, at twice as many.
+What sees is EfficientNet-Lite0, as where nothing is said, at 112 px or, `_224`, at twice as many. Methods that end in
+`_trunk` see through the ShuffleNetV2 in its place, with the weights of HGGEP_SHARED.
 `network_alone` are the default's three networks without the linear path, whose weights are found without it; parts.py
 takes one fit of the default apart.
 
@@ -45,16 +45,14 @@ METHODS = {
     "hest_ridge": {"method": "hest_ridge"},
     "network_alone": {"preset": "default", "config": {"linear": False}},
     "default": {"preset": "default"},
-    "ridge_lite0": {"method": "ridge", "encoder": "efficientnet_lite0"},
-    "low_rank_ridge_lite0": {"method": "low_rank_ridge", "encoder": "efficientnet_lite0"},
-    "low_rank_ridge_lite0_224": {
-        "method": "low_rank_ridge",
-        "encoder": "efficientnet_lite0",
-        "config": {"patch_size": 224},
-    },
-    "default_lite0": {"preset": "default", "encoder": "efficientnet_lite0"},
-    "paper": {"preset": "paper"},
-    "published": {"preset": "published"},
+    "low_rank_ridge_224": {"method": "low_rank_ridge", "config": {"patch_size": 224}},
+    "nearest_patches_trunk": {"method": "nearest_patches", "encoder": "shufflenet"},
+    "ridge_trunk": {"method": "ridge", "encoder": "shufflenet"},
+    "low_rank_ridge_trunk": {"method": "low_rank_ridge", "encoder": "shufflenet"},
+    "network_alone_trunk": {"preset": "default", "encoder": "shufflenet", "config": {"linear": False}},
+    "default_trunk": {"preset": "default", "encoder": "shufflenet"},
+    "paper": {"preset": "paper", "encoder": "shufflenet"},
+    "published": {"preset": "published", "encoder": "shufflenet"},
 }
 NEED_GPU = ["paper", "published"]
 KEYS = ["data", "fold", "method", "seed"]
@@ -78,6 +76,11 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path]:
     if unknown := set(getattr(options, "data", [])) - set(DATA):
         parser.error(f"unknown data {', '.join(unknown)}; there are {', '.join(DATA)}")
     return options, Path(os.environ["HGGEP_SHARED"])
+
+
+def weights_of(method: dict, shared: Path) -> str | Path:
+    """Return the weights of what a method sees through."""
+    return shared / "weights" / "shufflenetv2_x0_5_trunk.pth" if "encoder" in method else "pretrained"
 
 
 def rows_of(data: str, result: "hggep.CrossValidation") -> pd.DataFrame:
@@ -207,7 +210,7 @@ def main() -> None:
                 methods={label: method},
                 only=options.folds,
                 seeds=seeds,
-                weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
+                weights=weights_of(method, shared),
                 path=options.store,
                 device=options.device,
                 **how,

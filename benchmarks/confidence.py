@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from accuracy import DATA, METHODS, RESULTS, load, parse, table
+from accuracy import DATA, METHODS, RESULTS, load, parse, table, weights_of
 from scipy.stats import spearmanr
 
 import hggep_sc as hggep
@@ -114,7 +114,7 @@ def main() -> None:
             sections,
             methods={"default": METHODS["default"]},
             seeds=options.seeds,
-            weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
+            weights=weights_of(METHODS["default"], shared),
             path=options.store,
             device=options.device,
             key_added="cv",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from accuracy import DATA, METHODS, RESULTS, load, parse, table
+from accuracy import DATA, METHODS, RESULTS, load, parse, table, weights_of
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
@@ -160,7 +160,7 @@ def main() -> None:
             result = hggep.tl.cross_validate(
                 sections,
                 methods={method: METHODS[method]},
-                weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
+                weights=weights_of(METHODS[method], shared),
                 path=options.store,
                 device=options.device,
                 key_added="cv",

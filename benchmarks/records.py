@@ -8,10 +8,9 @@
 `patients`  as TRIPLEX and DKAN: the genes of the highest mean expression, chosen on the training sections of each fold,
             where the papers choose them on all sections
 
-Missing files are downloaded (all sections: some GB). Data are looked for in `hggep_sc.settings.dataset_dir`, and the
-pretrained backbone is torchvision's; where HGGEP_SHARED names a folder of real sections (`data`) and trunk weights
-(`weights`), these serve instead. Every finished fold is kept in `--store`, and not run again: an interrupted run goes
-on where it was, with the same command.
+Missing files are downloaded (all sections: some GB). Data are looked for in `hggep_sc.settings.dataset_dir`; where
+HGGEP_SHARED names a folder of real sections (`data`), there. Every finished fold is kept in `--store`, and not run
+again: an interrupted run goes on where it was, with the same command.
 
 `--sections` takes some of the sections, and `--epochs` shortens the networks; the tables name both. Figures are written
 to results/records_sections.md and .csv, or records_patients.md and .csv, beside this file: by usage
@@ -116,10 +115,8 @@ def main() -> None:
     """Run one protocol."""
     options = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    how: dict[str, Any] = {}
     if shared := os.environ.get("HGGEP_SHARED"):
         hggep.settings.dataset_dir = Path(shared) / "data"
-        how["weights"] = Path(shared) / "weights" / "shufflenetv2_x0_5_trunk.pth"
     protocol = {name: value for name, value in PROTOCOLS[options.protocol].items() if name != "sections"}
     wanted = PROTOCOLS[options.protocol]["sections"]
     sections = [name for name in wanted if options.sections is None or name in options.sections]
@@ -131,7 +128,6 @@ def main() -> None:
         path=options.store,
         device=options.device,
         **protocol,
-        **how,
     )
     means = by_usage(result)
     print(means.T.round(4).to_string())

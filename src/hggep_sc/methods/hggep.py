@@ -52,6 +52,7 @@ from ..training.devices import Devices, Strategy
 from ..training.fit import train
 from ..training.run import Run
 from ..training.split import held_out_spots
+from .card import model_card
 from .encoder import encoder_entry
 from .genes import NAMED, GenesBy, training_genes
 from .networks import Network, filled, published, stored_state
@@ -509,6 +510,7 @@ class HGGEP:
                 **({} if self.linear is None else {"linear": self.linear.tensors()}),
                 **({} if self.confidence is None else {"confidence": self.confidence.tensors()}),
             },
+            card=model_card(self, self.encoder),
             overwrite=overwrite,
         )
 
@@ -519,7 +521,9 @@ class HGGEP:
         Parameters
         ----------
         path
-            The folder.
+            The folder; or a model on the Hugging Face hub, "hf://owner/name@revision" (`pip install "hggep-sc[hub]"`),
+            which is downloaded once. Without a revision it is what the repository holds today; the log names its
+            commit.
         encoder
             The module that the model was fitted with (`tl.fit(encoder=module)`), with the same weights. For a model
             that was fitted with one known by name: the file or folder of its weights, or None where they are to be had.

@@ -12,11 +12,12 @@ import numpy as np
 
 from ..config import BaseConfig, Config, Normalize
 from ..encoders.registry import AUTO, default_encoder, info_of
-from ..errors import TrainingWarning
+from ..errors import ModelError, TrainingWarning
 from ..features.encoders import is_slot
 from ..prediction.finite import require_finite_prediction
 from ..runtime.messages import warn
 from ..runtime.validators import choice, text
+from ..storage.models import folder_of, method_in
 from .baselines import BASELINES
 from .hggep import HGGEP
 from .protocols import Method, Model
@@ -82,6 +83,34 @@ def get(name: str) -> Method:
         If there is none.
     """
     return _methods[choice("method", name, names())]
+
+
+def load(path: str | Path, *, encoder: "nn.Module | str | Path | None" = None) -> Model:
+    """Read a model of any method that `save` wrote.
+
+    Parameters
+    ----------
+    path
+        The folder, or "hf://owner/name@revision", as in `hggep_sc.HGGEP.load`.
+    encoder
+        As in `hggep_sc.HGGEP.load`, for a model that was fitted with one that is not in its folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ModelError
+        If the folder is no model, is damaged, or is of a method that is not registered.
+    ValueError
+        If the model wants an encoder that was not given, or is another.
+    """
+    folder = folder_of(path)
+    if (name := method_in(folder)) not in _methods:
+        raise ModelError(
+            f"{folder} holds a model of method {name!r}, which is not known here: hggep_sc.methods.register it first"
+        )
+    method = _methods[name]
+    return method.load(folder, **({} if encoder is None else {"encoder": encoder}))
 
 
 def names() -> list[str]:

@@ -20,6 +20,7 @@ from ..runtime.device import is_first_process
 from ..runtime.messages import listed
 from ..runtime.validators import flag, path_of
 from .files import read_regular
+from .hub import local_folder, real_file
 from .replace import is_under_way, replacing
 
 FORMAT = 3  # of the folder, and of how features are defined: 2 saw each spot's patches by themselves
@@ -27,18 +28,8 @@ MANIFEST = "model.json"
 LARGEST = 2**26  # bytes of a manifest, of which 60,000 genes take two in a hundred
 CHECKSUM = "checksum"  # of the manifest, in itself
 LOCK = "lock"  # file in the folder while it is written
-CLASSES = {  # that load a folder, by the manifest's method
-    "hggep": "hggep_sc.HGGEP",
-    "gene_mean": "hggep_sc.baselines.GeneMean",
-    "nearest_patches": "hggep_sc.baselines.NearestPatches",
-    "ridge": "hggep_sc.baselines.Ridge",
-    "low_rank_ridge": "hggep_sc.baselines.LowRankRidge",
-    "hest_ridge": "hggep_sc.baselines.HestRidge",
-    **{
-        name: f"hggep_sc.methods.get({name!r})"
-        for name in ("stnet", "histogene", "hist2st", "thitogene", "bleep", "deeppt")
-    },
-}
+CARD = "README.md"
+OURS = "library_name: hggep-sc"  # in a card: one without it is somebody's own, and stays
 
 
 class IncompleteError(ValueError):
@@ -61,6 +52,7 @@ def save_model(
     model_id: str,
     content: Mapping[str, Any],
     tensors: Tensors,
+    card: str,
     overwrite: bool,
 ) -> None:
     """Write a model to a folder: tensors as safetensors, everything else as JSON.
@@ -78,6 +70,8 @@ def save_model(
         The manifest's own entries, ready for JSON.
     tensors
         Tensors by name, one mapping for each file ("network", "training", "linear", "confidence", "arrays").
+    card
+        What tells a reader of it, in Markdown, written to `README.md`; one that somebody wrote themselves stays.
     overwrite
         Replace the model in the folder.
 
@@ -112,6 +106,8 @@ def save_model(
                 for name, blob in blobs.items():
                     _write(path / name, blob)
                 _write(path / MANIFEST, text)
+                if not (path / CARD).exists() or _is_ours(path / CARD):
+                    _write(path / CARD, card.encode())
             finally:
                 _tidy(path)
     except OSError as error:
@@ -131,7 +127,7 @@ def load_model(
     Parameters
     ----------
     path
-        The folder.
+        The folder, or a repository of the hub's, `hf://owner/name@revision`.
     method
         What the model has to be.
     rebuild
@@ -146,9 +142,7 @@ def load_model(
     ValueError
         If the model needs something with it that was not given, or does not fit it.
     """
-    path = path_of("path", path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no model at {path}")
+    path = folder_of(path)
     while True:
         text = _manifest(path)
         content = _parsed(path, text)
@@ -168,8 +162,33 @@ def load_model(
             raise ModelError(f"the model in {path} is damaged: {_reason(error)}") from error
 
 
+def folder_of(path: str | Path) -> Path:
+    """Return the folder of a model, downloaded where it is on the hub.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    path = path_of("path", local_folder(path))
+    if not path.exists():
+        raise FileNotFoundError(f"there is no model at {path}")
+    return path
+
+
+def method_in(path: Path) -> str:
+    """Return the name of the method that fitted the model in a folder.
+
+    Raises
+    ------
+    ModelError
+        If it holds none.
+    """
+    return str(_parsed(path, _manifest(path)).get("method", "hggep"))
+
+
 def _manifest(path: Path) -> bytes:
-    file = path / MANIFEST
+    file = real_file(path / MANIFEST)
     if not file.is_file():
         raise ModelError(f"{path} is not an hggep_sc model: it has no {MANIFEST}")
     if (size := file.stat().st_size) > LARGEST:
@@ -198,8 +217,10 @@ def _require_readable(path: Path, content: Mapping[str, Any], method: str) -> No
         )
     found = content.get("method", "hggep")  # the only one there was before the manifest named it
     if found != method:
-        known = f"load it by {CLASSES[found]}.load" if found in list(CLASSES) else "this version does not know it"
-        raise ModelError(f"{path} holds a model of method {found!r}, not {method!r}: {known}")
+        raise ModelError(
+            f"{path} holds a model of method {found!r}, not {method!r}: load it by hggep_sc.methods.load, which takes "
+            "those of every method that is known"
+        )
     # earlier versions wrote none
     if CHECKSUM in content and _checksum(content) != content[CHECKSUM]:
         raise ModelError(
@@ -265,7 +286,7 @@ def _blobs(path: Path, content: Mapping[str, Any]) -> dict[str, bytes]:
         raise ValueError(f"{MANIFEST}: 'files' and 'sizes' name different files")
     blobs = {}
     for name, expected in files.items():
-        blobs[name] = read_regular(path / name, None if sizes is None else sizes[name])
+        blobs[name] = read_regular(real_file(path / name), None if sizes is None else sizes[name])
         if hashlib.sha256(blobs[name]).hexdigest() != expected:
             raise ValueError(f"{name} is not the file that was saved (its checksum differs)")
     return blobs
@@ -289,13 +310,19 @@ def _is_blob(name: str) -> bool:
     return bool(re.fullmatch(r"(network|training|arrays|linear|confidence)-[0-9a-f]{12}\.safetensors", name))
 
 
+def _is_ours(card: Path) -> bool:
+    """Whether a card is one that was written here."""
+    return card.is_file() and OURS in card.read_text(errors="replace")
+
+
 def _require_ours(path: Path) -> None:
     """Refuse a folder that holds anything but files of a model, whole or of an interrupted save."""
     if path.is_dir():
+        known = (MANIFEST, LOCK, CARD) if (path / MANIFEST).exists() or _is_ours(path / CARD) else (MANIFEST, LOCK)
         others = [
             entry.name
             for entry in path.iterdir()
-            if not (entry.name in (MANIFEST, LOCK) or _is_blob(entry.name) or is_under_way(entry.name))
+            if not (entry.name in known or _is_blob(entry.name) or is_under_way(entry.name))
         ]
         if not others:
             return

@@ -97,11 +97,11 @@ def test_edited_genes(opened, config, tmp_path):
 def test_loaded_by_another_class(opened, config, trained, tmp_path):
     fit("ridge", opened, config).save(tmp_path / "ridge")
     trained.save(tmp_path / "network")
-    with pytest.raises(ValueError, match=r"method 'ridge', not 'hggep': load it by hggep_sc\.baselines\.Ridge\.load"):
+    with pytest.raises(ValueError, match=r"method 'ridge', not 'hggep': load it by hggep_sc\.methods\.load"):
         hggep.HGGEP.load(tmp_path / "ridge")
-    with pytest.raises(ValueError, match=r"hggep_sc\.baselines\.Ridge\.load"):
+    with pytest.raises(ValueError, match=r"load it by hggep_sc\.methods\.load"):
         LowRankRidge.load(tmp_path / "ridge")
-    with pytest.raises(ValueError, match=r"method 'hggep', not 'gene_mean': load it by hggep_sc\.HGGEP\.load"):
+    with pytest.raises(ValueError, match=r"method 'hggep', not 'gene_mean': load it by hggep_sc\.methods\.load"):
         GeneMean.load(tmp_path / "network")
 
 

@@ -36,6 +36,7 @@ from ...storage.checkpoint import Checkpoint, Parts
 from ...storage.models import load_model, save_model, stored_scale
 from ...training.data import counts_to_learn
 from ...training.selection import Training
+from ..card import model_card
 from ..encoder import encoder_entry, required_encoder
 from ..genes import GenesBy, training_genes
 from .config import BaselineConfig
@@ -382,6 +383,7 @@ class Baseline(ABC):
                 "training": self.fingerprint.tensors(),
                 **({"network": self._trunk_state()} if self.trunk is not None else {}),
             },
+            card=model_card(self, self.encoder or self.trunk),
             overwrite=overwrite,
         )
 
@@ -392,7 +394,7 @@ class Baseline(ABC):
         Parameters
         ----------
         path
-            The folder.
+            The folder, or "hf://owner/name@revision", as in `HGGEP.load`.
         encoder
             As in `HGGEP.load`.
 

@@ -52,6 +52,7 @@ from ...training.lightning_manners import interruptible, quiet
 from ...training.loop import Chunks, EpochOrder, run_plan
 from ...training.plan import History, SeededPlan
 from ...training.run import Run
+from ..card import model_card
 from ..encoder import encoder_entry, required_encoder
 from ..genes import NAMED, GenesBy, training_genes
 
@@ -596,6 +597,7 @@ class Rival(ABC):
                 "network": {name: value.detach().cpu().contiguous() for name, value in state.items()},
                 "training": self.fingerprint.tensors(),
             },
+            card=model_card(self, self.encoder),
             overwrite=overwrite,
         )
 
@@ -606,7 +608,7 @@ class Rival(ABC):
         Parameters
         ----------
         path
-            The folder.
+            The folder, or "hf://owner/name@revision", as in `HGGEP.load`.
         encoder
             As in `HGGEP.load`.
 

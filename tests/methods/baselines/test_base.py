@@ -35,7 +35,7 @@ def test_round_trip(method, opened, config, weights, tmp_path):
     assert repr(again) == repr(model)
     assert again.fingerprint.role(opened[0], again.genes) == "train"
     assert again.fingerprint.role(opened[2], again.genes) == "held out"
-    assert {p.suffix for p in (tmp_path / "m").iterdir()} == {".json", ".safetensors"}
+    assert {p.suffix for p in (tmp_path / "m").iterdir()} == {".json", ".safetensors", ".md"}
     assert json.loads((tmp_path / "m" / "model.json").read_text())["method"] == method
     with pytest.raises(FileExistsError, match="overwrite=True"):
         model.save(tmp_path / "m")

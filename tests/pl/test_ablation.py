@@ -57,6 +57,25 @@ def test_the_reference_marks_its_mean(scores) -> None:
     assert pl.ablation(scores, reference="ridge").get_xlabel() == "mean PCC over genes, 3 sections"
 
 
+def test_rivals_are_lines_at_their_means(scores) -> None:
+    variants = scores[scores["method"] == "hggep"]
+    variants = pd.concat([variants, variants.assign(method="no hypergraph", value=variants["value"] - 0.02)])
+    rivals = scores[scores["method"] == "ridge"]
+    ax = pl.ablation(variants, reference=CrossValidation(rivals, pd.DataFrame()))
+    assert row_of(ax, "hggep") == 0  # what the variants are compared with
+    (line,) = [line for line in ax.lines if line.get_label() == "ridge"]
+    np.testing.assert_allclose(line.get_xdata(), section_means(scores)["ridge"].mean())
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ridge"]
+
+
+def test_rivals_of_other_folds_are_refused_and_of_fewer_said(scores, warned) -> None:
+    rivals = scores[scores["method"] == "ridge"]
+    with pytest.raises(ValueError, match="'ridge' has no fold in common"):
+        pl.ablation(scores, reference=rivals.assign(section="elsewhere"))
+    pl.ablation(scores, reference=rivals[rivals["section"] != "S1"])
+    assert "mean over 2 of 3 folds" in warned.text
+
+
 def test_lines_join_the_sections(scores) -> None:
     ax = pl.ablation(scores, metric="rmse", reference="ridge")
     methods = [label.get_text() for label in ax.get_yticklabels()]

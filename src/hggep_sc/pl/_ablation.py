@@ -1,6 +1,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from ..errors import ResultWarning
@@ -10,7 +11,7 @@ from ._axes import one_axes
 from ._style import colour, ink, name_of, note_of
 
 
-def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | None = None) -> Axes:
+def ablation(scores: Any, *, metric: str = "pcc", reference: Any, ax: Axes | None = None) -> Axes:
     """Draw what each variant of a method changes, section by section (Figure 4).
 
     A row per method: its mean over genes in each section (small dots, a thin line joins those of one section), and
@@ -29,7 +30,9 @@ def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | Non
     metric
         One of the table's metrics.
     reference
-        The method that the others are compared with.
+        The method that the others are compared with. Or scores of other methods, such as the published rivals': each
+        is a line at its mean over the folds that both have, as in the paper's figure, and the variants are compared
+        with the first of their own.
     ax
         Axes to draw on; None for a new figure.
 
@@ -40,12 +43,14 @@ def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | Non
     Raises
     ------
     TypeError
-        If `scores` is none of these.
+        If `scores` or `reference` is none of these.
     ValueError
-        If there is no such metric or method, no method that has a gene in common with the reference, or for another
-        number of Axes than one.
+        If there is no such metric or method, no method that has a gene in common with the reference, no fold that
+        rivals have too, or for another number of Axes than one.
     """
     table = score_table(scores)
+    rivals = None if isinstance(reference, str) else per_gene(reference, metric)
+    reference = reference if rivals is None else str(table["method"].iloc[0])
     require_methods(rows_of_metric(table, metric), [reference])
     values = per_gene(table, metric)
     sections = values.groupby("section", sort=False).mean()
@@ -66,6 +71,8 @@ def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | Non
     colours = {method: colour(i) for i, method in enumerate(table["method"].unique())}
     ax = one_axes(ax, (7.5, 1.2 + 0.5 * len(methods)), "one for all methods")
     ax.axvline(base.mean(), color="0.4", linestyle="--", linewidth=1, zorder=1)
+    if rivals is not None:
+        _draw_rivals(ax, rivals, base.index, len(methods), start=len(colours))
     for section in sections.index:
         ax.plot(sections.loc[section, methods], np.arange(len(methods)), color="0.8", linewidth=0.8, zorder=0)
     beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": "small"}
@@ -90,3 +97,17 @@ def ablation(scores: Any, *, metric: str = "pcc", reference: str, ax: Axes | Non
     ax.set(ylim=(len(methods) - 0.5, -0.5), xlabel=xlabel)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def _draw_rivals(ax: Axes, rivals: pd.DataFrame, folds: pd.Index, n_rows: int, *, start: int) -> None:
+    """Draw a line for each other method at its mean over folds, named above the rows."""
+    for i, method in enumerate(rivals):
+        of_folds = per_fold(rivals[method]).dropna()
+        shared = of_folds[of_folds.index.isin(folds)]
+        if shared.empty:
+            raise ValueError(f"{method!r} has no fold in common with scores: {listed(of_folds.index)}, {listed(folds)}")
+        if len(shared) < len(folds):
+            warn(f"the line of {method!r} is its mean over {len(shared)} of {len(folds)} folds", ResultWarning)
+        look: dict[str, Any] = {"color": colour(start + i), "linewidth": 1.5, "zorder": 1}
+        ax.axvline(shared.mean(), linestyle=":", label=str(method), **look)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.9 / n_rows - 0.12), ncols=3, frameon=False, fontsize="small")

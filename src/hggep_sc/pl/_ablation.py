@@ -72,7 +72,7 @@ def ablation(scores: Any, *, metric: str = "pcc", reference: Any, ax: Axes | Non
     ax = one_axes(ax, (7.5, 1.2 + 0.5 * len(methods)), "one for all methods")
     ax.axvline(base.mean(), color="0.4", linestyle="--", linewidth=1, zorder=1)
     if rivals is not None:
-        _draw_rivals(ax, rivals, base.index, len(methods), start=len(colours))
+        _draw_rivals(ax, rivals, base.index)
     for section in sections.index:
         ax.plot(sections.loc[section, methods], np.arange(len(methods)), color="0.8", linewidth=0.8, zorder=0)
     beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": "small"}
@@ -99,15 +99,15 @@ def ablation(scores: Any, *, metric: str = "pcc", reference: Any, ax: Axes | Non
     return ax
 
 
-def _draw_rivals(ax: Axes, rivals: pd.DataFrame, folds: pd.Index, n_rows: int, *, start: int) -> None:
+def _draw_rivals(ax: Axes, rivals: pd.DataFrame, folds: pd.Index) -> None:
     """Draw a line for each other method at its mean over folds, named above the rows."""
-    for i, method in enumerate(rivals):
+    above: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "rotation": 40, "rotation_mode": "anchor"}
+    for method in rivals:
         of_folds = per_fold(rivals[method]).dropna()
         shared = of_folds[of_folds.index.isin(folds)]
         if shared.empty:
             raise ValueError(f"{method!r} has no fold in common with scores: {listed(of_folds.index)}, {listed(folds)}")
         if len(shared) < len(folds):
             warn(f"the line of {method!r} is its mean over {len(shared)} of {len(folds)} folds", ResultWarning)
-        look: dict[str, Any] = {"color": colour(start + i), "linewidth": 1.5, "zorder": 1}
-        ax.axvline(shared.mean(), linestyle=":", label=str(method), **look)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.9 / n_rows - 0.12), ncols=3, frameon=False, fontsize="small")
+        ax.axvline(shared.mean(), color="0.4", linestyle=":", linewidth=1.5, zorder=1, label=str(method))
+        ax.text(shared.mean(), 1.02, str(method), fontsize="small", **above)

@@ -52,7 +52,7 @@ class DigitCapsules(nn.Module):
 
     def __init__(self, n_in: int, width_in: int, n_out: int, width_out: int) -> None:
         super().__init__()
-        self.W = nn.Parameter(nn.init.kaiming_normal_(torch.empty(n_out, n_in, width_in, width_out)))
+        self.W = nn.Parameter(torch.randn(n_out, n_in, width_in, width_out) / width_in**0.5)
         self.b = nn.Parameter(torch.zeros(n_out, n_in, 1))
 
     def forward(self, p: Tensor) -> Tensor:

@@ -22,9 +22,7 @@ class ConvMixerBlock(nn.Module):
         def depthwise() -> nn.Conv2d:
             return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
 
-        self.dw = nn.Sequential(
-            depthwise(), ViewNorm(channels), nn.GELU(), depthwise(), ViewNorm(channels), nn.GELU()
-        )
+        self.dw = nn.Sequential(depthwise(), ViewNorm(channels), nn.GELU(), depthwise(), ViewNorm(channels), nn.GELU())
         self.pw = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.GELU(), ViewNorm(channels))
 
     def forward(self, x: Tensor) -> Tensor:

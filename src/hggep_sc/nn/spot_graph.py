@@ -118,9 +118,7 @@ class GraphAttention(nn.Module):
         As in `GraphAttentionHead`.
     """
 
-    def __init__(
-        self, width: int, hidden: int, out: int, heads: int, dropout: float, normalise: Normalise
-    ) -> None:
+    def __init__(self, width: int, hidden: int, out: int, heads: int, dropout: float, normalise: Normalise) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.names = [f"attention_{head}" for head in range(heads)]

@@ -95,7 +95,5 @@ def vit(
     depth: int, width: int, hidden: int, heads: int, dropout: float, *, head_width: int = HEAD_WIDTH
 ) -> nn.Sequential:
     """Return so many blocks under the names of HisToGene and THItoGene: `transformer.layers.<block>.<half>`."""
-    blocks = (
-        block(width, hidden, heads, dropout, head_width=head_width, names=("0", "1")) for _ in range(depth)
-    )
+    blocks = (block(width, hidden, heads, dropout, head_width=head_width, names=("0", "1")) for _ in range(depth))
     return nn.Sequential(OrderedDict(transformer=nn.Sequential(OrderedDict(layers=nn.Sequential(*blocks)))))

@@ -80,7 +80,7 @@ def published_network(
         config = sizes(shapes)
     except KeyError as missing:
         raise ModelError(f"{foreign}: entry {missing} is missing") from None
-    except (TypeError, ValueError) as error:  # a shape of another number of axes, a size that cannot be
+    except (IndexError, TypeError, ValueError) as error:  # a shape of another number of axes, a size that cannot be
         raise ModelError(f"{foreign}: {error}") from error
     if found != n_genes:
         raise ValueError(f"{path} predicts {found} genes, but genes= has {n_genes} names")

@@ -99,7 +99,7 @@ class CapsuleLayer(nn.Module):
         return self.digit_caps(self.primary_caps(self.maps(x)))
 
     def maps(self, x: Tensor) -> Tensor:
-        """What the convolutions make of it."""
+        """Return what the convolutions make of it."""
         x = F.relu(self.batch_norm1(self.conv1(x)))
         x = F.relu(self.batch_norm2(self.conv2(x)))
         x = F.relu(self.batch_norm3(self.conv3(x)))

@@ -11,7 +11,7 @@ HIDDEN = 16  # of the attentions, at least
 
 
 class SpotNorm(nn.BatchNorm2d):
-    """Batch normalisation of one value per spot and channel; a spot alone, which has no variance, by the running one."""
+    """Batch normalisation of a value per spot and channel; a spot alone, which has no variance, by the running one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, 1, 1) to the same shape."""

@@ -1,6 +1,6 @@
 """Graphs of the spots of a section by their array coordinates, and layers on them.
 
-A graph is a dense 0/1 matrix (N, N): row i marks the spots that i looks at. It is directed, and no spot looks at itself.
+A graph is a dense 0/1 matrix (N, N): row i marks the spots that i looks at, itself not among them. It is directed.
 """
 
 from typing import Literal

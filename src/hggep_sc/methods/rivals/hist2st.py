@@ -7,7 +7,7 @@ Briefings in Bioinformatics 23(5), 2022, bbac297, doi 10.1093/bib/bbac297.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +146,11 @@ class Hist2STNetwork(nn.Module):
         self.coef = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
         self.gene_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n_genes))
 
+    @property
+    def body(self) -> Transformer:
+        """What stands between patch embedding and heads."""
+        return cast(Transformer, self.vit["transformer"])
+
     def encode(self, patches: Tensor) -> Tensor:
         """(N, 1, 3, S, S) to (N, width)."""
         return self.features(self.pixels(patches)[None])[0]
@@ -160,16 +165,16 @@ class Hist2STNetwork(nn.Module):
         return patches[:, 0].transpose(-1, -2).to(self.patch_embedding.weight.dtype).contiguous()
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(views, N, 3, S, S) to (views, N, width): each patch by itself, batch normalisation view by view."""
+        """See each patch by itself, (views, N, 3, S, S) to (views, N, width); each view has batch statistics of its own."""
         set_views(self, len(pixels))
         tiles = self.dropout(self.patch_embedding(pixels.flatten(0, 1)))
-        seen = self.vit["transformer"].down(self.vit["transformer"].layer1(tiles))
+        seen = self.body.down(self.body.layer1(tiles))
         return seen.unflatten(0, (len(pixels), -1))
 
     def attend(self, features: Tensor, positions: Tensor) -> Tensor:
         """Tell where each spot is, and take all through the transformer: (..., N, width) to the same shape."""
         x, y = positions.unbind(1)
-        return self.vit["transformer"].layer2(features + self.x_embed(x) + self.y_embed(y))
+        return self.body.layer2(features + self.x_embed(x) + self.y_embed(y))
 
     def graph(self, positions: Tensor) -> Tensor:
         """0/1 matrix (N, N) of the spots that each looks at."""
@@ -178,10 +183,10 @@ class Hist2STNetwork(nn.Module):
     def latent(self, tokens: Tensor, adjacency: Tensor) -> Tensor:
         """Average the LSTM's outputs over the graph layers, one after the other: (..., N, width) to the same shape."""
         steps = []
-        for layer in self.vit["transformer"].layer3:
+        for layer in self.body.layer3:
             tokens = layer(tokens, adjacency)
             steps.append(tokens)
-        sequence, _ = self.vit["transformer"].jknet(torch.stack(steps).flatten(1, -2))
+        sequence, _ = self.body.jknet(torch.stack(steps).flatten(1, -2))
         return sequence.mean(0).view_as(tokens)
 
     def count_parameters(self, latent: Tensor) -> CountParameters | None:
@@ -260,7 +265,7 @@ class Hist2ST(OnArray):
 
 
 def sizes(shapes: Shapes) -> Hist2STConfig:
-    """Settings of a checkpoint of 112 px, whose attention heads are 64 wide."""
+    """Return the settings of a checkpoint of 112 px, whose attention heads are 64 wide."""
     body = "vit.transformer."
     channels, _, tile, _ = shapes["patch_embedding.weight"]
     inner, _ = shapes[f"{body}layer2.0.attn.fn.to_qkv.weight"]

@@ -105,7 +105,7 @@ class HisToGene(OnArray):
 
 
 def sizes(shapes: Shapes) -> HisToGeneConfig:
-    """Settings of a checkpoint, whose heads are 64 wide."""
+    """Return the settings of a checkpoint, whose heads are 64 wide."""
     layers = "vit.transformer.layers."
     width, pixels = shapes["patch_embedding.weight"]
     inner, _ = shapes[f"{layers}0.0.fn.to_qkv.weight"]

@@ -168,7 +168,7 @@ class THItoGene(OnArray):
 
 
 def sizes(shapes: Shapes) -> THItoGeneConfig:
-    """Settings of a checkpoint of 112 px, whose attention heads are 64 wide."""
+    """Return the settings of a checkpoint of 112 px, whose attention heads are 64 wide."""
     layers = "vit.transformer.layers."
     convolved = (shapes[f"caps_layer.conv{number}.bias"][0] for number in range(1, 5))
     n_capsules, _, primary_width, capsule_width = shapes["caps_layer.digit_caps.W"]

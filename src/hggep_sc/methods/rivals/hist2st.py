@@ -6,6 +6,7 @@ Briefings in Bioinformatics 23(5), 2022, bbac297, doi 10.1093/bib/bbac297.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
@@ -165,7 +166,7 @@ class Hist2STNetwork(nn.Module):
         return patches[:, 0].transpose(-1, -2).to(self.patch_embedding.weight.dtype).contiguous()
 
     def features(self, pixels: Tensor) -> Tensor:
-        """See each patch by itself, (views, N, 3, S, S) to (views, N, width); each view has batch statistics of its own."""
+        """See each patch by itself: (views, N, 3, S, S) to (views, N, width), each view by its own batch statistics."""
         set_views(self, len(pixels))
         tiles = self.dropout(self.patch_embedding(pixels.flatten(0, 1)))
         seen = self.body.down(self.body.layer1(tiles))
@@ -265,12 +266,15 @@ class Hist2ST(OnArray):
 
 
 def sizes(shapes: Shapes) -> Hist2STConfig:
-    """Return the settings of a checkpoint of 112 px, whose attention heads are 64 wide."""
+    """Return the settings of a checkpoint, whose attention heads are 64 wide."""
     body = "vit.transformer."
     channels, _, tile, _ = shapes["patch_embedding.weight"]
     inner, _ = shapes[f"{body}layer2.0.attn.fn.to_qkv.weight"]
-    n_positions, _ = shapes["x_embed.weight"]
+    n_positions, width = shapes["x_embed.weight"]
+    patch_size = isqrt(8 * width // channels) * tile
     return Hist2STConfig(
+        patch_size=patch_size,
+        fields_px=(float(patch_size),),
         tile=tile,
         channels=channels,
         kernel=shapes[f"{body}layer1.0.dw.0.weight"][-1],

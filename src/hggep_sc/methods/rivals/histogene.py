@@ -5,6 +5,7 @@ histology images in tumors", bioRxiv, 2021, doi 10.1101/2021.11.28.470212.
 """
 
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import ClassVar
 
@@ -111,8 +112,10 @@ def sizes(shapes: Shapes) -> HisToGeneConfig:
     inner, _ = shapes[f"{layers}0.0.fn.to_qkv.weight"]
     hidden, _ = shapes[f"{layers}0.1.fn.net.0.weight"]
     n_positions, _ = shapes["x_embed.weight"]
+    patch_size = isqrt(pixels // 3)
     return HisToGeneConfig(
-        patch_size=int((pixels / 3) ** 0.5),
+        patch_size=patch_size,
+        fields_px=(float(patch_size),),
         width=width,
         vit_depth=count_blocks(shapes, layers),
         vit_heads=inner // 3 // HEAD_WIDTH,

@@ -25,6 +25,22 @@ TINY = {
     "epochs": 3,
     "ensemble": 1,
 }
+_SMALL_RIVAL = {"patch_size": 16, "fields_um": (60.0,), "fields_px": (60.0,), "vit_depth": 1, "vit_heads": 2}
+TINY_RIVALS = {  # that see sections as a whole
+    "histogene": {**_SMALL_RIVAL, "width": 16, "head_width": 8, "hidden": 16, "epochs": 1},
+    "hist2st": {
+        **_SMALL_RIVAL,
+        "tile": 4,
+        "channels": 8,
+        "kernel": 3,
+        "mixer_depth": 1,
+        "graph_depth": 2,
+        "head_width": 8,
+    }
+    | {"views": 2, "epochs": 1},
+    "thitogene": {**_SMALL_RIVAL, "patch_size": 48, "channels": (4, 4, 8, 8, 16), "n_capsules": 4, "capsule_width": 4}
+    | {"head_width": 8, "hidden": 16, "gat_heads": 2, "gat_width": 8, "gat_out": 8, "gene_width": 16, "epochs": 1},
+}
 LEARNING = {"gem": True, "cbam": True, "backbone_learning_rate": 1e-4}  # an encoder that learns from the pixels
 WAIT = 1800  # seconds after which a test that hangs gives up
 CPU = {"weights": None, "device": "cpu", "progress": False}

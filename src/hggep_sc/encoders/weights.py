@@ -109,8 +109,17 @@ def _imagenet() -> Path:
         ) from None
 
 
-def read_state_dict(path: Path) -> "dict[str, Tensor]":
-    """Read a state dict of tensors from a `.safetensors` or torch file, without unpickling anything else."""
+def read_state_dict(path: Path, within: str = "") -> "dict[str, Tensor]":
+    """Read a state dict of tensors from a `.safetensors` or torch file, without unpickling anything else.
+
+    Parameters
+    ----------
+    path
+        The file.
+    within
+        Entry that holds the state dict, where the file is more than that: Lightning's is called "state_dict". A file
+        without it is taken for the state dict itself.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -123,6 +132,8 @@ def read_state_dict(path: Path) -> "dict[str, Tensor]":
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise ModelError(f"{path}: not a readable file of weights ({error})") from error
+    if isinstance(state, dict) and isinstance(state.get(within), dict):
+        state = state[within]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path}: expected a state dict, which is a flat dict of names and tensors")
     return state

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .interface import CountParameters
+
 _TINY = 1e-8  # floor of means, dispersions and probabilities, below which logarithms and gradients blow up
 
 
@@ -72,6 +74,15 @@ def _precise(*tensors: Tensor) -> list[Tensor]:
 
 def _result_dtype(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
+
+
+def zinb_parameters(mean: Tensor, dispersion: Tensor, dropout: Tensor) -> CountParameters:
+    """Bring what linear layers give, each (N, G), into the bounds of the published codes."""
+    return CountParameters(
+        mean.float().exp().clamp(1e-5, 1e6),
+        torch.nn.functional.softplus(dispersion.float()).clamp(1e-4, 1e4),
+        torch.sigmoid(dropout.float()),
+    )
 
 
 def pearson_loss(prediction: Tensor, target: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ One thing is left out: its hypergraph dropout stayed on at inference; here it is
 Names of modules are those of the published state dict.
 """
 
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,35 +14,22 @@ from torch import Tensor, nn
 from torch_geometric.nn import HypergraphConv
 
 from .interface import Batch, CountParameters, Output, upload
-from .losses import distillation, zinb_nll
+from .losses import distillation, zinb_nll, zinb_parameters
 from .shufflenet import ShuffleNetV2
+from .spot_transformer import block
+from .views import ViewNorm, augment, set_views
 
 if TYPE_CHECKING:
     from ..section import Section
 
 DIM = 1024
 HEADS = 16
+DROPOUT = 0.2  # of the transformers
 POSITIONS = 64  # array coordinates that the position embedding knows: 0..63
 NEIGHBOURS, REACH = 8, 2  # spots in the adjacency, and how many array units away at most
 HYPEREDGE = 4  # neighbours that a spot chooses
 VIEWS = 5
 ZINB_WEIGHT, DISTILLATION_WEIGHT = 0.25, 0.5
-
-
-class ViewNorm(nn.BatchNorm2d):
-    """Batch normalisation of several views of a section in one batch, one view after the other.
-
-    In training each view is normalised by its own statistics, and the running ones see them in turn.
-    """
-
-    views = 1  # equal parts of the batch
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (views * N, C, H, W)."""
-        if self.views == 1 or not self.training:
-            return super().forward(x)
-        normalise = super().forward
-        return torch.cat([normalise(view) for view in x.chunk(self.views)])
 
 
 class CrossDifference(nn.Module):
@@ -130,63 +116,9 @@ def down(channels_in: int, channels_out: int) -> nn.Sequential:
     )
 
 
-class Attention(nn.Module):
-    """Self-attention of a section's spots, in each view by itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.to_qkv = nn.Linear(DIM, 3 * DIM, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(DIM, DIM), nn.Dropout(0.2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., N, 1024) to the same shape."""
-        n = x.shape[-2]
-        q, k, v = self.to_qkv(x).view(-1, n, 3, HEADS, DIM // HEADS).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(mixed.transpose(1, 2).reshape(x.shape))
-
-
-class FeedForward(nn.Module):
-    """Two layers with GELU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(DIM, DIM), nn.GELU(), nn.Dropout(0.2), nn.Linear(DIM, DIM), nn.Dropout(0.2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., N, 1024) to the same shape."""
-        return self.net(x)
-
-
-class Residual(nn.Module):
-    """x + fn(LayerNorm(x))."""
-
-    def __init__(self, fn: nn.Module) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(DIM)
-        self.fn = fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., N, 1024) to the same shape."""
-        return x + self.fn(self.norm(x))
-
-
-class Block(nn.Module):
-    """One block of a ViT."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn = Residual(Attention())
-        self.ff = Residual(FeedForward())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., N, 1024) to the same shape."""
-        return self.ff(self.attn(x))
-
-
 def vit() -> nn.Sequential:
     """Four blocks over the spots of a section, (..., N, 1024) to the same shape."""
-    return nn.Sequential(*(Block() for _ in range(4)))
+    return nn.Sequential(*(block(DIM, DIM, HEADS, DROPOUT) for _ in range(4)))
 
 
 class Hypergraph(nn.Module):
@@ -257,37 +189,6 @@ def hyperedges(features: Tensor, adjacent: Tensor) -> tuple[Tensor, Tensor]:
     chooser = torch.arange(total.shape[:-1].numel(), device=total.device).view(*total.shape[:-1], 1)
     chosen = chosen + chooser[..., :1, :]  # counted from the view's first spot
     return torch.stack([chooser.expand_as(chosen), chosen]).flatten(1), weight.flatten(-2)
-
-
-def augment(pixels: Tensor, views: int, generator: torch.Generator) -> Tensor:
-    """Augmented views of a section: in each all patches are alike, grey or not, rotated, flipped or not.
-
-    Parameters
-    ----------
-    pixels
-        (N, 3, S, S), float.
-    views
-        How many.
-    generator
-        Source of three random numbers for each view, on the device of the pixels.
-
-    Returns
-    -------
-    (views, N, 3, S, S).
-    """
-    grey, turn, flip = torch.rand(views, 3, 1, 1, generator=generator, device=pixels.device).unbind(1)
-    red, green, blue = pixels.unbind(1)
-    luma = (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
-    coloured = torch.where(grey[..., None, None] < 0.1, luma, pixels)
-    # by hand: under autocast, `affine_grid` rounds to bfloat16, whose 8 bits do not tell a pixel from the next
-    size = pixels.shape[-1]
-    at = (2 * torch.arange(size, device=pixels.device) + 1) / size - 1
-    x, y = torch.where(flip < 0.2, -at, at), at[:, None]
-    cos, sin = torch.cos((turn - 0.5) * math.pi), torch.sin((turn - 0.5) * math.pi)
-    grid = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
-    # the patches of a view turn as one image of 3N channels
-    turned = F.grid_sample(coloured.flatten(1, 2), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return turned.view_as(coloured)
 
 
 class Sequence(nn.Module):
@@ -374,9 +275,7 @@ class PublishedNetwork(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """`encode` of views of what `pixels` returns: (views, N, 3, 112, 112) to (views, N, 3, 1024)."""
         views = len(pixels)
-        for module in self.modules():
-            if isinstance(module, ViewNorm):
-                module.views = views
+        set_views(self, views)
         stage4 = self.layer4(self.layer3(self.layer2(self.layer1(self.conv0(pixels.flatten(0, 1))))))
         conv5 = self.layer5(stage4)
         pooled = conv5.amax((2, 3), keepdim=True)
@@ -398,11 +297,7 @@ class PublishedNetwork(nn.Module):
 
     def count_parameters(self, latent: Tensor) -> CountParameters:
         """ZINB of the raw counts from `latent`."""
-        return CountParameters(
-            self.mean(latent).float().exp().clamp(1e-5, 1e6),
-            F.softplus(self.disp(latent).float()).clamp(1e-4, 1e4),
-            torch.sigmoid(self.pi(latent).float()),
-        )
+        return zinb_parameters(self.mean(latent), self.disp(latent), self.pi(latent))
 
     def latent(self, encoded: Tensor, positions: Tensor) -> Tensor:
         """Average the LSTM's outputs over stage 4, conv5, pooled conv5 and hypergraph.

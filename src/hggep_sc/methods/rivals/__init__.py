@@ -1,7 +1,10 @@
 """The methods that the paper compares HGGEP with, or names, behind the same fit, predict, save and load."""
 
 from .base import Rival, RivalConfig
+from .hist2st import Hist2ST
+from .histogene import HisToGene
+from .thitogene import THItoGene
 
 __all__ = ["RIVALS", "Rival", "RivalConfig"]
 
-RIVALS: dict[str, type[Rival]] = {}
+RIVALS: dict[str, type[Rival]] = {rival.method: rival for rival in (HisToGene, Hist2ST, THItoGene)}

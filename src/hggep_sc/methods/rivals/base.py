@@ -119,7 +119,7 @@ class RivalConfig(BaseConfig):
 class RivalNetwork(Protocol):
     """What a rival's network has to do; a `torch.nn.Module`."""
 
-    positions_on_host: bool
+    positions_on_host: ClassVar[bool]
 
     def encode(self, patches: Tensor) -> Tensor:
         """See each patch by itself: (N, 1, 3, S, S) uint8, axes (spot, field, channel, row, column), to (N, ...)."""

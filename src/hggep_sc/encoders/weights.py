@@ -22,18 +22,36 @@ PRETRAINED = "pretrained", "imagenet"  # an encoder's own; the second by the nam
 IMAGENET_FILE = "shufflenetv2_x0.5-f707e7126e.pth"
 IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
 IMAGENET_SHA256 = "f707e7126e8601ea5fa0e272e0f35c52807773d603bcb11e611fa04a0b0880fd"
+# of others, by the first digits of their SHA-256, which the file's name ends in, as its publishers check it
+TORCHVISION, TIMM = (
+    "https://download.pytorch.org/models/",
+    "https://github.com/huggingface/pytorch-image-models/releases/",
+)
+BACKBONES = {
+    "densenet121": f"{TORCHVISION}densenet121-a639ec97.pth",
+    "resnet50": f"{TORCHVISION}resnet50-11ad3fa6.pth",  # IMAGENET1K_V2
+    "resnet50_a1": f"{TIMM}download/v0.1-rsb-weights/resnet50_a1_0-14fe96d1.pth",
+}
 
 
 IMAGENET_PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation, as trained
 UNIT_PIXELS = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
-def locate_weights(weights: str | Path | None) -> Path | None:
-    """Return the file of the weights asked for, downloaded if need be; None for random weights."""
+def locate_weights(weights: str | Path | None, backbone: str | None = None) -> Path | None:
+    """Return the file of the weights asked for, downloaded if need be; None for random weights.
+
+    Parameters
+    ----------
+    weights
+        "pretrained", a file, or None.
+    backbone
+        Whose they are: one of `BACKBONES`, or None for the ShuffleNetV2 x0.5.
+    """
     if weights is None:
         return None
     if weights in PRETRAINED:
-        return _imagenet()
+        return _imagenet() if backbone is None else _of_backbone(BACKBONES[backbone])
     path = path_of("weights", weights)
     try:
         require_file(path, "weights file", ModelError)
@@ -95,13 +113,27 @@ def load_pretrained(encoder: "ShuffleNetEncoder", path: Path) -> None:
     encoder.normalise_pixels(*pixel_statistics(path))
 
 
-def _imagenet() -> Path:
+def _fetched(url: str, sha256: str) -> Path:
     from ..storage.fetch import fetch
 
-    beside = settings.dataset_dir / "weights" / IMAGENET_FILE
-    path = beside if beside.is_file() else settings.cache_dir / "weights" / IMAGENET_FILE
+    name = url.rpartition("/")[2]
+    beside = settings.dataset_dir / "weights" / name
+    return fetch(url, sha256=sha256, path=beside if beside.is_file() else settings.cache_dir / "weights" / name)
+
+
+def _of_backbone(url: str) -> Path:
     try:
-        return Path(fetch(IMAGENET_URL, sha256=IMAGENET_SHA256, path=path))
+        return _fetched(url, url.rpartition("-")[2].removesuffix(".pth"))
+    except OSError as error:
+        raise WeightsError(
+            f"the ImageNet weights of a published method's backbone: {error} Or pass weights= a file of your own, "
+            "weights=None for random weights, or encoder= another encoder"
+        ) from None
+
+
+def _imagenet() -> Path:
+    try:
+        return _fetched(IMAGENET_URL, IMAGENET_SHA256)
     except OSError as error:  # DownloadError, or that the file there cannot be read
         raise WeightsError(
             f"the ImageNet weights: {error} Or see through encoder='efficientnet_lite0', whose weights come with "

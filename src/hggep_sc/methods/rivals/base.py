@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import torch
@@ -237,6 +238,11 @@ class Rival(ABC):
         return config
 
     @classmethod
+    def noting(cls, config: RivalConfig, data: list[SectionData], seed: int) -> RivalConfig:
+        """Return the settings with what follows from the training patches."""
+        return config
+
+    @classmethod
     def scale_of(cls, config: RivalConfig) -> ExpressionScale:
         """Return the expression scale that is learnt and predicted."""
         return ExpressionScale(config.normalize, config.target_sum, config.log_base)
@@ -269,9 +275,11 @@ class Rival(ABC):
         run: Run,
         checkpoint: Path | None,
         *,
+        callbacks: Sequence[L.Callback] = (),
+        epochs: int | None = None,
         called: str = "fit",
     ) -> list[dict[str, float]]:
-        """Train a network for all epochs; return a record of each."""
+        """Train a network for all epochs, or for so many; return a record of each."""
         history = History()
         run_plan(
             RivalPlan(network.train(), config, run.seed, partial(cls.optimiser, config)),
@@ -279,9 +287,9 @@ class Rival(ABC):
             None,
             run,
             history=history,
-            callbacks=[],
+            callbacks=callbacks,
             sections=[part.name for part in data],
-            epochs=config.epochs,
+            epochs=config.epochs if epochs is None else epochs,
             checkpoint=checkpoint,
             called=called if run.progress else "",
         )
@@ -340,6 +348,7 @@ class Rival(ABC):
             data = cls._read(sections, chosen, config, mpp, reduction, eye, run)
             identity = identity_of(data, chosen, config, None, seed, 1) | {"method": cls.method}
             checkpoint = checkpoint_to_resume(run.checkpoint_dir, resume, identity, writes=True)
+            config = cls.noting(config, data, seed)
             torch.manual_seed(seed)
             network, history = cls.learn(
                 data, config, len(chosen), weights=weights if own else None, run=run, checkpoint=checkpoint

@@ -48,6 +48,7 @@ def published_network(
     *,
     bias: str,
     n_genes: int,
+    axis: int = 0,
 ) -> "tuple[nn.Module, RivalConfig]":
     """Fill a rival's network from a checkpoint, whose shapes tell its sizes.
 
@@ -61,8 +62,8 @@ def published_network(
         What `published_state` read in it.
     sizes
         Makes the settings from the entries' shapes.
-    bias
-        Entry with a value for each gene.
+    bias, axis
+        Entry, and which of its axes, with a value for each gene.
     n_genes
         How many there have to be.
 
@@ -76,7 +77,7 @@ def published_network(
     foreign = f"{path} is not a checkpoint of the published code of {rival.__name__}"
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     try:
-        (found,) = shapes[bias]
+        found = shapes[bias][axis]
         config = sizes(shapes)
     except KeyError as missing:
         raise ModelError(f"{foreign}: entry {missing} is missing") from None
@@ -90,9 +91,9 @@ def published_network(
         raise ModelError(f"{foreign}: {error}") from error
 
 
-def count_blocks(names: Collection[str], start: str) -> int:
-    """Return how many blocks "<start>0.", "<start>1.", ... have entries."""
-    number = 0
+def count_blocks(names: Collection[str], start: str, first: int = 0) -> int:
+    """Return how many blocks "<start>0.", "<start>1.", ... have entries; their numbers may begin at 1."""
+    number = first
     while any(name.startswith(f"{start}{number}.") for name in names):
         number += 1
-    return number
+    return number - first

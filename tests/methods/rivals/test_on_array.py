@@ -18,11 +18,10 @@ HOW = {"device": "cpu", "progress": False}
 rivals = pytest.mark.parametrize("name", TINY_RIVALS)
 
 
-def fitted(name, sections, genes=8, **settings):
+def fitted(name, sections, genes=8, seed=0, **settings):
     method = methods.get(name)
-    return method.fit(
-        open_sections(sections), method.configured_by(**{**TINY_RIVALS[name], **settings}), genes=genes, **HOW
-    )
+    config = method.configured_by(**{**TINY_RIVALS[name], **settings})
+    return method.fit(open_sections(sections), config, genes=genes, seed=seed, **HOW)
 
 
 def predicted(model, adata, **how):

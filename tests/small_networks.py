@@ -47,19 +47,27 @@ def small_network(name):
 
 def data_for(network, config):
     """What a network learns from: twelve spots, the last without counts."""
-    rng, n_fields = np.random.default_rng(0), len(config.fields_px)
-    published = isinstance(network, PublishedNetwork)
-    if not published and is_frozen(network.encoder, config):
-        seen = rng.normal(size=(N_SPOTS, 8, n_fields, sum(network.groups))).astype(np.float32)
-    else:
-        seen = rng.integers(0, 256, (N_SPOTS, n_fields, 3, config.patch_size, config.patch_size), dtype=np.uint8)
+    n_fields, published = len(config.fields_px), isinstance(network, PublishedNetwork)
+    data = data_of_patches(config.patch_size, n_fields)
+    if not published:
+        data.positions = data.positions * np.float32(100)
+        if is_frozen(network.encoder, config):
+            shape = (N_SPOTS, 8, n_fields, sum(network.groups))
+            data.seen = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return data
+
+
+def data_of_patches(patch_size, n_fields=1):
+    """Patches of twelve spots on an array, the last without counts."""
+    rng = np.random.default_rng(0)
+    seen = rng.integers(0, 256, (N_SPOTS, n_fields, 3, patch_size, patch_size), dtype=np.uint8)
     grid = np.column_stack([np.arange(N_SPOTS) % 4, np.arange(N_SPOTS) // 4])
     counts = rng.poisson(1.0, (N_SPOTS, N_GENES)).astype(np.float32)
     return SectionData(
         name="A",
         xy=grid * 100.0,
         seen=seen,
-        positions=grid if published else grid * np.float32(100),
+        positions=grid,
         expression=np.log1p(counts),
         counts=counts,
         totals=counts.sum(1),

@@ -1,25 +1,18 @@
 import copy
 import importlib.util
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from helpers import CPU, bfloat16
 from hggep_sc import HGGEP, tl
 from hggep_sc.config import Config
 from hggep_sc.nn.losses import zinb_nll
-from hggep_sc.nn.published import (
-    CrossDifference,
-    PublishedNetwork,
-    adjacency,
-    augment,
-    hyperedges,
-)
+from hggep_sc.nn.published import CrossDifference, PublishedNetwork, adjacency, hyperedges
+from hggep_sc.nn.views import augment
 from hggep_sc.section.fingerprint import Fingerprint
 
 
@@ -236,47 +229,6 @@ def test_a_visium_array_is_refused(fresh, sections):
 
 
 # ---- training ---------------------------------------------------------------------------------------------
-
-
-def draws(views):
-    """What each view takes from the generator."""
-    drawn = torch.rand(views, 3, generator=torch.Generator().manual_seed(0)).tolist()
-    return [(grey < 0.1, (turn - 0.5) * 180, flip < 0.2) for grey, turn, flip in drawn]
-
-
-def views_of(pixels, views):
-    return augment(pixels, views, torch.Generator().manual_seed(0))
-
-
-def test_views_turn_and_flip_as_pillow_does():
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(1, 256, (2, 3, 14, 14), dtype=np.uint8).repeat(8, -1).repeat(8, -2)
-    kinds = set()
-    views = views_of(torch.from_numpy(coarse).float(), 40)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(views_of(torch.from_numpy(coarse).float(), 40), views)
-    for (grey, angle, flip), found in zip(draws(40), views.numpy(), strict=True):
-        kinds.add((grey, flip))
-        for spot in range(2):
-            image = Image.fromarray(coarse[spot].transpose(1, 2, 0))
-            turned = np.asarray(image.rotate(angle, Image.Resampling.NEAREST)).astype(float)
-            expected = turned[:, ::-1] if flip else turned
-            if grey:
-                expected = (expected @ [0.2989, 0.587, 0.114])[..., None].repeat(3, -1)
-            same = np.isclose(found[spot].transpose(1, 2, 0), expected, atol=0.01).all(-1)
-            assert same.mean() > 0.95, angle  # rounding at the edges of the 8 px squares
-    assert kinds >= {(False, False), (False, True), (True, False)}
-
-
-def test_views_are_as_frequent_as_published():
-    pixels = torch.rand(1, 3, 4, 4) + 1
-    n = 1000
-    greys = int((views_of(pixels, n).std(2) < 1e-5).flatten(1).all(1).sum())
-    assert abs(greys - 0.1 * n) < 4 * math.sqrt(n * 0.1 * 0.9)
-    _, angles, flips = zip(*draws(n), strict=True)
-    assert -90 <= min(angles) < -85
-    assert 85 < max(angles) <= 90
-    assert abs(sum(flips) - 0.2 * n) < 4 * math.sqrt(n * 0.2 * 0.8)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ convolution take its weights from the host.
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,21 +18,31 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from helpers import make_adata
-from hggep_sc import settings
+from helpers import TINY_RIVALS, make_adata
+from hggep_sc import methods, settings
 from hggep_sc.features.describe import DIHEDRAL
 from hggep_sc.features.encoders import ObsmEncoder
 from hggep_sc.features.store import describe_section
 from hggep_sc.methods.baselines import BaselineConfig, Ridge
 from hggep_sc.methods.baselines.trunk import Trunk
 from hggep_sc.methods.hggep import HGGEP
+from hggep_sc.methods.rivals.base import RivalPlan
 from hggep_sc.nn import Ensemble
 from hggep_sc.section import open_sections
 from hggep_sc.section.fingerprint import Fingerprint
 from hggep_sc.training.augmentation import _stains
 from hggep_sc.training.confidence import feature_statistics
 from hggep_sc.training.cross_fit import predict_data
-from small_networks import N_GENES, N_SPOTS, NETWORKS, data_for, networks, plan_and_batch, small_network
+from small_networks import (
+    N_GENES,
+    N_SPOTS,
+    NETWORKS,
+    data_for,
+    data_of_patches,
+    networks,
+    plan_and_batch,
+    small_network,
+)
 
 GPU, META = torch.device("cuda", 0), torch.device("meta")
 aten = torch.ops.aten
@@ -101,7 +112,8 @@ def a_gpu():
         # what asks the driver, past torch's modes
         patch.setattr(torch, "Generator", lambda of="cpu": GeneratorOfGPU() if is_gpu(of) else generator(of))
         patch.setattr(Tensor, "pin_memory", lambda self: self)
-        patch.setattr("hggep_sc.methods.hggep.resolve_device", torch.device)
+        for method in ("hggep", "rivals.base"):
+            patch.setattr(f"hggep_sc.methods.{method}.resolve_device", torch.device)
         patch.setattr("hggep_sc.prediction.chunks._free_memory", lambda device: 2**30)
         _stains.cache_clear()
         try:
@@ -151,6 +163,43 @@ def test_statistics_and_predictions_of_training_data(name):
         network.standardise_features(*feature_statistics(network, [data]))
         assert (predict_data(network, data) == 1).all()
         assert all_on_gpu(network.state_dict().values())
+
+
+def rival_of(name):
+    method = methods.get(name)
+    config = method.configured_by(**TINY_RIVALS[name])
+    torch.manual_seed(0)
+    network = method.untrained(config, N_GENES, None)
+    return method(network, config, [f"G{i}" for i in range(N_GENES)], mpp=None, fingerprint=Fingerprint.empty(), seed=0)
+
+
+@pytest.mark.parametrize("name", TINY_RIVALS)
+def test_training_of_a_rival(name):
+    model = rival_of(name)
+    config = model.config
+    network = model.network.train()
+    plan = RivalPlan(network, config, 0, partial(model.optimiser, config))
+    plan.trainer = SimpleNamespace(world_size=1, global_rank=0, current_epoch=0)
+    batch = data_of_patches(config.patch_size).batch(np.arange(N_SPOTS))
+    with a_gpu():
+        plan, batch = moved(plan, batch)
+        optimizer = plan.configure_optimizers()
+        optimizer = optimizer[0][0] if isinstance(optimizer, tuple) else optimizer
+        plan.training_step(batch, 0)["loss"].backward()
+        optimizer.step()
+        learnt = [parameter for parameter in plan.parameters() if parameter.grad is not None]
+        assert len(learnt) > 10
+        assert all_on_gpu([*plan.parameters(), *plan.buffers(), *(parameter.grad for parameter in learnt)])
+
+
+@pytest.mark.parametrize("name", TINY_RIVALS)
+def test_prediction_of_a_rival(name, section):
+    model = rival_of(name)
+    with a_gpu():
+        expression, latent = model.predict(section, device="cuda", chunk_spots=16)
+        assert all_on_gpu(model.network.state_dict().values())
+    np.testing.assert_array_equal(expression, np.ones((len(section.xy), N_GENES)))
+    assert (latent == 1).all()
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dynamic_convolution import LoneNorm
+
 TINY = 1e-20
 
 
@@ -85,7 +87,7 @@ class CapsuleLayer(nn.Module):
         self.conv1, self.batch_norm1 = nn.Conv2d(in_, one, 5), nn.BatchNorm2d(one)
         self.conv2, self.batch_norm2 = nn.Conv2d(one, two, 3), nn.BatchNorm2d(two)
         self.conv3, self.batch_norm3 = nn.Conv2d(two, three, 3), nn.BatchNorm2d(three)
-        self.conv4, self.batch_norm4 = nn.Conv2d(three, four, 3, stride=2), nn.BatchNorm2d(four)
+        self.conv4, self.batch_norm4 = nn.Conv2d(three, four, 3, stride=2), LoneNorm(four)
         self.primary_caps = PrimaryCapsules(four, self.side_of_maps(side), primary_width)
         self.digit_caps = DigitCapsules(four // primary_width, primary_width, n_capsules, width)
 

@@ -10,16 +10,14 @@ from torch import Tensor, nn
 HIDDEN = 16  # of the attentions, at least
 
 
-class SpotNorm(nn.BatchNorm2d):
-    """Batch normalisation of a value per spot and channel; a spot alone, which has no variance, by the running one."""
+class LoneNorm(nn.BatchNorm2d):
+    """Batch normalisation, of a single value per channel (a spot alone, which has no variance) by the running one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, 1, 1) to the same shape."""
-        training = self.training and len(x) > 1
-        momentum = self.momentum if training else 0.0
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training, momentum or 0.0, self.eps
-        )
+        """(N, C, H, W) to the same shape."""
+        if self.training and x[:, 0].numel() == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 class KernelAttention(nn.Module):
@@ -38,7 +36,7 @@ class KernelAttention(nn.Module):
     def __init__(self, channels: int, filters: int, kernel: int, candidates: int) -> None:
         super().__init__()
         self.fc = nn.Conv2d(channels, HIDDEN, 1, bias=False)
-        self.bn = SpotNorm(HIDDEN)
+        self.bn = LoneNorm(HIDDEN)
         self.channel_fc = nn.Conv2d(HIDDEN, channels, 1)
         self.filter_fc = nn.Conv2d(HIDDEN, filters, 1)
         self.spatial_fc = nn.Conv2d(HIDDEN, kernel * kernel, 1)

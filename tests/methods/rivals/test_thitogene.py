@@ -113,7 +113,7 @@ def test_the_graph_is_the_stored_one_but_for_ties(spots, vectors):
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match=r"config\.channels must be five"):
         THItoGeneConfig(channels=(4, 4))
-    with pytest.raises(ValueError, match="multiple of config.primary_width"):
+    with pytest.raises(ValueError, match=r"multiple of config\.primary_width"):
         THItoGeneConfig(channels=(4, 4, 4, 4, 12))
     with pytest.raises(ValueError, match="too small for the convolutions: at least 44"):
         THItoGeneConfig(patch_size=43)

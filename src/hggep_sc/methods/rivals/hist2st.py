@@ -268,8 +268,8 @@ class Hist2ST(OnArray):
 def sizes(shapes: Shapes) -> Hist2STConfig:
     """Return the settings of a checkpoint, whose attention heads are 64 wide."""
     body = "vit.transformer."
-    channels, _, tile, _ = shapes["patch_embedding.weight"]
     inner, _ = shapes[f"{body}layer2.0.attn.fn.to_qkv.weight"]
+    channels, _, tile, _ = shapes["patch_embedding.weight"]
     n_positions, width = shapes["x_embed.weight"]
     patch_size = isqrt(8 * width // channels) * tile
     return Hist2STConfig(

@@ -82,7 +82,7 @@ def published_network(
     except KeyError as missing:
         raise ModelError(f"{foreign}: entry {missing} is missing") from None
     except (IndexError, TypeError, ValueError) as error:  # a shape of another number of axes, a size that cannot be
-        raise ModelError(f"{foreign}: {error}") from error
+        raise ModelError(f"{foreign}: the shapes of its entries do not fit ({error})") from error
     if found != n_genes:
         raise ValueError(f"{path} predicts {found} genes, but genes= has {n_genes} names")
     try:

@@ -5,14 +5,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hggep_sc.nn import Batch
 
 
 def stored(shared, name):
-    """Arrays of a file of vectors by name, as tensors."""
+    """Arrays of numbers in a file of vectors by name, as tensors."""
     with np.load(shared / "reference" / name) as archive:
-        return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
+        arrays = {name: np.asarray(archive[name]) for name in archive.files}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiub"}
 
 
 def formula(shared):
@@ -61,6 +63,15 @@ def centred(values):
 def as_images(patches):
     """The stored patches are (channel, x, y); networks take (field, channel, row, column)."""
     return patches.transpose(-1, -2).unsqueeze(1)
+
+
+def crops(shared, pixel, half):
+    """Crops of the image of section C2 around px (column, row), as networks take them, (n, 1, 3, 2 half, 2 half)."""
+    image = np.asarray(
+        Image.open(shared / "data" / "her2st" / "data" / "ST-imgs" / "C" / "C2" / "5714_HE_BT_C2.jpg").convert("RGB")
+    )
+    parts = [image[r - half : r + half, c - half : c + half] for c, r in pixel.tolist()]
+    return torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2).unsqueeze(1).contiguous()
 
 
 @contextmanager

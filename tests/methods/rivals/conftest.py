@@ -1,5 +1,6 @@
 import pytest
 
+from hggep_sc.section import open_sections
 from parity import stored
 
 
@@ -7,3 +8,9 @@ from parity import stored
 def spots(shared):
     """Patches, array coordinates and counts of 32 real spots."""
     return stored(shared, "parity_c2_32spots.npz")
+
+
+@pytest.fixture
+def opened(sections):
+    """Three small synthetic sections."""
+    return open_sections(sections)

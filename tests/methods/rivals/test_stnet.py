@@ -67,7 +67,9 @@ def test_parity_of_the_mean_over_views(network, patches, found, vectors):
     mean = torch.stack([network.decode(view, None).expression for view in features.unbind(1)]).mean(0)
     assert off(mean, vectors["pred"][:4]) < 1e-4
     off_centre = centred(found["pred_views"].mean(1)) - centred(vectors["pred_float64"])
-    assert off_centre.abs().max() / centred(vectors["pred_float64"]).abs().max() < 1e-3  # float32, of values 300 times as large
+    assert (
+        off_centre.abs().max() / centred(vectors["pred_float64"]).abs().max() < 1e-3
+    )  # float32, of values 300 times as large
     missing = centred(found["pred_views"][:, :4].mean(1)) - centred(vectors["pred_float64"])
     assert missing.abs().max() > 10 * off_centre.abs().max()  # four views instead of eight show
 
@@ -75,7 +77,9 @@ def test_parity_of_the_mean_over_views(network, patches, found, vectors):
 def test_loss(network, patches, spots, vectors):
     batch = batch_of(spots, vectors["target"])
     batch.patches = patches
-    assert network.loss(batch, torch.Generator())["loss"].item() == pytest.approx(vectors["loss_identity"].item(), rel=1e-4)
+    assert network.loss(batch, torch.Generator())["loss"].item() == pytest.approx(
+        vectors["loss_identity"].item(), rel=1e-4
+    )
 
 
 def test_a_transposed_patch_shows(network, patches, vectors, found):
@@ -85,7 +89,9 @@ def test_a_transposed_patch_shows(network, patches, vectors, found):
 
 def test_starts_at_the_mean_and_pixels_are_measured(opened):
     config = STNetConfig(**SMALL)
-    data = STNet._read(opened[:2], [*opened[0].var_names[:6]], config, None, 1.0, None, Run(0, Devices(torch.device("cpu"))))
+    data = STNet._read(
+        opened[:2], [*opened[0].var_names[:6]], config, None, 1.0, None, Run(0, Devices(torch.device("cpu")))
+    )
     noted = STNet.noting(config, data, seed=0)
     pixels = np.concatenate([part.seen[part.observed] for part in data]) / 255  # fewer than 384 patches: all
     np.testing.assert_allclose(noted.pixel_mean, pixels.mean((0, 1, 3, 4)), rtol=1e-5)
@@ -122,9 +128,10 @@ def test_weights_of_torchvision_with_its_older_names(tmp_path, opened):
     config = STNetConfig(**SMALL, epochs=1, inner_folds=None, learning_rate=1e-12)
     network = STNetNetwork(config, 6)
     old = {
-        f"features.{name}".replace("norm1.", "norm.1.").replace("norm2.", "norm.2.").replace("conv1.", "conv.1.").replace(
-            "conv2.", "conv.2."
-        ): value
+        f"features.{name}".replace("norm1.", "norm.1.")
+        .replace("norm2.", "norm.2.")
+        .replace("conv1.", "conv.1.")
+        .replace("conv2.", "conv.2."): value
         for name, value in network.features.state_dict().items()
     }
     torch.save({**old, "classifier.weight": torch.ones(3)}, tmp_path / "densenet.pth")

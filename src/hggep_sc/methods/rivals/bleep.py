@@ -199,7 +199,7 @@ class BLEEPNetwork(nn.Module):
     def losses(self, images: Tensor, spots: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each spot and of each image, both (N,), of embeddings (N, width)."""
         t = self.config.temperature
-        logits = images @ spots.T / t
+        logits = spots @ images.T / t
         targets = ((images @ images.T + spots @ spots.T) / (2 * t)).softmax(1)
         of_spots = -(targets * logits.log_softmax(1)).sum(1)
         return of_spots, -(targets.T * logits.T.log_softmax(1)).sum(1)

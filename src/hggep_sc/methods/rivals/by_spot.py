@@ -163,7 +163,9 @@ class HeldOut(L.Callback):
         self.found, self.best = list(state_dict["found"]), dict(state_dict["best"])
 
     def _is_late(self) -> bool:
-        return self.patience is not None and len(self.found) > self.patience + int(np.argmin(self.found))
+        if self.patience is None or not self.found:
+            return False
+        return len(self.found) > self.patience + int(np.argmin(self.found))
 
     @staticmethod
     def _moved(batch: Batch, device: torch.device) -> Batch:

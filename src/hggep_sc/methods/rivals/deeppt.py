@@ -166,10 +166,9 @@ class DeepPT(BySpot):
         draws = np.random.default_rng(run.seed)
         learnt, others = parted(data, [draws.random(len(part.xy)) < HELD_OUT for part in data])
         watch = HeldOut(network, _minus_correlation(network), cls._whole(others), patience=config.patience)
+        callbacks = [watch] if learnt and others else []
         of_stage, goes_on = stage(run, 1)
-        return network, cls.train(
-            network, learnt or data, config, of_stage, goes_on, callbacks=[watch] if others else []
-        )
+        return network, cls.train(network, learnt or data, config, of_stage, goes_on, callbacks=callbacks)
 
     @classmethod
     def _encoded(cls, network: DeepPTNetwork, part: SectionData, config: DeepPTConfig, run: Run) -> np.ndarray:

@@ -41,6 +41,19 @@ TINY_RIVALS = {  # that see sections as a whole
     "thitogene": {**_SMALL_RIVAL, "patch_size": 48, "channels": (4, 4, 8, 8, 16), "n_capsules": 4, "capsule_width": 4}
     | {"head_width": 8, "hidden": 16, "gat_heads": 2, "gat_width": 8, "gat_out": 8, "gene_width": 16, "epochs": 1},
 }
+_SMALL_SPOTS = {
+    "patch_size": 32,
+    "fields_um": None,
+    "fields_px": (32.0,),
+    "depths": (1, 1),
+    "stem": 4,
+    "batch_spots": 16,
+}
+TINY_SPOT_RIVALS = {  # that see each spot by itself
+    "stnet": {**_SMALL_SPOTS, "batch_spots": 16, "growth": 4, "epochs": 2, "inner_folds": 2},
+    "bleep": {**_SMALL_SPOTS, "batch_spots": 16, "width": 8, "epochs": 1, "harmony": False},
+    "deeppt": {**_SMALL_SPOTS, "hidden": 8, "epochs": 1, "autoencoder_epochs": 1},
+}
 LEARNING = {"gem": True, "cbam": True, "backbone_learning_rate": 1e-4}  # an encoder that learns from the pixels
 WAIT = 1800  # seconds after which a test that hangs gives up
 CPU = {"weights": None, "device": "cpu", "progress": False}

@@ -5,14 +5,14 @@ import inspect
 import numpy as np
 import pytest
 
-from helpers import TINY, TINY_RIVALS
+from helpers import TINY, TINY_RIVALS, TINY_SPOT_RIVALS
 from hggep_sc import methods, tl
 from hggep_sc.methods.registry import UNSET, config_class, fit_method, method_config
 from hggep_sc.section import open_sections
 from third_party import ByColour
 
 EVERY = {**{name: methods.get(name) for name in methods.list()}, "by_colour": ByColour()}
-SHORT = {"hggep": {**TINY, "epochs": 1}, **TINY_RIVALS}
+SHORT = {"hggep": {**TINY, "epochs": 1}, **TINY_RIVALS, **TINY_SPOT_RIVALS}
 SMALL = {"patch_size": 32, "fields_um": (60.0,), "fields_px": (60.0,)}
 OTHERS = {"validation": 0.2, "devices": 2, "strategy": "ddp", "num_nodes": 2, "checkpoint_dir": "here", "resume": True}
 

@@ -43,7 +43,7 @@ def encoders_of(methods: Mapping[str, Mapping[str, Any]], sections: Sequence[Sec
     found = []
     for arguments in methods.values():
         encoder = arguments["encoder"]
-        if isinstance(encoder, str) and encoder != SHUFFLENET and "encoder" in arguments["method"].takes:
+        if isinstance(encoder, str) and encoder not in (SHUFFLENET, AUTO) and "encoder" in arguments["method"].takes:
             require_one_meaning(encoder, sections)
             found += [] if is_slot(encoder) else [load(encoder, arguments["weights"])]
     return found

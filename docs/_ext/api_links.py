@@ -4,7 +4,7 @@ Also read here are "Returns" of docstrings that are plain text, as scverse write
 """
 
 import re
-from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from docutils import nodes
@@ -15,24 +15,30 @@ from sphinx.transforms import SphinxTransform
 
 import hggep_sc
 
-ROOMS = [name for name in hggep_sc.__all__ if hasattr(getattr(hggep_sc, name), "__path__")]
-ROOMS += ["errors", "get", "metrics"]  # modules
-CALLED = re.compile(r"(?:hggep_sc\.|hggep\.)?((?:%s)\.\w+|HGGEP(?:\.\w+)?|Config|CrossValidation(?:\.\w+)?)(?:\(.*\))?"
-                    % "|".join(ROOMS), re.DOTALL)  # fmt: skip
-
-
 def public(room: str) -> list[str]:
     """Return the public names of a room, or those that a module defines."""
-    module = import_module(f"hggep_sc.{room}") if room != "baselines" else hggep_sc.baselines
+    module = getattr(hggep_sc, room)
     if hasattr(module, "__all__"):
         return list(module.__all__)
     return [name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
 
 
+ROOMS = {name: public(name) for name in hggep_sc.__all__ if isinstance(getattr(hggep_sc, name), ModuleType)}
+CLASSES = {name: f"hggep_sc.{room}.{name}" for room, names in ROOMS.items() for name in names if name[0].isupper()}
+CLASSES |= {name: f"hggep_sc.{name}" for name in ("HGGEP", "Config", "CrossValidation")}
 # as signatures name what other packages hold
 ELSEWHERE = {"AnnData": "anndata.AnnData", "SpatialData": "spatialdata.SpatialData", "Path": "pathlib.Path"}
-HOMES = {name: f"hggep_sc.{room}.{name}" for room in ROOMS for name in public(room)}
-HOMES |= {name: f"hggep_sc.{name}" for name in ("HGGEP", "Config", "CrossValidation")}
+CALLED = re.compile(r"(?:hggep_sc\.|hggep\.)?([A-Za-z]\w*(?:\.\w+)*)(?:\(.*\))?", re.DOTALL)
+
+
+def full_name(code: str) -> str | None:
+    """Return the full name of `tl.fit(...)`, `HGGEP.load` or `InputError`; None of what is not of the package."""
+    if not (called := CALLED.fullmatch(code)):
+        return None
+    first, *rest = called[1].split(".")
+    if first in ROOMS and rest and rest[0] in ROOMS[first]:
+        return f"hggep_sc.{called[1]}"
+    return ".".join([CLASSES[first], *rest]) if first in CLASSES else None
 
 
 class ApiLinks(SphinxTransform):
@@ -45,11 +51,8 @@ class ApiLinks(SphinxTransform):
         for code in list(self.document.findall(nodes.literal)):
             if isinstance(code.parent, nodes.reference | pending_xref) or code.get("language"):
                 continue
-            called = CALLED.fullmatch(code.astext())
-            if called and {*called[1].split(".")[:2]} & HOMES.keys():
-                link = pending_xref(
-                    "", refdomain="py", reftype="obj", reftarget=f"hggep_sc.{called[1]}", refexplicit=True, refwarn=False
-                )
+            if target := full_name(code.astext()):
+                link = pending_xref("", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=False)
                 link["refdoc"] = self.env.current_document.docname
                 code.replace_self(link)
                 link += code
@@ -60,10 +63,10 @@ def resolve(app: Sphinx, env: Any, node: pending_xref, content: nodes.TextElemen
     if node.get("refdomain") != "py" or node.get("refwarn") is False:
         return None
     node["reftarget"] = ELSEWHERE.get(node["reftarget"], node["reftarget"])  # for intersphinx, which comes next
-    home = HOMES.get(node["reftarget"].rsplit(".", 1)[-1])
+    known = CLASSES.get(node["reftarget"].rsplit(".", 1)[-1])
     python = env.get_domain("py")
-    return home and python.resolve_xref(
-        env, node["refdoc"], app.builder, "obj", home, pending_xref("", refdoc=node["refdoc"]), content
+    return known and python.resolve_xref(
+        env, node["refdoc"], app.builder, "obj", known, pending_xref("", refdoc=node["refdoc"]), content
     )
 
 

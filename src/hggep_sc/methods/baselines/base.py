@@ -124,7 +124,13 @@ class Baseline(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
-        """Return what is learnt, by name."""
+        """Return what is learnt, by name.
+
+        Raises
+        ------
+        ValueError
+            For settings that want more training spots than there are.
+        """
 
     @abstractmethod
     def _respond(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -196,7 +202,13 @@ class Baseline(ABC):
         device: torch.device,
         progress: bool | None,
     ) -> tuple[Training, dict[str, Any]]:
-        """Return what there is to learn from, and what else the model is made of."""
+        """Return what there is to learn from, and what else the model is made of; see `hggep_sc.tl.fit`.
+
+        Raises
+        ------
+        ValueError
+            If embeddings of the sections have different lengths.
+        """
         seed = int(seed)
         require_counts(sections)
         chosen, by = training_genes(sections, genes, genes_by)
@@ -395,6 +407,10 @@ class Baseline(ABC):
             The folder.
         encoder
             As in `HGGEP.load`.
+
+        Returns
+        -------
+        The model, as it was saved.
 
         Raises
         ------

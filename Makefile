@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 help:
 	@echo "make demo [DATA=synthetic|her2st] [OUT=demo_output]   train, predict a held-out section, evaluate, draw"
 	@echo "make test                                             run the tests"
-	@echo "make lint                                             ruff, mypy and which room may import which"
+	@echo "make lint                                             ruff, codespell, mypy and which room may import which"
 	@echo "make docs                                             build the site into docs/_build/html"
 	@echo "make clean                                            remove the environment, caches and demo output"
 
@@ -36,6 +36,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

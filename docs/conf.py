@@ -75,7 +75,10 @@ INVENTORIES = {
 ONLINE = bool(os.environ.get("READTHEDOCS") or os.environ.get("HGGEP_DOCS_ONLINE"))
 intersphinx_mapping = {name: (url, None) for name, url in INVENTORIES.items()} if ONLINE else {}
 nitpick_ignore_regex = [
-    (r"py:.*", rf"({'|'.join([*INVENTORIES, 'abc', 'collections', 'concurrent', 'nn', 'np', 'pathlib', 'pd', 'typing'])})\..+"),
+    (
+        r"py:.*",
+        rf"({'|'.join([*INVENTORIES, 'abc', 'collections', 'concurrent', 'nn', 'np', 'pathlib', 'pd', 'typing'])})\..+",
+    ),
     (r"py:class", r"AnnData|SpatialData|Data|Path"),  # as signatures name them
     (r"py:class", r"hggep_sc\.(config|features|methods|nn|prediction|section|storage|training)\..+"),  # not public
 ]

@@ -124,7 +124,7 @@ def test_every_page_is_run():
         assert "```python" not in page.read_text() or f'run("{page.relative_to(ROOT)}"' in here, page
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("small")
 def test_readme():
     names = run("README.md")
     assert {"FASN", "GNAS"} <= set(names["model"].genes)

@@ -38,7 +38,7 @@ def thing(name):
 
 
 def functions():
-    """Public functions, and public methods of public classes, each once: what a class inherits goes by the first name."""
+    """Public functions, and methods of public classes, each once: what is inherited goes by the first class."""
     seen = set()
     for name in NAMES:
         found = thing(name)

@@ -15,6 +15,7 @@ from sphinx.transforms import SphinxTransform
 
 import hggep_sc
 
+
 def public(room: str) -> list[str]:
     """Return the public names of a room, or those that a module defines."""
     module = getattr(hggep_sc, room)
@@ -52,7 +53,9 @@ class ApiLinks(SphinxTransform):
             if isinstance(code.parent, nodes.reference | pending_xref) or code.get("language"):
                 continue
             if target := full_name(code.astext()):
-                link = pending_xref("", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=False)
+                link = pending_xref(
+                    "", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=False
+                )
                 link["refdoc"] = self.env.current_document.docname
                 code.replace_self(link)
                 link += code

@@ -54,7 +54,6 @@ autodoc_member_order = "groupwise"
 autodoc_preserve_defaults = True
 default_role = "literal"  # api_links makes references of those that are names of the package
 napoleon_google_docstring = False
-napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 88
 

@@ -85,8 +85,8 @@ def attribute(self: NumpyDocstring) -> list[str]:
 
 
 def attributes(self: NumpyDocstring, section: str) -> list[str]:
-    """Take names that share a description apart, as in "Parameters"."""
-    return self._format_docutils_params(self._consume_fields(multiple=True), field_role="ivar", type_role="vartype")
+    """List attributes under that name, those that share a description together."""
+    return self._format_fields(section, self._consume_fields())
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -8,12 +8,13 @@ OUT = demo_output
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help:
 	@echo "make demo [DATA=synthetic|her2st] [OUT=demo_output]   train, predict a held-out section, evaluate, draw"
 	@echo "make test                                             run the tests"
-	@echo "make lint                                             ruff, mypy and which room may import which"
+	@echo "make lint                                             ruff, codespell, mypy and which room may import which"
+	@echo "make docs                                             build the site into docs/_build/html"
 	@echo "make clean                                            remove the environment, caches and demo output"
 
 # --group, by which pip reads dependency groups, is new in pip 25.1; Python 3.11 comes with an older one
@@ -35,8 +36,13 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# a warning is an error, after all of them are listed
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --jobs auto -b html docs docs/_build/html
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache demo_output dist
+	rm -rf docs/_build docs/api/generated .venv .pytest_cache .mypy_cache .ruff_cache demo_output dist

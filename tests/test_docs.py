@@ -4,6 +4,8 @@ What is shortened stands here: presets that train for two epochs on small patche
 and their reduced image, and stand-ins for what is not at hand: weights, a pathology model, processes and clusters.
 """
 
+import ast
+import re
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +16,15 @@ from types import ModuleType
 from unittest import SkipTest
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import hggep_sc as hggep
-from helpers import MeanColour
-from hggep_sc import config
+from helpers import MeanColour, as_spatialdata
+from hggep_sc import _keys, config
 from hggep_sc.encoders import registry, weights
 
 ROOT = Path(__file__).parent.parent
@@ -115,11 +118,13 @@ def own(short, sections):
 
 def test_every_page_is_run():
     here = Path(__file__).read_text()
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    built = ROOT / "docs" / "_build"
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if built not in page.parents]
+    for page in [ROOT / "README.md", *pages]:
         assert "```python" not in page.read_text() or f'run("{page.relative_to(ROOT)}"' in here, page
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("small")
 def test_readme():
     names = run("README.md")
     assert {"FASN", "GNAS"} <= set(names["model"].genes)
@@ -246,3 +251,118 @@ def test_tiling(her2st):
     sdata = SpatialData(images={"he": image})
     run("docs/tiling.md", hggep=hggep, sdata=sdata)
     assert "hggep" in sdata["table_tiles"].layers
+
+
+@pytest.fixture
+def small(short, monkeypatch, tmp_path):
+    """Synthetic sections of 40 spots, however many are asked for."""
+    monkeypatch.setattr(hggep.settings, "cache_dir", tmp_path)
+    drawn = partial(hggep.datasets.synthetic, n_spots=40, n_genes=120)
+    monkeypatch.setattr(hggep.datasets, "synthetic", lambda n_sections, **_: drawn(n_sections))
+
+
+@pytest.mark.usefixtures("small")
+def test_first_pages():
+    run("docs/installation.md", hggep=hggep)
+    hggep.settings.device = "auto"  # as before
+    assert "hggep" in run("docs/index.md")["test"].layers
+    names = run("docs/tutorial.md")
+    assert names["test"].uns["hggep_domain"]["n_domains"] == 5
+    assert names["model"].genes == names["ridge"].genes
+
+
+@pytest.fixture
+def spatialdata_io(monkeypatch):
+    """The readers' place, where there is a small object for each."""
+    module = ModuleType("spatialdata_io")
+    monkeypatch.setitem(sys.modules, "spatialdata_io", module)
+    return module
+
+
+def test_visium(own, monkeypatch):
+    import squidpy as sq
+
+    sections, last = own
+    at_hand = {"P1": sections["S1"], "P2": sections["S2"], "P3": last}
+    monkeypatch.setattr(sq.read, "visium", lambda path, **_: at_hand[Path(path).parts[0]])
+    assert len(run("docs/howto/visium.md")["scores"])
+
+
+def test_visium_hd_and_xenium(own, spatialdata_io):
+    _, section = own
+    spatialdata_io.visium_hd = lambda *_, **__: as_spatialdata(section)
+    run("docs/howto/visium_hd.md")
+    sdata = as_spatialdata(section)
+    sdata.images["he_image"] = sdata.images.pop("he")
+    spatialdata_io.xenium = lambda *_, **__: sdata
+    run("docs/howto/xenium.md")
+    assert "hggep" in sdata["table"].layers
+
+
+def test_plain_files(own, real):
+    _, section = own
+    (entry,) = section.uns["spatial"].values()
+    Path("he.png").symlink_to(entry["metadata"]["source_image_path"])
+    section.to_df().to_csv("counts.csv")
+    pd.DataFrame(section.obsm["spatial"], section.obs_names, ["x", "y"]).to_csv("places.csv")
+    assert run("docs/howto/image_and_table.md")["model"].mpp == 1.0
+
+    array = real["C5"]
+    (entry,) = array.uns["spatial"].values()
+    Image.fromarray(entry["images"]["hires"]).save("array.png")
+    Path("he.png").unlink()
+    Path("array.png").rename("he.png")
+    array.to_df().to_csv("counts.tsv", sep="\t")
+    px = array.obsm["spatial"] * entry["scalefactors"]["tissue_hires_scalef"]
+    spots = array.obs[["array_col", "array_row"]].set_axis(["x", "y"], axis=1)
+    spots.assign(pixel_x=px[:, 0], pixel_y=px[:, 1]).to_csv("spots.tsv", sep="\t")
+    names = run("docs/howto/legacy_st.md")
+    assert names["model"].spacing_um == pytest.approx((200, 200), rel=0.05)
+
+
+def test_patients(own):
+    sections, last = own
+    cv = run("docs/howto/patients.md", sections={**sections, "S3": last})["cv"]
+    assert set(cv.folds["error"]) == {""}
+    assert cv.folds["fold"].nunique() == 2  # two patients
+
+
+def test_concepts(own):
+    sections, section = own
+    names = run("docs/concepts/ridge.md", sections=sections, test=section)
+    assert "ridge" in section.layers
+    run("docs/concepts/scale.md", section=section, model=names["model"])
+    assert list(section.uns["hggep"]["sections"]["mpp_source"]) == ["mpp="]
+
+
+def test_reference():
+    run("docs/api/index.md")
+    run("docs/reference/settings.md")
+    hggep.settings.progress = True
+    assert hggep.settings.skip_checks == frozenset()
+
+
+def messages():
+    """All texts of the package's sources, with gaps where values are filled in."""
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_messages_that_are_explained_exist():
+    page = (ROOT / "docs" / "faq.md").read_text()
+    explained = re.findall(r"^`(.+)`\n: ", page, re.MULTILINE)
+    assert len(explained) > 20
+    known = "\n".join(messages())
+    assert [message for message in explained if message not in known] == []
+
+
+def test_every_written_slot_is_explained():
+    page = (ROOT / "docs" / "outputs.md").read_text()
+    derived = [name for name, value in vars(_keys).items() if callable(value) and name != "metric"]
+    names = [vars(_keys)[name](_keys.KEY) for name in derived] + [_keys.QUALITY, _keys.DOMAIN, _keys.SLIDE]
+    names += [_keys.metric(_keys.KEY, figure) for figure in _keys.METRICS]
+    assert [name for name in names if f'["{name}"]' not in page] == []

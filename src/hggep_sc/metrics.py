@@ -129,6 +129,11 @@ def pearson_log_pvalues(r: np.ndarray, n: int) -> np.ndarray:
     Returns
     -------
     Logarithms, shape of `r`; NaN where `r` is, or with fewer than three spots.
+
+    Raises
+    ------
+    ValueError
+        For correlations outside of -1..1, or a number of spots that is none.
     """
     r, n = array("r", r).astype(np.float64), whole("n", n, least=0)
     if (np.abs(r) > 1).any():
@@ -157,6 +162,11 @@ def benjamini_hochberg(log_pvalues: np.ndarray) -> np.ndarray:
     Returns
     -------
     (n,) natural logarithms of the adjusted p-values, at most 0.
+
+    Raises
+    ------
+    ValueError
+        For logarithms above 0.
     """
     log_pvalues = array("log_pvalues", log_pvalues, ndim=1).astype(np.float64)
     if (log_pvalues > 0).any():
@@ -312,7 +322,22 @@ def _covariance(like: sp.csc_array, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def is_hexagonal(array_xy: np.ndarray) -> bool:
-    """Whether places on an array, (n, 2) column and row, are those of a hexagonal one: column + row of one parity."""
+    """Whether places on an array are those of a hexagonal one: column + row of one parity.
+
+    Parameters
+    ----------
+    array_xy
+        (n_spots, 2) whole numbers: column, row.
+
+    Returns
+    -------
+    Whether they are.
+
+    Raises
+    ------
+    ValueError
+        For another shape, or places that are no whole numbers.
+    """
     array_xy = _whole_places(array("array_xy", array_xy, ndim=2))
     if array_xy.shape[1] != 2 or not len(array_xy):
         raise ValueError(f"array_xy must have shape (n_spots, 2), a place per spot: {array_xy.shape}")

@@ -77,6 +77,10 @@ class TissueMask:
         mpp
             um per px of the image.
 
+        Returns
+        -------
+        The mask; its `factor` is px of the image per px of the mask.
+
         Raises
         ------
         TypeError, ValueError

@@ -117,6 +117,12 @@ class Fingerprint:
             Those of the model.
         field
             The model's largest field of view, px of the section's image: how far a spot's patch reaches.
+
+        Returns
+        -------
+        "train" where at least half of the spots are known by their counts or coordinates; "beside training" where any
+        lies beside a training spot of the same image; "held out" otherwise; "unknown" where nothing is known of the
+        training.
         """
         if not self.sections:
             return "unknown"
@@ -144,7 +150,21 @@ class Fingerprint:
     def from_tensors(
         cls, sections: Sequence[str], tensors: Mapping[str, torch.Tensor], *, library_genes: int = 0
     ) -> Self:
-        """Rebuild what `tensors` gave."""
+        """Rebuild what `tensors` gave.
+
+        Parameters
+        ----------
+        sections
+            Names of the training sections.
+        tensors
+            What `tensors` gave, by name.
+        library_genes
+            Over how many genes the training sections' libraries were counted; 0 where it is not known.
+
+        Returns
+        -------
+        The fingerprint.
+        """
         counts, coordinates = (tensors[name].numpy().view(np.uint64) for name in ("counts", "coordinates"))
         numbers = range(sum(name.startswith("image.") for name in tensors))
         places = [

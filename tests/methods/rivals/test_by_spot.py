@@ -45,9 +45,8 @@ def test_learns_what_an_encoder_tells(name, informative, sections):
 @rivals
 def test_no_chunks_of_a_section_as_spots_do_not_see_each_other(name, sections):
     assert "chunk_spots" not in methods.get(name).takes
-    model = tl.fit(
-        {"S1": sections["S1"]}, method=name, config=TINY_SPOT_RIVALS[name], genes=8, weights=None, device="cpu"
-    )
+    how = {"config": TINY_SPOT_RIVALS[name], "genes": 8, **CPU}
+    model = tl.fit({"S1": sections["S1"]}, method=name, **how)
     whole = sections["S3"].copy()
     tl.predict(whole, model, device="cpu")
     one = sections["S3"][:1].copy()

@@ -125,7 +125,13 @@ class Baseline(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, training: Training, config: BaselineConfig) -> dict[str, np.ndarray]:
-        """Return what is learnt, by name."""
+        """Return what is learnt, by name.
+
+        Raises
+        ------
+        ValueError
+            For settings that want more training spots than there are.
+        """
 
     @abstractmethod
     def _respond(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -197,7 +203,13 @@ class Baseline(ABC):
         device: torch.device,
         progress: bool | None,
     ) -> tuple[Training, dict[str, Any]]:
-        """Return what there is to learn from, and what else the model is made of."""
+        """Return what there is to learn from, and what else the model is made of; see `hggep_sc.tl.fit`.
+
+        Raises
+        ------
+        ValueError
+            If embeddings of the sections have different lengths.
+        """
         seed = int(seed)
         require_counts(sections)
         chosen, by = training_genes(sections, genes, genes_by)
@@ -397,6 +409,10 @@ class Baseline(ABC):
             The folder, or "hf://owner/name@revision", as in `HGGEP.load`.
         encoder
             As in `HGGEP.load`.
+
+        Returns
+        -------
+        The model, as it was saved.
 
         Raises
         ------

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest import SkipTest
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -20,7 +21,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import hggep_sc as hggep
-from helpers import MeanColour
+from helpers import MeanColour, as_spatialdata
 from hggep_sc import config
 from hggep_sc.encoders import registry, weights
 
@@ -219,6 +220,17 @@ def test_predictability(own):
     sections, _ = own
     names = run("docs/predictability.md", hggep=hggep, sections=sections)
     assert names["genes"]
+
+
+def test_squidpy(own, trained):
+    _, section = own
+    sdata = as_spatialdata(section)
+    hggep.tl.predict(section, trained)
+    names = run("docs/squidpy.md", hggep=hggep, section=section, sdata=sdata, model=trained)
+    assert {"spatial_connectivities", "spatial_distances"} == set(section.obsp)
+    assert "hggep" in sdata["table"].layers
+    assert names["scores"]["moran_predicted"].mean() > names["scores"]["moran_observed"].mean()
+    plt.close("all")
 
 
 @pytest.mark.usefixtures("pools")

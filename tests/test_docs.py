@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest import SkipTest
 
+import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ import hggep_sc as hggep
 from helpers import MeanColour, as_spatialdata
 from hggep_sc import config
 from hggep_sc.encoders import registry, weights
+from torchvision_stand_in import stand_in
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = Sybil([PythonCodeBlockParser(), SkipParser()])
@@ -194,6 +196,38 @@ def test_evaluation(her2st):
     cv = run("docs/evaluation.md", hggep=hggep, sections=sections)["cv"]
     assert set(cv.folds["error"]) == {""}
     assert set(cv.folds["method"]) == {"ridge", "low_rank_ridge", "hggep", "hest_ridge"}
+
+
+def test_lazyslide(own, monkeypatch):
+    """Features of random numbers stand in for those of UNI2."""
+    stand_in()
+    from spatialdata.models import TableModel
+    from wsidata.io import add_features
+
+    sections, test = own
+    rng = np.random.default_rng(0)
+    for section in (*sections.values(), test):
+        section.obsm["uni2_tiles"] = rng.normal(size=(section.n_obs, 5)).astype(np.float32)
+    sequenced = as_spatialdata(test)
+    features = ad.AnnData(test.obsm["uni2_tiles"], obs=sequenced["table"].obs[["region_name"]].copy())
+    features.obs["instance"] = test.obs_names.to_numpy()
+    sequenced.tables["counts"] = sequenced.tables.pop("table")
+    del sequenced["counts"].obsm["uni2_tiles"]
+    sequenced.tables["uni2_tiles"] = TableModel.parse(
+        features, region="spots", region_key="region_name", instance_key="instance"
+    )
+
+    def features_of(wsi, name):
+        add_features(wsi, f"{name}_tiles", "tiles", rng.normal(size=(len(wsi.shapes["tiles"]), 5)).astype(np.float32))
+
+    import lazyslide as zs
+
+    monkeypatch.setattr(zs.tl, "feature_extraction", features_of)
+    names = run("docs/lazyslide.md", hggep=hggep, sections=sections, sequenced=sequenced)
+    tables = names["wsi"].tables
+    assert tables["hggep_tiles"].shape == (len(names["wsi"].shapes["tiles"]), 20)
+    assert np.isfinite(tables["hggep_genes"].layers["hggep"]).all()
+    plt.close("all")
 
 
 def test_measured(monkeypatch, tmp_path):

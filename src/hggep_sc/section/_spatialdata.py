@@ -16,6 +16,7 @@ from ..errors import ImageError, InputError, MissingSlotError
 from ..image import SectionImage, in_colour_order
 from ..runtime.messages import listed
 from ._belonging import Belonging, View, compared, moved, say_reduced, spread
+from ._features import tables_beside
 from ._labels import instances_of
 from ._one_section import require_one_section
 from ._scale import Told, given, of_scalefactors, scale_of_section, settled, spot_grid
@@ -96,7 +97,8 @@ def spatialdata_section(
     kept_entry = entries(table.uns, _keys.SPATIAL)
     if not with_image:
         require_good_coordinates(spots.centres, name, slot)
-        return _without_image(table, name, region, rows, spots, layer, mpp)
+        section = _without_image(table, name, region, rows, spots, layer, mpp)
+        return replace(section, region=region, beside=tables_beside(sdata, table, region))
     view, views, others, slide_mpp = _views(sdata, spots.element, name, image_key, coordinate_system)
     xy = moved(spots.centres, view.to_px)
     require_good_coordinates(xy, name, slot)
@@ -155,6 +157,8 @@ def spatialdata_section(
         mpp_source="unknown" if found is None else found.by,
         reduction=reduction,
         spacing=grid.spacing,
+        region=region,
+        beside=tables_beside(sdata, table, region),
     )
 
 

@@ -82,8 +82,9 @@ def fit(
         What the network, a ridge or the nearest patches see a spot through: "shufflenet", their own; another name of
         `hggep_sc.encoders.list()`, such as "uni", from which patch size and fields of view follow, unless `config` has
         them; the `obsm` slot of precomputed embeddings of the spots' patches, which every section has to hold (also
-        those to be predicted); or a `torch.nn.Module` that maps patches (N, 3, `config.patch_size`,
-        `config.patch_size`), pixels in 0..1, to features (N, D). All but the first are not trained.
+        those to be predicted), or of a SpatialData the name of another table of the same shapes, whose `X` holds them;
+        or a `torch.nn.Module` that maps patches (N, 3, `config.patch_size`, `config.patch_size`), pixels in 0..1, to
+        features (N, D). All but the first are not trained.
     weights
         Of an encoder that is known by name: "pretrained", its own (downloaded once), a file or folder, or None (random;
         a ridge or the nearest patches then go without the features of "shufflenet").

@@ -1,0 +1,1 @@
+"""To other tools and from them: LazySlide (`hggep_sc.interop.lazyslide`)."""

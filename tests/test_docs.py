@@ -22,6 +22,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import hggep_sc as hggep
+import space_ranger
 from helpers import MeanColour, as_spatialdata
 from hggep_sc import config
 from hggep_sc.encoders import registry, weights
@@ -254,6 +255,17 @@ def test_predictability(own):
     sections, _ = own
     names = run("docs/predictability.md", hggep=hggep, sections=sections)
     assert names["genes"]
+
+
+def test_readers(own):
+    sections, section = own
+    model = hggep.tl.fit(sections, method="ridge", weights=None, genes=20)
+    space_ranger.visium(Path("outs"), section).rename("microscope.tif")
+    space_ranger.visium_hd(Path("hd"), section, space_ranger.bins_at((300.0, 320.0), section.var_names))
+    space_ranger.xenium(Path("xenium"), section, np.array([[4.7, 0.0, 100.0], [0.0, 4.7, 100.0], [0.0, 0.0, 1.0]]))
+    names = run("docs/readers.md", hggep=hggep, model=model)
+    assert "hggep" in names["section"].layers
+    assert names["sdata"]["table"].uns["hggep"]["sections"]["image"][0] == "images['he_image']"
 
 
 def test_squidpy(own, trained):

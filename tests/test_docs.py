@@ -4,6 +4,7 @@ What is shortened stands here: presets that train for two epochs on small patche
 and their reduced image, and stand-ins for what is not at hand: weights, a pathology model, processes and clusters.
 """
 
+import json
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import zarr
 from PIL import Image, ImageOps
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
@@ -31,7 +33,7 @@ from torchvision_stand_in import stand_in
 ROOT = Path(__file__).parent.parent
 BLOCKS = Sybil([PythonCodeBlockParser(), SkipParser()])
 SHORT = {"patch_size": 32, "fields_um": (240.0,), "fields_px": (336.0,), "width": 32, "epochs": 2, "ensemble": 1}
-NOT_RUN = {"docs/scaling.md": 1}  # how many blocks of a page are marked so; the mark says why
+NOT_RUN = {"docs/scaling.md": 1, "docs/export.md": 2}  # how many blocks of a page are marked so; the mark says why
 
 pytestmark = pytest.mark.slow
 
@@ -277,6 +279,23 @@ def test_squidpy(own, trained):
     assert "hggep" in sdata["table"].layers
     assert names["scores"]["moran_predicted"].mean() > names["scores"]["moran_observed"].mean()
     plt.close("all")
+
+
+def test_export(own, trained):
+    _, section = own
+    sdata = as_spatialdata(section)
+    for data in (section, sdata):
+        hggep.tl.predict(data, trained)
+    run("docs/export.md", hggep=hggep, section=section, sdata=sdata)
+    assert len(json.loads(Path("domains.geojson").read_text())["features"]) == 4
+    assert Path("outs/spatial/tissue_lowres_image.png").exists()
+    stored = zarr.open_group("prediction.zarr", mode="r")  # as Vitessce reads it
+    expected = hggep.get.prediction(section)
+    np.testing.assert_array_equal(stored["X"][:], expected.X)
+    np.testing.assert_array_equal(stored["obsm/spatial"][:], section.obsm["spatial"])
+    assert stored["obs/hggep_domain/codes"].shape == (section.n_obs,)
+    layer = zarr.open_group("section.zarr", mode="r")["tables/table/layers/hggep"]  # as napari-spatialdata does
+    np.testing.assert_array_equal(layer[:], sdata["table"].layers["hggep"])
 
 
 @pytest.mark.usefixtures("pools")

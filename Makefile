@@ -22,8 +22,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
-	# it asks for torchvision, which is not there for every build of torch, and which the tests have a stand-in for
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
+	# they ask for torchvision, which is not there for every build of torch, and which the tests have a stand-in for
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm lazyslide lazyslide-models
 	touch $@
 
 demo: $(INSTALLED)

@@ -218,3 +218,15 @@ def section_of(table, xy, name):
         layer=None,
         opener=None,
     )
+
+
+def slow_moran(x, xy):
+    """By the definition, spot by spot, over the six nearest spots."""
+    centred, total, weights = x - x.mean(), 0.0, 0.0
+    for i in range(len(x)):
+        distance = np.hypot(*(xy - xy[i]).T)
+        distance[i] = np.inf
+        for j in np.argsort(distance)[:6]:
+            total += centred[i] * centred[j]
+            weights += 1
+    return len(x) / weights * total / (centred**2).sum()

@@ -5,6 +5,7 @@ and their reduced image, and stand-ins for what is not at hand: weights, a patho
 """
 
 import ast
+import json
 import re
 import sys
 import warnings
@@ -15,22 +16,27 @@ from pathlib import Path
 from types import ModuleType
 from unittest import SkipTest
 
+import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from PIL import Image, ImageOps
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import hggep_sc as hggep
+import space_ranger
 from helpers import MeanColour, as_spatialdata
 from hggep_sc import _keys, config
 from hggep_sc.encoders import registry, weights
+from torchvision_stand_in import stand_in
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = Sybil([PythonCodeBlockParser(), SkipParser()])
 SHORT = {"patch_size": 32, "fields_um": (240.0,), "fields_px": (336.0,), "width": 32, "epochs": 2, "ensemble": 1}
-NOT_RUN = {"docs/scaling.md": 1}  # how many blocks of a page are marked so; the mark says why
+NOT_RUN = {"docs/scaling.md": 1, "docs/export.md": 2}  # how many blocks of a page are marked so; the mark says why
 
 pytestmark = pytest.mark.slow
 
@@ -200,6 +206,38 @@ def test_evaluation(her2st):
     assert set(cv.folds["method"]) == {"ridge", "low_rank_ridge", "hggep", "hest_ridge"}
 
 
+def test_lazyslide(own, monkeypatch):
+    """Features of random numbers stand in for those of UNI2."""
+    stand_in()
+    from spatialdata.models import TableModel
+    from wsidata.io import add_features
+
+    sections, test = own
+    rng = np.random.default_rng(0)
+    for section in (*sections.values(), test):
+        section.obsm["uni2_tiles"] = rng.normal(size=(section.n_obs, 5)).astype(np.float32)
+    sequenced = as_spatialdata(test)
+    features = ad.AnnData(test.obsm["uni2_tiles"], obs=sequenced["table"].obs[["region_name"]].copy())
+    features.obs["instance"] = test.obs_names.to_numpy()
+    sequenced.tables["counts"] = sequenced.tables.pop("table")
+    del sequenced["counts"].obsm["uni2_tiles"]
+    sequenced.tables["uni2_tiles"] = TableModel.parse(
+        features, region="spots", region_key="region_name", instance_key="instance"
+    )
+
+    def features_of(wsi, name):
+        add_features(wsi, f"{name}_tiles", "tiles", rng.normal(size=(len(wsi.shapes["tiles"]), 5)).astype(np.float32))
+
+    import lazyslide as zs
+
+    monkeypatch.setattr(zs.tl, "feature_extraction", features_of)
+    names = run("docs/lazyslide.md", hggep=hggep, sections=sections, sequenced=sequenced)
+    tables = names["wsi"].tables
+    assert tables["hggep_tiles"].shape == (len(names["wsi"].shapes["tiles"]), 20)
+    assert np.isfinite(tables["hggep_genes"].layers["hggep"]).all()
+    plt.close("all")
+
+
 def test_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(hggep.settings, "cache_dir", tmp_path)
     names = run("docs/measured.md")
@@ -224,6 +262,45 @@ def test_predictability(own):
     sections, _ = own
     names = run("docs/predictability.md", hggep=hggep, sections=sections)
     assert names["genes"]
+
+
+def test_readers(own):
+    sections, section = own
+    model = hggep.tl.fit(sections, method="ridge", weights=None, genes=20)
+    space_ranger.visium(Path("outs"), section).rename("microscope.tif")
+    space_ranger.visium_hd(Path("hd"), section, space_ranger.bins_at((300.0, 320.0), section.var_names))
+    space_ranger.xenium(Path("xenium"), section, np.array([[4.7, 0.0, 100.0], [0.0, 4.7, 100.0], [0.0, 0.0, 1.0]]))
+    names = run("docs/readers.md", hggep=hggep, model=model)
+    assert "hggep" in names["section"].layers
+    assert names["sdata"]["table"].uns["hggep"]["sections"]["image"][0] == "images['he_image']"
+
+
+def test_squidpy(own, trained):
+    _, section = own
+    sdata = as_spatialdata(section)
+    hggep.tl.predict(section, trained)
+    names = run("docs/squidpy.md", hggep=hggep, section=section, sdata=sdata, model=trained)
+    assert {"spatial_connectivities", "spatial_distances"} == set(section.obsp)
+    assert "hggep" in sdata["table"].layers
+    assert names["scores"]["moran_predicted"].mean() > names["scores"]["moran_observed"].mean()
+    plt.close("all")
+
+
+def test_export(own, trained):
+    _, section = own
+    sdata = as_spatialdata(section)
+    for data in (section, sdata):
+        hggep.tl.predict(data, trained)
+    run("docs/export.md", hggep=hggep, section=section, sdata=sdata)
+    assert len(json.loads(Path("domains.geojson").read_text())["features"]) == 4
+    assert Path("outs/spatial/tissue_lowres_image.png").exists()
+    stored = zarr.open_group("prediction.zarr", mode="r")  # as Vitessce reads it
+    expected = hggep.get.prediction(section)
+    np.testing.assert_array_equal(stored["X"][:], expected.X)
+    np.testing.assert_array_equal(stored["obsm/spatial"][:], section.obsm["spatial"])
+    assert stored["obs/hggep_domain/codes"].shape == (section.n_obs,)
+    layer = zarr.open_group("section.zarr", mode="r")["tables/table/layers/hggep"]  # as napari-spatialdata does
+    np.testing.assert_array_equal(layer[:], sdata["table"].layers["hggep"])
 
 
 @pytest.mark.usefixtures("pools")

@@ -7,9 +7,11 @@ from scipy.stats import false_discovery_control, pearsonr, spearmanr
 from skimage.metrics import structural_similarity
 from sklearn.metrics import root_mean_squared_error
 
+from helpers import slow_moran
 from hggep_sc.metrics import (
     benjamini_hochberg,
     is_hexagonal,
+    morans_i,
     noise_ceiling,
     pearson,
     pearson_log_pvalues,
@@ -187,6 +189,43 @@ class TestSSIM:
     def test_places_of_other_spots(self):
         with pytest.raises(ValueError, match=r"array_xy must have shape \(3, 2\)"):
             ssim(np.eye(3), np.eye(3), np.zeros((2, 2), int))
+
+
+class TestMoransI:
+    @pytest.fixture
+    def spots(self):
+        """Ninety spots at random; values from smooth to strewn, and a constant gene."""
+        rng = np.random.default_rng(0)
+        xy = rng.random((90, 2)) * 1000
+        values = np.sin(xy[:, :1] / 200) + rng.normal(0, 1, (90, 4)) * [0.0, 0.3, 1.0, 0.0]
+        values[:, 3] = 2.5
+        return values, xy
+
+    @pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_array])
+    def test_by_the_definition(self, spots, form):
+        values, xy = spots
+        found = morans_i(form(values), xy)
+        np.testing.assert_allclose(found[:3], [slow_moran(x, xy) for x in values[:, :3].T], rtol=1e-10)
+        assert np.isnan(found[3])
+
+    def test_in_blocks_and_in_any_order(self, spots, monkeypatch):
+        """On a square grid, where several spots are equally near."""
+        values, _ = spots
+        xy = np.stack(np.meshgrid(np.arange(10), np.arange(9)), -1).reshape(-1, 2) * 100.0
+        expected = morans_i(values, xy)
+        monkeypatch.setattr("hggep_sc.metrics.AT_ONCE", 90)
+        order = np.random.default_rng(1).permutation(90)
+        np.testing.assert_allclose(morans_i(values[order], xy[order]), expected, rtol=1e-12)
+
+    def test_all_neighbours_of_all(self, spots):
+        values, xy = spots
+        assert np.isnan(morans_i(values[:7], xy[:7])).all()
+        assert np.isfinite(morans_i(values[:8], xy[:8])[:3]).all()
+
+    @pytest.mark.parametrize("bad", [np.zeros((89, 2)), np.zeros((90, 3)), np.full((90, 2), np.nan)])
+    def test_places_that_are_none(self, spots, bad):
+        with pytest.raises(ValueError, match=r"xy must hold finite numbers of shape \(90, 2\)"):
+            morans_i(spots[0], bad)
 
 
 class TestPValues:

@@ -45,7 +45,7 @@ def test_every_public_name_resolves():
     assert {"HGGEP", "datasets", "get", "pl", "pp", "settings", "tl"} <= set(hggep.__all__)
     for name in hggep.__all__:
         getattr(hggep, name)
-    for room in (hggep.datasets, hggep.pl, hggep.pp, hggep.tl):
+    for room in (hggep.datasets, hggep.interop, hggep.pl, hggep.pp, hggep.tl):
         for name in room.__all__:
             assert callable(getattr(room, name)), f"{room.__name__}.{name}"
     assert callable(hggep.get.prediction)

@@ -9,7 +9,7 @@ from .runtime.imports import naming_what_is_broken
 from .runtime.messages import set_up
 
 if TYPE_CHECKING:
-    from . import datasets, encoders, errors, get, methods, metrics, pl, pp, tl
+    from . import datasets, encoders, errors, get, interop, methods, metrics, pl, pp, tl
     from .config import Config
     from .cross_validation import CrossValidation
     from .methods import baselines
@@ -25,6 +25,7 @@ __all__ = [
     "encoders",
     "errors",
     "get",
+    "interop",
     "methods",
     "metrics",
     "pl",

@@ -11,7 +11,10 @@ KEY = "hggep"
 
 
 # figures per gene that `tl.evaluate` writes
-METRICS = ("pcc", "pcc_pval", "pcc_padj", "pcc_neg_log10_p", "spearman", "rmse", "ssim", "ceiling")
+METRICS = (
+    *("pcc", "pcc_pval", "pcc_padj", "pcc_neg_log10_p", "spearman", "rmse", "ssim", "ceiling"),
+    *("moran_observed", "moran_predicted"),
+)
 
 
 def predicted(key: str) -> str:

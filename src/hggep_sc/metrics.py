@@ -12,11 +12,14 @@ from scipy import special
 from scipy.spatial import cKDTree
 from scipy.stats import poisson, rankdata
 
+from .runtime.imports import within_squidpy
 from .runtime.validators import array, matrix, number, seed_of, whole
 
 Matrix: TypeAlias = Any  # numpy array or scipy sparse matrix or array
 
 BLOCK = 2**22  # values held dense at once
+NEIGHBOURS = 6  # nearest spots that `morans_i` compares a spot with
+AT_ONCE = 2**24  # spots times genes whose Moran's I is computed at a time
 WINDOW = 7  # spots, side of the window of `ssim`: scikit-image's default
 K1, K2 = 0.01, 0.03  # constants of `ssim`, as in Wang et al. 2004 and scikit-image
 LARGEST = 30  # count of a half from which on doubling the depth no longer changes the expected logarithm
@@ -319,6 +322,54 @@ def _covariance(like: sp.csc_array, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.asarray(total) / like.shape[0]
 
     return mean(x * y) - mean(x) * mean(y)
+
+
+def morans_i(values: Matrix, xy: np.ndarray) -> np.ndarray:
+    """Moran's I of each gene: how alike neighbouring spots are (`squidpy.gr.spatial_autocorr`).
+
+    Neighbours are the six nearest spots of each, all of the same weight. The order of the spots does not matter, where
+    several are equally near neither: they are sorted by their coordinates first.
+
+    Parameters
+    ----------
+    values
+        (n_spots, n_genes); sparse ones stay sparse.
+    xy
+        (n_spots, 2) coordinates, in any unit.
+
+    Returns
+    -------
+    (n_genes,) float64: near 1 for a smooth map, -1 / (n_spots - 1) on average for values that are strewn at random; NaN
+    for constant genes, and where all spots are neighbours of all, with seven spots or fewer.
+
+    Raises
+    ------
+    ValueError
+        If there is not a finite place for each spot.
+    """
+    values = matrix("values", values, "n_spots", "n_genes")
+    xy = array("xy", xy).astype(np.float64)
+    if xy.shape != (values.shape[0], 2) or not np.isfinite(xy).all():
+        raise ValueError(f"xy must hold finite numbers of shape {(values.shape[0], 2)}, a place per spot: {xy.shape}")
+    found = np.full(values.shape[1], np.nan)
+    if len(xy) <= NEIGHBOURS + 1:
+        return found
+    order = np.lexsort((xy[:, 1], xy[:, 0]))
+    values = sp.csr_matrix(values)[order].tocsc() if sp.issparse(values) else values[order]
+    step = max(1, AT_ONCE // len(xy))
+    with within_squidpy():
+        from anndata import AnnData
+        from squidpy.gr import spatial_autocorr
+        from squidpy.gr.neighbors import KNNBuilder
+
+        graph, _ = KNNBuilder(n_neighs=NEIGHBOURS).build(xy[order])
+        how: dict[str, Any] = {"corr_method": None, "n_jobs": 1, "show_progress_bar": False}
+        for start in range(0, len(found), step):
+            table = AnnData(values[:, start : start + step], obsp={"spatial_connectivities": graph})
+            of_gene = spatial_autocorr(table, mode="moran", copy=True, **how)
+            # by name, as the table comes back in another order
+            found[start : start + step] = of_gene["I"].reindex(table.var_names)
+    return found
 
 
 def is_hexagonal(array_xy: np.ndarray) -> bool:

@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage, sparse
 from scipy.stats import combine_pvalues, false_discovery_control, norm, pearsonr, spearmanr
 
+from helpers import slow_moran
 from hggep_sc.evaluation.section_scores import COLUMNS, FIGURES, over_sections, section_scores, tidy
 from hggep_sc.metrics import noise_ceiling, ssim
 from hggep_sc.section.expression import ExpressionScale
@@ -32,6 +33,7 @@ def scored(table, predicted, **options):
 def test_every_figure_by_hand():
     table, predicted = make_table()
     table.X[7] = 0  # a spot without counts is left out
+    table.obsm["spatial"] += np.random.default_rng(1).normal(0, 5, (90, 2))  # so that no two are equally near
     scores = scored(table, predicted)
     kept = np.arange(90) != 7
     counts = table.X.toarray()[kept].astype(np.float64)
@@ -49,6 +51,8 @@ def test_every_figure_by_hand():
         "rmse": np.sqrt(((p - observed) ** 2).mean(axis=0)),
         "ssim": ssim(p, observed, places),
         "ceiling": noise_ceiling(counts),
+        "moran_observed": [slow_moran(x, table.obsm["spatial"][kept]) for x in observed.T],
+        "moran_predicted": [slow_moran(x, table.obsm["spatial"][kept]) for x in p.T],
     }
     assert list(scores) == list(FIGURES) == list(expected)
     assert scores.index.tolist() == GENES
@@ -89,6 +93,24 @@ def test_constant_genes_and_predictions():
     assert scores["pcc_padj"].isna().tolist() == scores["pcc"].isna().tolist()
     assert scores["ceiling"].isna().tolist() == [False, False, True, False, False, False]
     assert scores["rmse"].notna().all()
+
+
+@pytest.mark.parametrize("broken", ["missing", "nan"])
+def test_morans_i_needs_a_place_of_each_spot(broken, warned):
+    """The places on the array will do, and where there are none it is left out, with a word."""
+    table, predicted = make_table()
+    expected = scored(table, predicted)
+    if broken == "missing":
+        del table.obsm["spatial"]
+        pd.testing.assert_frame_equal(scored(table, predicted), expected)
+    else:
+        table.obsm["spatial"][3, 0] = np.nan
+    del table.obs["array_row"]
+    warned.clear()
+    scores = scored(table, predicted)
+    assert scores[["moran_observed", "moran_predicted"]].isna().all(axis=None)
+    assert scores["pcc"].equals(expected["pcc"])
+    assert "SSIM and Moran's I are left out" in warned.text
 
 
 @pytest.mark.parametrize("broken", ["missing", "text", "gaps", "alike"])

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import hggep_sc as hggep
-from helpers import WAIT, section_of
+from helpers import WAIT, section_of, slow_moran
 from hggep_sc.methods import genes as module
 from hggep_sc.methods.genes import COUNTED, DEFAULT_GENES, requested_genes
 from hggep_sc.section import open_sections
@@ -66,18 +66,6 @@ def log_expression(adata):
     counts = adata.X.toarray().astype(float)
     totals = counts.sum(1)
     return np.log1p(counts[totals > 0] / totals[totals > 0, None] * 1e4)
-
-
-def slow_moran(x, xy):
-    """By the definition, spot by spot, over the six nearest spots."""
-    centred, total, weights = x - x.mean(), 0.0, 0.0
-    for i in range(len(x)):
-        distance = np.hypot(*(xy - xy[i]).T)
-        distance[i] = np.inf
-        for j in np.argsort(distance)[:6]:
-            total += centred[i] * centred[j]
-            weights += 1
-    return len(x) / weights * total / (centred**2).sum()
 
 
 def morans(sections):
@@ -214,6 +202,7 @@ def test_blocks_of_genes_give_the_same(tables, monkeypatch):
     sections = sections_of(tables)
     expected = training_genes(sections, 20)
     monkeypatch.setattr(module, "VALUES", 80 * 50)
+    monkeypatch.setattr("hggep_sc.metrics.AT_ONCE", 80 * 20)
     assert training_genes(sections, 20) == expected
 
 

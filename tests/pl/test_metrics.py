@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import PathPatch
 
 from hggep_sc import pl
+from hggep_sc.evaluation.section_scores import FIGURES
 
 DRAWN = [(section, method) for section in ("S1", "S2", "S3") for method in ("ridge", "hggep")]
 
@@ -109,7 +110,7 @@ def test_reference_figures_stand_beside_the_boxes(scores) -> None:
 
 def test_tables_of_evaluate_go_in_as_a_dict(scores) -> None:
     one = scores[(scores["method"] == "hggep") & (scores["seed"] == 0)]
-    figures = ["pcc", "pcc_pval", "pcc_padj", "pcc_neg_log10_p", "spearman", "rmse", "ssim", "ceiling"]
+    figures = list(FIGURES)
     tables = {
         section: rows.pivot(index="gene", columns="metric", values="value").reindex(columns=figures)
         for section, rows in one.groupby("section")
@@ -119,7 +120,7 @@ def test_tables_of_evaluate_go_in_as_a_dict(scores) -> None:
 
 def test_sections_in_training_are_marked(scores) -> None:
     one = scores[(scores["method"] == "hggep") & (scores["seed"] == 0)]
-    figures = ["pcc", "pcc_pval", "pcc_padj", "pcc_neg_log10_p", "spearman", "rmse", "ssim", "ceiling"]
+    figures = list(FIGURES)
     tables = {
         section: rows.pivot(index="gene", columns="metric", values="value").reindex(columns=figures)
         for section, rows in one.groupby("section")

@@ -60,6 +60,15 @@ def test_neighbours_on_grids(grid, neighbours):
     assert graph.diagonal().sum() == 0
 
 
+def test_neighbours_by_all_distances():
+    """Ragged tissue, spots at random: joined are those within 1.3 times the median distance to the nearest other."""
+    xy = np.random.default_rng(3).random((80, 2)) * 1000
+    apart = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1))
+    np.fill_diagonal(apart, np.inf)
+    expected = apart <= 1.3 * np.median(apart.min(axis=1))
+    assert np.array_equal(spatial_graph(xy, np.zeros(80)).toarray(), expected)
+
+
 def test_sections_are_not_joined():
     """Two sections in one place, each with its own spacing, spots interleaved; and a single spot."""
     xy = np.concatenate([square(5, 5), 3 * square(5, 5), [[1.0, 1.0]]])

@@ -62,7 +62,7 @@ def section_scores(
     -------
     Indexed by gene, a column for each of `FIGURES`: see `hggep_sc.tl.evaluate`. Spots without counts, or without a
     scale those with NaN, are left out; `attrs["n_spots"]` says how many are compared. `ssim` is NaN where the places on
-    the array are not known, `ceiling` without a scale.
+    the array are not known, Moran's I where coordinates are not either, `ceiling` without a scale.
 
     Raises
     ------
@@ -92,12 +92,20 @@ def section_scores(
         ceiling = metrics.noise_ceiling(counts, target_sum=scale.target_sum, library=totals, seed=seed)
     rows = rows[seen]
     array_xy = _array_xy(table, rows)
+    xy = _coordinates(table, rows, array_xy)
+    if array_xy is None:
+        _say_left_out("SSIM is" if xy is not None else "SSIM and Moran's I are")
 
     pcc = metrics.pearson(predicted, observed)
     if null == "independent":
         log_p = metrics.pearson_log_pvalues(pcc, len(rows))
+    elif xy is not None:
+        log_p = moved_log_pvalues(pcc, predicted, observed, xy, seed)
     else:
-        log_p = moved_log_pvalues(pcc, predicted, observed, _coordinates(table, rows, array_xy), seed)
+        raise MissingSlotError(
+            f"null='spatial' needs to know where spots lie: obsm[{_keys.SPATIAL!r}] with finite numbers, or without it "
+            f"obs[{_keys.ARRAY_COL!r}] and obs[{_keys.ARRAY_ROW!r}]"
+        )
     scores = {
         "pcc": pcc,
         **_significance(log_p),
@@ -105,6 +113,8 @@ def section_scores(
         "rmse": metrics.rmse(predicted, observed),
         "ssim": unknown if array_xy is None else metrics.ssim(predicted, observed, array_xy),
         "ceiling": ceiling,
+        "moran_observed": unknown if xy is None else metrics.morans_i(observed, xy),
+        "moran_predicted": unknown if xy is None else metrics.morans_i(predicted, xy),
     }
     result = pd.DataFrame(scores, index=pd.Index(panel, name="gene"), columns=FIGURES)
     result.attrs["n_spots"] = len(rows)
@@ -256,25 +266,25 @@ def moved_log_pvalues(
 
 
 def _array_xy(table: "AnnData", rows: np.ndarray) -> np.ndarray | None:
-    """Places of spots on the array, (n, 2) int64; None, and said, where they are not known."""
+    """Places of spots on the array, (n, 2) int64; None where they are not known."""
     places = array_places(table, rows)
-    if places is not None and len(np.unique(places, axis=0)) == len(places):
-        return places
+    return places if places is not None and len(np.unique(places, axis=0)) == len(places) else None
+
+
+def _coordinates(table: "AnnData", rows: np.ndarray, array_xy: np.ndarray | None) -> np.ndarray | None:
+    """Where spots lie, (n, 2) in any unit; None where it is not known."""
+    if _keys.SPATIAL in table.obsm:
+        xy = coordinates_of(table, _keys.SPATIAL)[rows]
+        return xy if np.isfinite(xy).all() else None
+    if array_xy is None:
+        return None
+    return array_xy * (0.5, np.sqrt(0.75)) if metrics.is_hexagonal(array_xy) else array_xy.astype(np.float64)
+
+
+def _say_left_out(figures: str) -> None:
     warn(
-        "SSIM is left out: it needs each spot's place on the array, whole numbers in "
-        f"obs[{_keys.ARRAY_COL!r}] (x) and obs[{_keys.ARRAY_ROW!r}] (y), no two alike",
+        f"{figures} left out: SSIM takes each spot's place on the array, whole numbers in obs[{_keys.ARRAY_COL!r}] (x) "
+        f"and obs[{_keys.ARRAY_ROW!r}] (y), no two alike; Moran's I takes these, or finite coordinates in "
+        f"obsm[{_keys.SPATIAL!r}]",
         ResultWarning,
     )
-    return None
-
-
-def _coordinates(table: "AnnData", rows: np.ndarray, array_xy: np.ndarray | None) -> np.ndarray:
-    """Where spots lie, (n, 2) in any unit, for the spatial null."""
-    if _keys.SPATIAL in table.obsm:
-        return coordinates_of(table, _keys.SPATIAL)[rows]
-    if array_xy is None:
-        raise MissingSlotError(
-            f"null='spatial' needs to know where spots lie: obsm[{_keys.SPATIAL!r}], or "
-            f"obs[{_keys.ARRAY_COL!r}] and obs[{_keys.ARRAY_ROW!r}], neither of which is there"
-        )
-    return array_xy * (0.5, np.sqrt(0.75)) if metrics.is_hexagonal(array_xy) else array_xy.astype(np.float64)

@@ -26,7 +26,7 @@ class ObsmEncoder:
     Attributes
     ----------
     slot
-        Their name in `obsm`.
+        Their name in `obsm`, or of another table of the same shapes.
     """
 
     slot: str
@@ -112,14 +112,16 @@ def beside_colours(encoder: Eye | None) -> bool:
 def require_one_meaning(name: str, sections: Sequence["Section"]) -> None:
     """Refuse a name that is neither an encoder's nor that of embeddings in every section, or both."""
     for section in sections:
-        if (there := name in section.table.obsm) == is_slot(name):
+        there = name in section.table.obsm or (is_slot(name) and section.embeddings_slot(name) is not None)
+        if there == is_slot(name):
             continue
         if there:
             raise InputError(
                 f"section {section.name!r}: encoder={name!r} is an encoder's name, and obsm[{name!r}] is there too: to "
                 f"use these embeddings, rename them (adata.obsm['X_{name}'] = adata.obsm.pop({name!r}))"
             )
+        beside = f", no table of this name beside it ({listed(section.beside)})" if section.beside else ""
         raise MissingSlotError(
-            f"section {section.name!r}: no embeddings in obsm[{name!r}], which holds {listed(section.table.obsm)}; nor "
-            f"is there an encoder of this name{nearest(name)} (hggep_sc.encoders.list() has all)"
+            f"section {section.name!r}: no embeddings in obsm[{name!r}], which holds {listed(section.table.obsm)}"
+            f"{beside}; nor is there an encoder of this name{nearest(name)} (hggep_sc.encoders.list() has all)"
         )

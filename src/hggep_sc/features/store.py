@@ -195,9 +195,8 @@ def require_length(section: "Section", slot: str, wanted: int) -> None:
         If they are.
     """
     if (found := section.embeddings(slot).shape[1]) != wanted:
-        raise InputError(
-            f"section {section.name!r}: obsm[{slot!r}] has {found} columns; the model learnt from {wanted}"
-        )
+        where = f"section {section.name!r}: {section.embeddings_slot(slot)}"
+        raise InputError(f"{where} has {found} columns; the model learnt from {wanted}")
 
 
 def gathered(

@@ -1,9 +1,7 @@
 """Which genes a model predicts, chosen on the training sections alone."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Number
-from threading import Lock
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,6 +11,7 @@ from anndata import AnnData
 
 from ..datasets import her2st_panel
 from ..errors import InputError, TrainingWarning
+from ..metrics import NEIGHBOURS, morans_i
 from ..runtime.messages import warn
 from ..runtime.validators import choice, names, whole
 from ..section import Section, gene_name_hint
@@ -23,12 +22,9 @@ NAMED = "names"  # in place of a rule, where the user named the genes
 PANELS = {"her2st_panel": her2st_panel}  # by the name that `genes=` takes
 
 DEFAULT_GENES = 1000
-NEIGHBOURS = 6  # nearest spots that a spot is compared with
 COUNTED = 0.1  # share of the spots below which a pattern does not repeat in another section: docs/inputs.md
 MOST_PLACES = 10_000  # of a section with more spots, counts are added up in square bins
 VALUES = 2**24  # spots times genes whose Moran's I is computed at a time
-
-_squidpy = Lock()  # where numba has no other layer of threads, two of them in it end the process
 
 
 def requested_genes(
@@ -234,7 +230,7 @@ def _morans_i(section: Section, genes: pd.Index) -> tuple[np.ndarray, np.ndarray
     step = max(1, VALUES // len(centres))
     for start in range(0, len(genes), step):
         expression = scale.transform_sparse(counts[:, start : start + step], totals)
-        values.append(_morans_i_of(expression, centres))
+        values.append(np.nan_to_num(morans_i(expression, centres)))  # 0 for constant genes
     return np.concatenate(values), np.diff(counts.indptr) / len(centres)
 
 
@@ -247,17 +243,3 @@ def _places(xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cells = np.floor((xy - xy.min(axis=0)) / side)
     centres, place = np.unique(cells, axis=0, return_inverse=True)
     return centres, place.ravel()
-
-
-def _morans_i_of(expression: sp.csr_matrix, xy: np.ndarray) -> np.ndarray:
-    """Return Moran's I of each column over the nearest spots, each of the same weight; 0 for constant columns."""
-    with _squidpy, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # squidpy's docstrings on import; constant genes
-        from squidpy.gr import spatial_autocorr
-        from squidpy.gr.neighbors import KNNBuilder
-
-        graph, _ = KNNBuilder(n_neighs=NEIGHBOURS).build(xy)
-        # by number, as the table comes back in another order
-        table = AnnData(expression, obsp={"spatial_connectivities": graph})
-        found = spatial_autocorr(table, mode="moran", corr_method=None, copy=True, n_jobs=1, show_progress_bar=False)
-    return found["I"].reindex(table.var_names).fillna(0.0).to_numpy()

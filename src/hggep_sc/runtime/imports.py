@@ -3,13 +3,24 @@
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires, version
+from threading import Lock
 
 TORCH = r"torch(?![\w.-])\s*\(?([^;)]*)"  # a requirement of torch itself, and its versions
 # through which a broken package is come upon, or in which its fault shows
 PASSED = {"hggep_sc", "lightning", "lightning_utilities", "torchmetrics", "torch", *sys.stdlib_module_names}
+_squidpy = Lock()  # where numba has no other layer of threads, two of them in it end the process
+
+
+@contextmanager
+def within_squidpy() -> Iterator[None]:
+    """Let one thread at a time into squidpy, without its warnings of its own docstrings and of constant genes."""
+    with _squidpy, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from .. import _keys
 from ..errors import ScaleWarning
 from ..image import SANE_MPP
 from ..runtime import checks
@@ -268,6 +269,27 @@ def spot_grid(
     return SpotGrid(
         found.pitch, Told(float(um / found.pitch), "spots", f"the {kind}, which lie {um:.4g} um apart,"), squares
     )
+
+
+def cell_scale(reader: str | None, table: AnnData, rows: np.ndarray, xy: np.ndarray) -> Told | None:
+    """Return what cells of a Xenium say of the scale: spatialdata-io keeps their centroids, in um, in the table.
+
+    Parameters
+    ----------
+    reader
+        The reader of spatialdata-io that made the object.
+    table, rows
+        Where the centroids are.
+    xy
+        (n, 2) the same cells in px.
+    """
+    if reader != "xenium" or _keys.SPATIAL not in table.obsm:
+        return None
+    um = np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)[rows]
+    extents = [np.sqrt(((at - at.mean(axis=0)) ** 2).sum()) for at in (um, xy)]
+    if not min(extents) > 0:  # a single cell
+        return None
+    return Told(float(extents[0] / extents[1]), "spots", "the cells' centroids in um, obsm['spatial'],")
 
 
 def _words(entry: Mapping[str, Any], reader: str | None) -> str:

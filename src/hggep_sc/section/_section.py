@@ -1,6 +1,6 @@
 """Section: what the model sees of one section."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,6 +14,7 @@ from ..errors import InputError, MissingSlotError
 from ..image import SectionImage
 from ..runtime.messages import listed
 from ._counts import CountMatrix
+from ._features import rows_beside
 from ._spots import array_places
 
 
@@ -51,6 +52,10 @@ class Section:
         Full-resolution px per px of the image's finest level: above 1 for a reduced copy.
     spacing
         px of the image's finest level from a spot to the nearest place for another; None where that is not known.
+    region
+        Shapes or labels of a SpatialData that the section is; "" in an AnnData.
+    beside
+        Other tables of the SpatialData that annotate the region, by name: their `X` may hold embeddings.
     """
 
     name: str
@@ -67,6 +72,8 @@ class Section:
     mpp_source: str = "unknown"
     reduction: float = 1.0
     spacing: float | None = None
+    region: str = ""
+    beside: Mapping[str, AnnData] = field(default_factory=dict, repr=False)
 
     @property
     def mpp_fullres(self) -> float | None:
@@ -100,7 +107,7 @@ class Section:
         return replace(self, obs_rows=self.obs_rows[spots], xy=self.xy[spots])
 
     def portable(self, obsm: Sequence[str] = ()) -> "Section":
-        """Return the section with a table of its own spots, counts, array positions and some slots of `obsm` alone.
+        """Return the section with a table of its own spots, counts, array positions and some embeddings alone.
 
         It is what training, prediction and evaluation read, for another process. Without counts it has no `X`.
         """
@@ -111,7 +118,7 @@ class Section:
             var=pd.DataFrame(index=self.var_names),
             obsm={key: self.embeddings(key) for key in obsm},
         )
-        return replace(self, table=light, obs_rows=np.arange(light.n_obs), layer=None)
+        return replace(self, table=light, obs_rows=np.arange(light.n_obs), layer=None, beside={})
 
     @property
     def var_names(self) -> pd.Index:
@@ -151,8 +158,12 @@ class Section:
         """
         return self._matrix.library(self.obs_rows)
 
+    def embeddings_slot(self, key: str) -> str | None:
+        """Return what messages call the embeddings of a name: a slot of `obsm`, or another table; None for none."""
+        return f"obsm[{key!r}]" if key in self.table.obsm else f"tables[{key!r}].X" if key in self.beside else None
+
     def embeddings(self, key: str) -> np.ndarray:
-        """Embeddings of the spots' patches in `obsm[key]`.
+        """Embeddings of the spots' patches: `obsm[key]`, or `X` of a table beside, matched by instance.
 
         Returns
         -------
@@ -161,25 +172,30 @@ class Section:
         Raises
         ------
         MissingSlotError
-            If there is no such slot.
+            If there are none of that name.
         InputError
-            If it does not hold a row of finite numbers per spot.
+            If there is not a row of finite numbers per spot.
         """
-        table = self.table
-        if key not in table.obsm:
+        table, rows, slot = self.table, self.obs_rows, self.embeddings_slot(key)
+        if slot is None:
             raise MissingSlotError(
                 f"section {self.name!r}: no embeddings in obsm[{key!r}]; obsm holds {listed(table.obsm)}"
+                + (f", and the other tables of {self.region!r} are {listed(self.beside)}" if self.beside else "")
             )
-        found = table.obsm[key]
-        found = found.to_numpy() if isinstance(found, pd.DataFrame) else found
-        values = found[self.obs_rows]
+        if key in table.obsm:
+            found = table.obsm[key]
+            found = found.to_numpy() if isinstance(found, pd.DataFrame) else found
+        else:
+            found = self.beside[key].X
+            rows = rows_beside(self.beside[key], slot, self.region, table, rows, self.name)
+        values = found[rows]
         values = values.toarray() if sparse.issparse(values) else np.asarray(values)
         numbers = values.dtype.kind in "fiu"
         with np.errstate(over="ignore"):
             single = np.ascontiguousarray(values, dtype=np.float32) if numbers else None
         if single is None or single.ndim != 2 or not np.isfinite(single).all():
             raise InputError(
-                f"section {self.name!r}: obsm[{key!r}] must hold a row of finite numbers for each spot, found "
+                f"section {self.name!r}: {slot} must hold a row of finite numbers for each spot, found "
                 f"{values.dtype} values of shape {values.shape}"
             )
         return single

@@ -5,6 +5,7 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,9 +17,10 @@ from ..errors import ImageError, InputError, MissingSlotError
 from ..image import SectionImage, in_colour_order
 from ..runtime.messages import listed
 from ._belonging import Belonging, View, compared, moved, say_reduced, spread
+from ._features import tables_beside
 from ._labels import instances_of
 from ._one_section import require_one_section
-from ._scale import Told, given, of_scalefactors, scale_of_section, settled, spot_grid
+from ._scale import Told, cell_scale, given, of_scalefactors, scale_of_section, settled, spot_grid
 from ._section import Section
 from ._slide import slide_of
 from ._spots import require_good_coordinates, require_inside, say_left_out, under_tissue
@@ -94,16 +96,17 @@ def spatialdata_section(
     spots = _spots(sdata, region, table.obs[instance_key].iloc[rows].to_numpy(), name, instance_key)
     slot = f"{spots.slot} {region!r}"
     kept_entry = entries(table.uns, _keys.SPATIAL)
+    reader = text(sdata.attrs.get("spatialdata_io_reader"))
     if not with_image:
         require_good_coordinates(spots.centres, name, slot)
-        return _without_image(table, name, region, rows, spots, layer, mpp)
+        section = _without_image(table, name, region, rows, spots, layer, mpp, reader)
+        return replace(section, region=region, beside=tables_beside(sdata, table, region))
     view, views, others, slide_mpp = _views(sdata, spots.element, name, image_key, coordinate_system)
     xy = moved(spots.centres, view.to_px)
     require_good_coordinates(xy, name, slot)
 
     entry = entries(kept_entry, region) or entries(kept_entry, view.key)
     diameter = spots.size * view.scale if spots.size is not None else None
-    reader = text(sdata.attrs.get("spatialdata_io_reader"))
     grid = spot_grid(entry, xy, table, rows, called=[region], reader=reader, side=diameter)
     of_slide = None if slide_mpp is None else Told(slide_mpp, "slide", "the reader of the slide")
     # readers keep shapes in full-resolution px
@@ -112,7 +115,8 @@ def spatialdata_section(
     reduction = 1 / view.scale if view.reduced else 1.0
     with view.opener() as opened:
         of_file = None if opened.mpp is None else Told(opened.mpp, "file", f"the image file {view.name}")
-        told = (*given(mpp), of_slide, *of_factors, microns, of_file, grid.told)
+        of_cells = cell_scale(reader, table, rows, xy)
+        told = (*given(mpp), of_slide, *of_factors, microns, of_file, of_cells, grid.told)
         sources = [source for source in told if source is not None]
         belonging = Belonging(name, view, opened, views, slot, sources[0].mpp if sources else None)
         if check:
@@ -155,16 +159,26 @@ def spatialdata_section(
         mpp_source="unknown" if found is None else found.by,
         reduction=reduction,
         spacing=grid.spacing,
+        region=region,
+        beside=tables_beside(sdata, table, region),
     )
 
 
 def _without_image(
-    table: AnnData, name: str, region: str, rows: np.ndarray, spots: "_Spots", layer: str | None, mpp: float | None
+    table: AnnData,
+    name: str,
+    region: str,
+    rows: np.ndarray,
+    spots: "_Spots",
+    layer: str | None,
+    mpp: float | None,
+    reader: str | None,
 ) -> Section:
     """Return a section that nobody will look at, its spots in the unit of the shapes."""
     entry = entries(entries(table.uns, _keys.SPATIAL), region)
-    grid = spot_grid(entry, spots.centres, table, rows, called=[region])
-    found = settled([*given(mpp), *of_scalefactors(entry), grid.told], f"section {name!r}")
+    grid = spot_grid(entry, spots.centres, table, rows, called=[region], reader=reader)
+    of_cells = cell_scale(reader, table, rows, spots.centres)
+    found = settled([*given(mpp), *of_scalefactors(entry), of_cells, grid.told], f"section {name!r}")
     return Section(
         name=name,
         obs_rows=rows,
@@ -211,8 +225,10 @@ def _spots(sdata: "SpatialData", region: str, instances: np.ndarray, name: str, 
             f"type {index.dtype})"
         )
     if slot == "labels":
-        # bins of an array are drawn as a px each
+        # bins of an array are drawn as a px each, by spatialdata.rasterize_bins with its corner on the bin's centre
         bins = bool((areas == 1).all())
+        if bins and instance_key.startswith("relabeled_"):
+            centres = centres - 0.5
         size = float(np.median(np.sqrt(areas[places]) if bins else 2 * np.sqrt(areas[places] / np.pi)))
         return _Spots(element, slot, centres[places], size, "square" if bins else "circle")
     import shapely
@@ -352,7 +368,14 @@ def image_levels(element: Any, key: str) -> list[Any]:
             f"image {key!r} has {n_channels} channels ({listed(channels)}); an H&E image with 3 (RGB), 4 "
             "(RGBA) or 1 is expected. `image_key=` chooses another"
         )
-    return in_colour_order([level.data for level in levels], channels, 0, f"images[{key!r}]")
+    return in_colour_order(_known([level.data for level in levels]), channels, 0, f"images[{key!r}]")
+
+
+def _known(levels: list[Any]) -> list[Any]:
+    """Leave out coarser levels that would be computed from the finest, which is read anyway, by another filter."""
+    finest, *coarser = (set(level.dask.layers) if hasattr(level, "dask") else set() for level in levels)
+    stored = [not finest or not finest <= steps for steps in coarser]
+    return [levels[0], *compress(levels[1:], stored)]
 
 
 def micron_scale(image: Any) -> Told | None:

@@ -3,10 +3,13 @@
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import h5py
     from anndata import AnnData
 
 
@@ -85,10 +88,7 @@ def _require_memory(what: str, n_bytes: int) -> None:
 
 
 def write_h5ad(table: "AnnData", file: Path, **options: Any) -> None:
-    """Write an AnnData as `table.write_h5ad` does, but for what a full disk does to HDF5.
-
-    HDF5 keeps what it could not write, tries again when Python ends, and crashes there. So it is told that all is
-    written, and the error is raised once it has closed the file.
+    """Write an AnnData as `table.write_h5ad` does, but for what a full disk does to HDF5 (`new_hdf5`).
 
     Parameters
     ----------
@@ -104,16 +104,33 @@ def write_h5ad(table: "AnnData", file: Path, **options: Any) -> None:
     OSError
         If writing fails; the file is no whole one then.
     """
-    import h5py
     from anndata.io import write_elem
 
     table.strings_to_categoricals()
     if table.raw is not None:
         table.strings_to_categoricals(table.raw.var)
+    with new_hdf5(file) as opened:
+        write_elem(opened, "/", table, dataset_kwargs=options)
+
+
+@contextmanager
+def new_hdf5(file: Path) -> "Iterator[h5py.File]":
+    """Open a new HDF5 file to write to.
+
+    HDF5 keeps what it could not write, tries again when Python ends, and crashes there. So it is told that all is
+    written, and the error is raised once it has closed the file.
+
+    Raises
+    ------
+    OSError
+        If writing fails; the file is no whole one then.
+    """
+    import h5py
+
     with _Remembering(file, "w+b") as target:
         try:
             with h5py.File(target, "w") as opened:
-                write_elem(opened, "/", table, dataset_kwargs=options)
+                yield opened
         finally:  # what was not written cannot be read back either
             if target.error is not None:
                 raise target.error

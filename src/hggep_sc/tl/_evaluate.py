@@ -136,6 +136,8 @@ def evaluate(
     - `ssim`: structural similarity of the two maps on the array (`hggep_sc.metrics.ssim`, the paper's equation 20)
     - `ceiling`: the correlation that a perfect predictor of the underlying expression could reach, given the counts
       (`hggep_sc.metrics.noise_ceiling`)
+    - `moran_observed`, `moran_predicted`: Moran's I over the six nearest spots (`hggep_sc.metrics.morans_i`), how
+      smooth the two maps are; a prediction is smoother than tissue, so that its own says little of a gene
 
     They are written to `var[f"{key}_pcc"]` and so on; of several sections the mean, and p-values combined as in a
     meta-analysis of Fisher's z. `uns[key]["metrics"]` holds means and medians over genes, the mean PCC as a share of
@@ -318,7 +320,7 @@ def _sections(table: "AnnData", record: dict[str, Any], key: str, rows: np.ndarr
 
 def _summary(scores: pd.DataFrame) -> dict[str, Any]:
     summary: dict[str, Any] = {}
-    for name in ("pcc", "spearman", "rmse", "ssim", "ceiling"):
+    for name in ("pcc", "spearman", "rmse", "ssim", "ceiling", "moran_observed", "moran_predicted"):
         defined = scores[name].dropna()
         summary[f"mean_{name}"] = float(defined.mean())
         summary[f"median_{name}"] = float(defined.median())

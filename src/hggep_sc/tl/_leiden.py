@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from ..runtime.imports import within_squidpy
+from ..section import spot_spacing
+
 MAX_GENES = 2000  # of a layer that holds more, the most variable
 MAX_BISECTIONS, CLOSE = 30, 1.001  # resolutions tried to find a number of domains, and the ratio that ends it
 AROUND, N_AROUND = 1.5, 20  # then as many, evenly up to this ratio around the last
@@ -69,18 +72,17 @@ def spatial_graph(xy: np.ndarray, section: np.ndarray) -> sparse.csr_matrix:
     (n_spots, n_spots) symmetric, 1 for spots within 1.3 spot spacings (the section's median distance to the nearest
     neighbour): six on a hexagonal grid, four on a square one.
     """
-    from scipy.spatial import cKDTree
+    joined = [np.empty((2, 0), dtype=np.int64)]
+    with within_squidpy():
+        from squidpy.gr.neighbors import RadiusBuilder
 
-    pairs = [np.empty((0, 2), dtype=np.int64)]
-    for name in np.unique(section):
-        rows = np.flatnonzero(section == name)
-        if len(rows) > 1:
-            tree = cKDTree(xy[rows])
-            spacing = np.median(tree.query(xy[rows], k=2)[0][:, 1])
-            pairs.append(rows[tree.query_pairs(REACH * spacing, output_type="ndarray")])
-    i, j = np.concatenate(pairs).T
-    half = sparse.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(xy), len(xy)))
-    return half + half.T
+        for name in np.unique(section):
+            rows = np.flatnonzero(section == name)
+            if (spacing := spot_spacing(xy[rows])) is not None:
+                graph, _ = RadiusBuilder(REACH * spacing).build(xy[rows])
+                joined.append(rows[np.array(graph.nonzero())])
+    i, j = np.concatenate(joined, axis=1)
+    return sparse.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(xy), len(xy)))
 
 
 def leiden(

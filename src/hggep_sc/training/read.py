@@ -100,7 +100,8 @@ def _described(
         lengths = {section.name: section.embeddings(encoder.slot).shape[1] for section in sections}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name!r}: {length}" for name, length in lengths.items())
-            raise InputError(f"obsm[{encoder.slot!r}] has embeddings of different lengths: {listed}")
+            slot = sections[0].embeddings_slot(encoder.slot)
+            raise InputError(f"{slot} has embeddings of different lengths: {listed}")
     folder = run.checkpoint_dir if run.devices.number == 1 else None  # each process describes all by itself
     turns = views_of_training(config, sum(len(section.xy) for section in sections))
     with (

@@ -229,7 +229,7 @@ class Baseline(ABC):
             )
             if isinstance(eye, ObsmEncoder) and features and found.shape[1] != features[0].shape[1]:
                 raise ValueError(
-                    f"section {section.name!r}: obsm[{eye.slot!r}] has {found.shape[1]} columns, and "
+                    f"section {section.name!r}: {section.embeddings_slot(eye.slot)} has {found.shape[1]} columns, and "
                     f"{features[0].shape[1]} in section {sections[0].name!r}"
                 )
             features.append(found[seen])

@@ -89,3 +89,17 @@ def batch_of(spots, expression, size_factors=None):
         size_factors=torch.ones(len(expression)) if size_factors is None else size_factors,
         observed=torch.arange(len(expression)),
     )
+
+
+def adata_of(spots):
+    """The 32 spots of the vectors on an image of their patches, a row of squares."""
+    from anndata import AnnData
+
+    patches = spots["patches"].numpy()
+    strip = np.concatenate(list(patches.transpose(0, 3, 2, 1)), axis=1)
+    adata = AnnData(shape=(len(patches), spots["counts"].shape[1]))
+    adata.obsm["spatial"] = np.array([[56.9 + 112 * i, 56.6] for i in range(len(patches))])  # to be rounded down
+    adata.obs["array_col"], adata.obs["array_row"] = spots["loc"].numpy().T
+    scales = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 100}
+    adata.uns["spatial"] = {"c2": {"images": {"hires": strip}, "scalefactors": scales}}
+    return adata

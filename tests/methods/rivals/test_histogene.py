@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from hggep_sc.methods.rivals.histogene import HisToGeneConfig, HisToGeneNetwork
-from parity import as_images, batch_of, centred, entries, filled, off, published_entries, stored, watched
+from hggep_sc.methods.rivals.histogene import HisToGene, HisToGeneConfig, HisToGeneNetwork
+from hggep_sc.section import open_sections
+from hggep_sc.section.fingerprint import Fingerprint
+from parity import adata_of, as_images, batch_of, centred, entries, filled, off, published_entries, stored, watched
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,13 @@ def test_parity_of_what_hardly_shows(found, vectors, network):
     assert off(centred(found["pred"]), centred(vectors["pred_float64"])) < 1e-4
     assert off(network.gene_head(found["block4"]), vectors["pred_4layers"]) < 1e-4
     assert torch.equal(found["latent"], found["block8"])
+
+
+def test_a_section_is_cut_as_published(network, spots, vectors):
+    genes = [f"G{i}" for i in range(50)]
+    model = HisToGene(network, HisToGeneConfig(), genes, mpp=None, fingerprint=Fingerprint.empty())
+    (section,) = open_sections({"C2": adata_of(spots)})
+    assert off(torch.from_numpy(model.predict(section, device="cpu")[0]), vectors["pred"]) < 1e-4
 
 
 def test_loss(network, spots, vectors):

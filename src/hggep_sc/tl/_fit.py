@@ -63,7 +63,8 @@ def fit(
         dict by section name.
     method
         "hggep", the network; or a baseline that it has to beat: "gene_mean", "nearest_patches", "ridge",
-        "low_rank_ridge", "hest_ridge" (see `hggep_sc.baselines`); or one of your own, by its name or as an object (see
+        "low_rank_ridge", "hest_ridge" (see `hggep_sc.baselines`); or a published one that the paper compares with:
+        "histogene", "hist2st", "thitogene" (docs/rivals.md); or one of your own, by its name or as an object (see
         `hggep_sc.methods`). Arguments that a method does not take are refused where they are set.
     genes
         Genes to predict: names, in this order (a set is sorted); "her2st_panel", the 785 of `datasets.her2st_panel`; or

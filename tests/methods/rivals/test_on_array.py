@@ -12,7 +12,7 @@ from hggep_sc.errors import InputError, MissingSlotError, ModelError
 from hggep_sc.metrics import pearson
 from hggep_sc.section import open_sections
 
-SIDE, PITCH, N_GENES = 8, 20, 6
+SIDE, PITCH, N_GENES = 6, 20, 6
 HOW = {"device": "cpu", "progress": False}
 
 rivals = pytest.mark.parametrize("name", TINY_RIVALS)
@@ -61,16 +61,16 @@ def wavy(seed):
 
 
 LEARNING = {
-    "histogene": {"epochs": 30, "learning_rate": 3e-3, "width": 32},
-    "hist2st": {"epochs": 30, "learning_rate": 5e-3, "channels": 16, "count_weight": 0.0},
-    "thitogene": {"epochs": 60, "learning_rate": 4e-3, "n_capsules": 8, "capsule_width": 8},
+    "histogene": {"epochs": 15, "learning_rate": 3e-3, "width": 32},
+    "hist2st": {"epochs": 20, "learning_rate": 5e-3, "channels": 16, "count_weight": 0.0},
+    "thitogene": {"epochs": 40, "learning_rate": 5e-3, "n_capsules": 8, "capsule_width": 8},
 }
 
 
 @rivals
 @pytest.mark.filterwarnings("ignore:.*smallest field of view:hggep_sc.errors.ImageWarning")
 def test_learns_what_the_image_shows(name):
-    *training, test = (wavy(seed) for seed in range(5))
+    *training, test = (wavy(seed) for seed in range(9))
     how = {"dropout": 0.0, "fields_um": None, "fields_px": (float(PITCH),), **LEARNING[name]}
     model = fitted(name, {str(seed): adata for seed, adata in enumerate(training)}, genes=None, **how)
 
@@ -81,11 +81,11 @@ def test_learns_what_the_image_shows(name):
 
     truth, mean = learnt(test), np.mean([learnt(adata).mean(0) for adata in training], axis=0)
     expression = predicted(model, test)
-    assert np.nanmean(pearson(expression, truth)) > 0.4
+    assert np.nanmean(pearson(expression, truth)) > 0.5
     assert np.square(expression - truth).mean() < 0.7 * np.square(mean - truth).mean()
     shuffled = test.copy()
     shuffled.obsm["spatial"] = np.random.default_rng(0).permutation(test.obsm["spatial"])
-    assert np.nanmean(pearson(predicted(model, shuffled), truth)) < 0.3
+    assert np.nanmean(pearson(predicted(model, shuffled), truth)) < 0.35
 
 
 # ---- sections of any kind -----------------------------------------------------------------------------------
@@ -156,14 +156,11 @@ def test_spatialdata(sections):
     method = {"method": "histogene", "config": TINY_RIVALS["histogene"], "genes": 8}
     model = tl.fit({name: as_spatialdata(sections[name]) for name in ("S1", "S2")}, **method, **CPU)
     sdata = as_spatialdata(sections["S3"])
-    tl.predict(sdata, model, device="cpu", progress=False)
+    tl.predict(sdata, model, key_added="it", device="cpu", progress=False)
     table = sdata.tables["table"]
-    expected = pd.DataFrame(predicted(model, sections["S3"]), sections["S3"].obs_names)
-    found = table.layers["histogene"] if "histogene" in table.layers else table.layers["hggep"]
-    assert np.isfinite(found).any()
-    np.testing.assert_allclose(
-        found[:, table.var_names.get_indexer(model.genes)], expected.loc[table.obs["instance"]], atol=0.05
-    )
+    order = sections["S3"].obs_names.get_indexer(table.obs["instance"])
+    found = table[:, model.genes].layers["it"]
+    np.testing.assert_allclose(found, predicted(model, sections["S3"])[order], rtol=1e-5, atol=1e-5)
 
 
 def test_a_resumed_fit_keeps_its_learning_rate(sections, tmp_path, monkeypatch):

@@ -339,9 +339,9 @@ def small(short, monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("small")
-def test_first_pages():
-    run("docs/installation.md", hggep=hggep)
-    hggep.settings.device = "auto"  # as before
+def test_first_pages(monkeypatch):
+    monkeypatch.setattr(hggep.settings, "device", "auto")  # as it is again afterwards
+    run("docs/installation.md")
     assert "hggep" in run("docs/index.md")["test"].layers
     names = run("docs/tutorial.md")
     assert names["test"].uns["hggep_domain"]["n_domains"] == 5
@@ -412,11 +412,12 @@ def test_concepts(own):
     assert list(section.uns["hggep"]["sections"]["mpp_source"]) == ["mpp="]
 
 
-def test_reference():
+def test_reference(monkeypatch):
     run("docs/api/index.md")
+    monkeypatch.setattr(hggep.settings, "progress", True)  # as it is again afterwards
     run("docs/reference/settings.md")
-    hggep.settings.progress = True
     assert hggep.settings.skip_checks == frozenset()
+    assert not hggep.settings.progress
 
 
 def messages():

@@ -95,6 +95,10 @@ def load(path: str | Path, *, encoder: "nn.Module | str | Path | None" = None) -
     encoder
         As in `hggep_sc.HGGEP.load`, for a model that was fitted with one that is not in its folder.
 
+    Returns
+    -------
+    The model.
+
     Raises
     ------
     FileNotFoundError

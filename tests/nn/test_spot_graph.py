@@ -65,7 +65,7 @@ def test_graph_attention_by_its_formula(normalise):
     h = x @ head.W
     scores = np.full((4, 4), -np.inf)
     for i, j in adjacency.nonzero().tolist():
-        score = float(torch.cat([h[i], h[j]]) @ head.a[:, 0])
+        score = (torch.cat([h[i], h[j]]) @ head.a[:, 0]).item()
         scores[i, j] = score if score > 0 else 0.01 * score
     axis = 0 if normalise == "receivers" else 1
     with np.errstate(invalid="ignore"):

@@ -25,7 +25,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-from accuracy import DATA, KEYS, RESULTS, load, made, parse, rows_of, table
+from accuracy import DATA, KEYS, RESULTS, load, parse, rows_of, table
 
 import hggep_sc as hggep
 
@@ -66,7 +66,9 @@ def markdown(rows: pd.DataFrame, of_accuracy: pd.DataFrame) -> str:
         unrun = [f"{name} on {' '.join(folds)}" for name, folds in missing.items() if folds]
         parts += ["", f"## {data}", "", table(pcc), "", "Times in seconds, of one fold:", "", table(times)]
         parts += ["", f"Not run: {'; '.join(unrun)}."] if unrun else []
-    parts += ["", f"{made(rows)}. Times are as measured, also beside other work on the same cores."]
+    kinds = rows[["hggep_sc", "torch", "python", "device"]].drop_duplicates().to_numpy()
+    versions = "; ".join(f"hggep_sc {own}, torch {torch}, Python {python}, {on}" for own, torch, python, on in kinds)
+    parts += ["", f"{versions}. Times are as measured, also beside other work on the same cores."]
     return "\n".join(parts) + "\n"
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from helpers import bfloat16
 from hggep_sc.nn.spot_transformer import Attention, FeedForward, block, vit
@@ -26,6 +27,15 @@ def test_attention_whose_heads_are_not_as_wide_as_its_tokens():
     assert attention.to_qkv.weight.shape == (36, 10)
     x = torch.randn(7, 10, dtype=torch.float64)
     torch.testing.assert_close(attention(x), by_its_formula(attention, x))
+
+
+def test_attention_is_fused_so_that_no_weights_are_in_memory():
+    """Of a plain section and of views; torch refuses where its fused kernel would not be taken."""
+    attention = Attention(10, 3, 0.0, head_width=8).eval()
+    x = torch.randn(7, 10)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        torch.testing.assert_close(attention(x), by_its_formula(attention, x))
+        torch.testing.assert_close(attention(torch.stack([x, -x]))[0], by_its_formula(attention, x))
 
 
 def test_views_do_not_see_each_other():

@@ -28,16 +28,17 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float, head_width: int = HEAD_WIDTH) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_width = heads, head_width
         self.to_qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
         self.to_out = nn.Sequential(nn.Linear(heads * head_width, width), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., N, width) to the same shape."""
         n = x.shape[-2]
-        q, k, v = self.to_qkv(x).view(*x.shape[:-2], n, 3, self.heads, -1).movedim(-3, 0).transpose(-2, -3)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # softmax(q k' / sqrt(head_width)) v, never N x N in memory
-        return self.to_out(mixed.transpose(-2, -3).flatten(-2))
+        # (views, heads, N, head_width): with other than four axes torch writes N x N weights to memory
+        q, k, v = self.to_qkv(x).view(-1, n, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # softmax(q k' / sqrt(head_width)) v
+        return self.to_out(mixed.transpose(1, 2).reshape(*x.shape[:-1], -1))
 
 
 class FeedForward(nn.Module):

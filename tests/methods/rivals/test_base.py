@@ -24,8 +24,6 @@ HOW = {"genes": 8, "device": "cpu", "progress": False}
 class Colours(nn.Module):
     """A linear layer on the mean colour of a patch; `together` takes off the section's mean."""
 
-    positions_on_host = False
-
     def __init__(self, n_genes, n_features=None, together=True):
         super().__init__()
         self.n_features, self.together = n_features or 3, together

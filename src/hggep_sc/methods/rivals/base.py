@@ -120,8 +120,6 @@ class RivalConfig(BaseConfig):
 class RivalNetwork(Protocol):
     """What a rival's network has to do; a `torch.nn.Module`."""
 
-    positions_on_host: ClassVar[bool]
-
     def encode(self, patches: Tensor) -> Tensor:
         """See each patch by itself: (N, 1, 3, S, S) uint8, axes (spot, field, channel, row, column), to (N, ...)."""
 
@@ -140,7 +138,6 @@ class RivalPlan(SeededPlan):
     ) -> None:
         super().__init__(seed)
         self.network, self.config, self._optimiser = network, config, optimiser
-        self.positions_on_host = bool(getattr(network, "positions_on_host", False))
 
     def configure_optimizers(self) -> Any:
         return self._optimiser([parameter for parameter in self.network.parameters() if parameter.requires_grad])
@@ -454,9 +451,7 @@ class Rival(ABC):
         say_if_spacing_differs(section, self.spacing_um)
         target, at_once = resolve_device(device), spots_per_batch(batch_size)
         network = self.network.to(target)
-        positions = torch.as_tensor(self.positions(section, self.config))
-        if not network.positions_on_host:
-            positions = positions.to(target)
+        positions = torch.as_tensor(self.positions(section, self.config)).to(target)
         known, max_spots = (checkpoint or Checkpoint()).in_chunks(
             lambda: (
                 spots_at_once(len(section.xy), self.config, target, name=section.name, chunk_spots=chunk_spots)

@@ -126,7 +126,6 @@ class BLEEPNetwork(nn.Module):
         Of another encoder in the ResNet's place; None for the ResNet.
     """
 
-    positions_on_host: ClassVar[bool] = False
     pixel_mean: Tensor
     pixel_std: Tensor
     reference_expression: Tensor | None  # (n_reference, n_genes); None before there is one

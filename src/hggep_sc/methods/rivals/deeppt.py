@@ -81,7 +81,6 @@ class DeepPTNetwork(nn.Module):
         Of another encoder in the ResNet's place; None for the ResNet.
     """
 
-    positions_on_host: ClassVar[bool] = False
     pixel_mean: Tensor
     pixel_std: Tensor
     reconstructs = False  # whether the autoencoder is trained; else the head

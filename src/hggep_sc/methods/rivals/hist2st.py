@@ -126,8 +126,6 @@ class Hist2STNetwork(nn.Module):
         Number of genes.
     """
 
-    positions_on_host: ClassVar[bool] = False
-
     def __init__(self, config: Hist2STConfig, n_genes: int) -> None:
         super().__init__()
         self.config, width = config, config.width

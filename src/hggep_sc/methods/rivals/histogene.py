@@ -52,8 +52,6 @@ class HisToGeneNetwork(nn.Module):
         Number of genes.
     """
 
-    positions_on_host: ClassVar[bool] = False
-
     def __init__(self, config: HisToGeneConfig, n_genes: int) -> None:
         super().__init__()
         width = config.width

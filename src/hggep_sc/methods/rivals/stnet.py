@@ -75,7 +75,6 @@ class STNetNetwork(nn.Module):
         Of another encoder in the DenseNet's place; None for the DenseNet.
     """
 
-    positions_on_host: ClassVar[bool] = False
     pixel_mean: Tensor
     pixel_std: Tensor
 

@@ -93,8 +93,6 @@ class THItoGeneNetwork(nn.Module):
         Number of genes.
     """
 
-    positions_on_host: ClassVar[bool] = False
-
     def __init__(self, config: THItoGeneConfig, n_genes: int) -> None:
         super().__init__()
         self.n_neighbors = config.n_neighbors

@@ -14,7 +14,7 @@ from ..runtime.messages import warn as warn_of
 from ..section.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
-    from ..methods.registry import Model
+    from ..methods.protocols import Model
     from ..section import Section
 
 SUBSET = 0.8  # share of the training sections' genes, below which a library is not the full one

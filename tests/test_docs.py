@@ -36,7 +36,11 @@ from torchvision_stand_in import stand_in
 ROOT = Path(__file__).parent.parent
 BLOCKS = Sybil([PythonCodeBlockParser(), SkipParser()])
 SHORT = {"patch_size": 32, "fields_um": (240.0,), "fields_px": (336.0,), "width": 32, "epochs": 2, "ensemble": 1}
-NOT_RUN = {"docs/scaling.md": 1, "docs/export.md": 2}  # how many blocks of a page are marked so; the mark says why
+NOT_RUN = {
+    "docs/scaling.md": 1,
+    "docs/export.md": 2,
+    "docs/sharing.md": 1,
+}  # how many blocks of a page are marked so; the mark says why
 
 pytestmark = pytest.mark.slow
 
@@ -284,6 +288,11 @@ def test_squidpy(own, trained):
     assert "hggep" in sdata["table"].layers
     assert names["scores"]["moran_predicted"].mean() > names["scores"]["moran_observed"].mean()
     plt.close("all")
+
+
+def test_sharing(trained):
+    trained.save("her2.hggep")
+    assert run("docs/sharing.md", hggep=hggep)["model"].id == trained.id
 
 
 def test_export(own, trained):

@@ -424,10 +424,10 @@ class TestElsewhere:
         assert names == {"nothing": set(), "embeddings": {"emb", "module"}, "module": {"module"}}[change]
 
     def test_unmoved_sections(self, sections):
-        """A section passed on to another process keeps its embeddings, and no other slot."""
+        """A section passed on to another process keeps its places and embeddings, and no other slot."""
         embed(sections)
         sections["S1"].obsm["X_other"] = np.ones((40, 2))
         (section,) = open_sections(sections["S1"])
         light = section.subset(np.arange(5, 20)).portable(["X_emb"])
-        assert list(light.table.obsm) == ["X_emb"]
+        assert list(light.table.obsm) == ["spatial", "X_emb"]
         np.testing.assert_array_equal(light.embeddings("X_emb"), sections["S1"].obsm["X_emb"][5:20])

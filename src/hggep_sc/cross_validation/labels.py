@@ -16,7 +16,7 @@ from ..methods.registry import Method, config_class, get, method_config, method_
 
 NETWORK = ("preset", "config", "encoder", "validation")  # that make it plain that a label is HGGEP
 KNOWN = ("method", *NETWORK, "weights")
-LIKE = 0.75  # of difflib: labels that are so like a method's name are taken for a slip
+LIKE = 0.8  # of difflib: labels that are so like a method's name are taken for a slip
 
 
 def settings_of(

@@ -107,7 +107,7 @@ class Section:
         return replace(self, obs_rows=self.obs_rows[spots], xy=self.xy[spots])
 
     def portable(self, obsm: Sequence[str] = ()) -> "Section":
-        """Return the section with a table of its own spots, counts, array positions and some embeddings alone.
+        """Return the section with a table of its own spots, counts, places and some embeddings alone.
 
         It is what training, prediction and evaluation read, for another process. Without counts it has no `X`.
         """
@@ -116,7 +116,7 @@ class Section:
             self._matrix.values(self.obs_rows) if self.has_counts else None,
             obs=obs[[name for name in (_keys.ARRAY_COL, _keys.ARRAY_ROW) if name in obs]].copy(),
             var=pd.DataFrame(index=self.var_names),
-            obsm={key: self.embeddings(key) for key in obsm},
+            obsm={_keys.SPATIAL: self.xy, **{key: self.embeddings(key) for key in obsm}},
         )
         return replace(self, table=light, obs_rows=np.arange(light.n_obs), layer=None, beside={})
 

@@ -105,9 +105,14 @@ def test_resumed_in_the_second_training(opened, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return loss(self, batch, generator)
 
+    def watched(self, batch, generator):
+        seen.append(self.reconstructs)
+        return loss(self, batch, generator)
+
     monkeypatch.setattr(DeepPTNetwork, "loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         DeepPT.fit(opened[:2], DeepPTConfig(**SMALL), checkpoint_dir=tmp_path / "fit", **HOW)
+    monkeypatch.setattr(DeepPTNetwork, "loss", watched)
     seen.clear()
     resumed = DeepPT.fit(opened[:2], DeepPTConfig(**SMALL), checkpoint_dir=tmp_path / "fit", resume=True, **HOW)
     assert resumed.id == whole.id

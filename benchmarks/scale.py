@@ -9,8 +9,8 @@
 
 Each size runs in a process of its own: a tiled, pyramidal JPEG TIFF is written, or a SpatialData with a multi-scale
 image (not timed); `pp.tile`, with all of the image as tissue, and `tl.predict` are. Spots lie `--spacing` px of
-0.5 um apart, so that the slide grows with their number. The model is a `default` with random weights and a linear
-path: what it predicts is meaningless, its cost is that of any other. `--arrays` fits `default` to two sections, each of
+0.5 um apart, so that the slide grows with their number. The model is a `default`, fitted for two epochs:
+what it predicts is meaningless, its cost is that of any other. `--arrays` fits `default` to two sections, each of
 all spots of an array, and predicts one of them, 200 genes. Decodes of a tile are those of a TIFF in `tl.predict`.
 
 Rows are added to results/scale.csv or results/scale_arrays.csv beside this file; those of the same case and device are
@@ -48,9 +48,9 @@ GIB = 2**30
 
 
 def model(n_genes: int = 1000) -> "hggep.HGGEP":
-    """Fit a default, briefly, without pretrained weights."""
+    """Fit a default, briefly."""
     training = hggep.datasets.synthetic(n_sections=2, n_spots=60, n_genes=n_genes)
-    how = {"genes": n_genes, "weights": None, "config": {"epochs": 2}, "progress": False}
+    how = {"genes": n_genes, "config": {"epochs": 2}, "progress": False}
     return hggep.tl.fit(training, **how)
 
 
@@ -121,7 +121,7 @@ def one_array(array: str, device: str) -> dict[str, object]:
         sections = {name: section_of(array, Path(folder) / f"{name}.tif") for name in ("one", "other")}
         section = sections["one"]
         started = time.perf_counter()
-        fitted = hggep.tl.fit(sections, genes=ARRAY_GENES, weights=None, device=device, progress=False)
+        fitted = hggep.tl.fit(sections, genes=ARRAY_GENES, device=device, progress=False)
         trained = time.perf_counter()
         hggep.tl.predict(section, fitted, device=device, progress=False)
         done = time.perf_counter()

@@ -55,9 +55,8 @@ def main() -> None:
     options, shared = parse(parser)
     matplotlib.use("Agg")
     sections, how = load("her2st", shared)
-    weights = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
     started = time.perf_counter()
-    model = hggep.tl.fit(sections, weights=weights, device=options.device, **how)
+    model = hggep.tl.fit(sections, device=options.device, **how)
     fitted = time.perf_counter()
     path = shared / "data" / "wsi" / "CMU-1-Small-Region.svs"
     slide = hggep.pp.tile(path, model=model, spacing_um=50)

@@ -11,7 +11,7 @@ from helpers import CPU, TINY, MeanColour, as_spatialdata, assert_same
 from hggep_sc.section import open_sections
 from hggep_sc.storage import models as storage
 
-FILES = {"model.json", "network", "training", "linear", "confidence"}
+FILES = {"README.md", "model.json", "network", "training", "linear", "confidence"}
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_module_may_hold_infinity(sections, tmp_path):
 
 
 def test_no_pickle_in_the_folder(saved):
-    assert {p.suffix for p in saved.iterdir()} == {".json", ".safetensors"}
+    assert {p.suffix for p in saved.iterdir()} == {".json", ".safetensors", ".md"}
 
 
 def test_repr_tells_what_it_is(trained):

@@ -55,6 +55,10 @@ class Confidence:
     distance: np.ndarray
     stain: np.ndarray
 
+    def __post_init__(self) -> None:
+        for field in fields(self):  # in the order that a model's folder holds them in: BLAS rounds another otherwise
+            object.__setattr__(self, field.name, np.asarray(getattr(self, field.name), order="C"))
+
     def uncertainty(self, expression: np.ndarray, scale: ExpressionScale) -> np.ndarray:
         """Return the error expected of each spot beyond counting noise, (n_spots,) float32.
 

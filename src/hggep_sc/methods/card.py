@@ -7,6 +7,7 @@ import numpy as np
 from .._version import __version__
 from ..encoders.named import NamedEncoder
 from ..features.encoders import ObsmEncoder
+from ..features.patches import spacing_words
 from ..nn import ModuleEncoder
 from ..prediction.record import told
 from ..runtime.messages import listed
@@ -38,7 +39,7 @@ def model_card(model: "Model", encoder: "Eye | None") -> str:
         "trained on": f"{len(fingerprint.sections)} sections: {listed(fingerprint.sections, 20)}"
         if fingerprint.sections
         else "not known",
-        "spots apart": "not known" if spacing is None else f"{spacing[0]:.3g} to {spacing[1]:.3g} um",
+        "spots apart": "not known" if spacing is None else spacing_words(spacing),
         "scale of its images": "not known" if mpp is None else f"{mpp:.3g} um per px",
         "sees through": _sight(encoder) if told(model, "reads_image") or encoder else "nothing: it looks at no image",
         "seed": str(told(model, "seed")),

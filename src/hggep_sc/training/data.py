@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +53,13 @@ class SectionData:
             observed=torch.from_numpy(np.flatnonzero(self.observed[spots])),
             section=self.name,
         )
+
+
+def parted(data: Sequence[SectionData], held_out: Sequence[np.ndarray]) -> tuple[list[SectionData], list[SectionData]]:
+    """Return the same sections with the spots that are learnt from, and with those that are held out (bool masks)."""
+    learnt = [replace(part, observed=part.observed & ~mask) for part, mask in zip(data, held_out, strict=True)]
+    others = [replace(part, observed=part.observed & mask) for part, mask in zip(data, held_out, strict=True)]
+    return [part for part in learnt if part.observed.any()], [part for part in others if part.observed.any()]
 
 
 def counts_to_learn(

@@ -28,7 +28,7 @@ from .checkpoint import (
 )
 from .confidence import confidence_of
 from .cross_fit import Weights, cross_fit
-from .data import SectionData
+from .data import SectionData, parted
 from .lightning_manners import interruptible, quiet
 from .linear import fit_linear
 from .network import fit_network
@@ -94,7 +94,7 @@ def train(
         )
         identity = identity_of(data, genes, config, held_out, run.seed, run.devices.number)
         checkpoint = checkpoint_to_resume(run.checkpoint_dir, run.resume, identity, writes=run.writes)
-        training, validation = _split(data, held_out)
+        training, validation = (data, []) if held_out is None else parted(data, held_out)
         fits = _Fits(encoder, config, run, n_genes=len(genes), weights=weights)
         trained = fits.to_all(training, validation, checkpoint)
         if config.cross_fit and not isinstance(trained.network, PublishedNetwork):
@@ -226,14 +226,3 @@ def _seeds(seed: int, n: int) -> list[int]:
 def _best_epoch(history: list[dict[str, float]]) -> int:
     """Return for how many epochs the network that validation kept was trained."""
     return int(np.argmax([record["validation_pcc"] for record in history])) + 1
-
-
-def _split(
-    data: list[SectionData], held_out: Sequence[np.ndarray] | None
-) -> tuple[list[SectionData], list[SectionData]]:
-    """Training and validation data: the same sections, with other spots observed."""
-    if held_out is None:
-        return data, []
-    training = [replace(d, observed=d.observed & ~mask) for d, mask in zip(data, held_out, strict=True)]
-    validation = [replace(d, observed=d.observed & mask) for d, mask in zip(data, held_out, strict=True)]
-    return [d for d in training if d.observed.any()], [d for d in validation if d.observed.any()]

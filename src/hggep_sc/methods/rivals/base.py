@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..._settings import settings
-from ...config import BaseConfig, Config, Normalize
+from ...config import BaseConfig, Config, Normalize, plain
 from ...features.describe import PLAIN, View, describe_parts, of_views
 from ...features.encoders import AUTO, Eye, ObsmEncoder, make_encoder
 from ...features.patches import (
@@ -39,14 +39,14 @@ from ...prediction.finite import require_finite_model, require_finite_prediction
 from ...runtime.device import mixed_precision, resolve_device, threads_of_torch
 from ...runtime.progress import over_sections
 from ...runtime.random_state import own_random_state
-from ...runtime.validators import whole_or_none
+from ...runtime.validators import whole, whole_or_none
 from ...section import Section, require_counts, require_plausible
 from ...section.expression import ExpressionScale
 from ...section.fingerprint import Fingerprint
 from ...storage.arrays import large_array
 from ...storage.checkpoint import Checkpoint, Parts
 from ...storage.models import load_model, save_model, stored_scale
-from ...training.checkpoint import checkpoint_to_resume, folder_of_fit, identity_of
+from ...training.checkpoint import checkpoint_to_resume, folder_of_fit, identity_of, last_checkpoint
 from ...training.data import SectionData, section_data
 from ...training.devices import Devices
 from ...training.lightning_manners import interruptible, quiet
@@ -106,6 +106,10 @@ class RivalConfig(BaseConfig):
         for name, value in self.shared.to_dict().items():  # as checked there
             if name in SHARED:
                 object.__setattr__(self, name, value)
+        for field in fields(self):
+            if field.type is int:
+                value = whole(f"config.{field.name}", plain(getattr(self, field.name)))
+                object.__setattr__(self, field.name, value)
         if len(self.fields_px) != 1:
             raise ValueError(f"config.fields_px: a rival has one field of view, not {self.fields_px}")
         if not 0 < self.learning_rate < 1e3:
@@ -115,6 +119,11 @@ class RivalConfig(BaseConfig):
     def shared(self) -> Config:
         """The settings that HGGEP has too, checked by its configuration."""
         return Config(**{name: getattr(self, name) for name in SHARED})
+
+
+def n_features_of(data: Sequence[SectionData]) -> int | None:
+    """Return how many features another encoder gives of a spot; None where sections hold patches."""
+    return data[0].seen.shape[-1] if data[0].holds_features else None
 
 
 class RivalNetwork(Protocol):
@@ -253,15 +262,13 @@ class Rival(ABC):
         *,
         weights: str | Path | None,
         run: Run,
-        checkpoint: Path | None,
     ) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train a network on sections; return it and a record per epoch.
 
         `data` hold patches, or another encoder's features.
         """
-        network = cls.untrained(config, n_genes, data[0].seen.shape[-1] if data[0].holds_features else None)
-        history = cls.train(network, data, config, run, checkpoint)
-        return network, history
+        network = cls.untrained(config, n_genes, n_features_of(data))
+        return network, cls.train(network, data, config, run)
 
     @classmethod
     def train(
@@ -270,13 +277,12 @@ class Rival(ABC):
         data: list[SectionData],
         config: RivalConfig,
         run: Run,
-        checkpoint: Path | None,
         *,
         callbacks: Sequence[L.Callback] = (),
         epochs: int | None = None,
         called: str = "fit",
     ) -> list[dict[str, float]]:
-        """Train a network for all epochs, or for so many; return a record of each."""
+        """Train a network for all epochs, or for so many, from the last checkpoint on; return a record of each."""
         history = History()
         run_plan(
             RivalPlan(network.train(), config, run.seed, partial(cls.optimiser, config)),
@@ -287,7 +293,7 @@ class Rival(ABC):
             callbacks=callbacks,
             sections=[part.name for part in data],
             epochs=config.epochs if epochs is None else epochs,
-            checkpoint=checkpoint,
+            checkpoint=last_checkpoint(run.checkpoint_dir),
             called=called if run.progress else "",
         )
         return history.records
@@ -344,12 +350,10 @@ class Rival(ABC):
             eye = None if own else make_encoder(encoder, config.shared, weights, sections)
             data = cls._read(sections, chosen, config, mpp, reduction, eye, run)
             identity = identity_of(data, chosen, config, None, seed, 1) | {"method": cls.method}
-            checkpoint = checkpoint_to_resume(run.checkpoint_dir, resume, identity, writes=True)
+            checkpoint_to_resume(run.checkpoint_dir, resume, identity, writes=True)  # refuses another fit's
             config = cls.noting(config, data, seed)
             torch.manual_seed(seed)
-            network, history = cls.learn(
-                data, config, len(chosen), weights=weights if own else None, run=run, checkpoint=checkpoint
-            )
+            network, history = cls.learn(data, config, len(chosen), weights=weights if own else None, run=run)
         return cls(
             network,
             config,

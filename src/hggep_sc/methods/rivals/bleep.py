@@ -21,14 +21,12 @@ from ...nn import Batch, Output
 from ...nn.resnet import DEPTHS, ResNet
 from ...runtime.validators import choice
 from ...section import open_sections
-from ...training.augmentation import random_dihedral
 from ...training.data import SectionData, counts_to_learn
 from ...training.run import Run
-from .base import RivalConfig
-from .by_spot import BySpot, BySpotConfig, HeldOut, load_backbone, parted, stage
-from .published import Shapes, count_blocks, published_network, published_state
+from .base import RivalConfig, n_features_of
+from .by_spot import BySpot, BySpotConfig, BySpotNetwork, HeldOut, load_backbone, with_some_held_out
+from .published import Shapes, depths_of, published_network, published_state
 
-HELD_OUT = 0.2  # share of the training spots that chooses the epoch
 REFERENCE = ("reference_expression", "reference_embeddings")
 OLDER = {"well_projection.": "spot_projection."}  # of files of before spots were called so
 MODES = ("average", "simple", "weighted_average")
@@ -113,7 +111,7 @@ class ImageEncoder(nn.Module):
         return self.model(pixels)
 
 
-class BLEEPNetwork(nn.Module):
+class BLEEPNetwork(BySpotNetwork):
     """I = projection(ResNet(patch)), S = projection(expression); a patch is told by the S that are nearest to its I.
 
     Parameters
@@ -126,16 +124,12 @@ class BLEEPNetwork(nn.Module):
         Of another encoder in the ResNet's place; None for the ResNet.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     reference_expression: Tensor | None  # (n_reference, n_genes); None before there is one
     reference_embeddings: Tensor | None  # (n_reference, width)
 
     def __init__(self, config: BLEEPConfig, n_genes: int, n_features: int | None = None) -> None:
-        super().__init__()
+        super().__init__(IMAGENET_MEAN, IMAGENET_STD)
         self.config = config
-        for name, values in {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}.items():
-            self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
         for name in REFERENCE:
             self.register_buffer(name, None)
         self.n_features = n_features or 0
@@ -147,8 +141,7 @@ class BLEEPNetwork(nn.Module):
 
     def encode(self, patches: Tensor) -> Tensor:
         """(N, 1, 3, S, S), 0..255, to (N, n_features); channels blue, green, red, scaled by the means of red first."""
-        pixels = patches[:, 0].flip(1) / 255
-        return self.image_encoder((pixels - self.pixel_mean) / self.pixel_std)
+        return self.image_encoder(self.normalised(patches[:, 0].flip(1)))
 
     def decode(self, features: Tensor, positions: Tensor) -> Output:
         """Predict each spot by the reference spots that are nearest to its own features."""
@@ -187,11 +180,7 @@ class BLEEPNetwork(nn.Module):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Cross-entropy of similarities between images and spots against the mean of both kinds' own."""
-        if batch.features is not None:
-            seen = batch.features.flatten(1)
-        else:
-            assert batch.patches is not None  # a batch holds one or the other
-            seen = self.encode(random_dihedral(batch.patches, generator) if self.training else batch.patches)
+        seen = self.seen(batch, generator)
         spots, images = self.losses(self.image_projection(seen).float(), self.spot_projection(batch.expression).float())
         return {"loss": (spots + images).mean() / 2, "spots": spots.mean(), "images": images.mean()}
 
@@ -232,23 +221,17 @@ class BLEEP(BySpot):
         *,
         weights: str | Path | None,
         run: Run,
-        checkpoint: Path | None,
     ) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train, and keep the epoch of the least loss of random training spots; all of them are the reference."""
         assert isinstance(config, BLEEPConfig)
         if config.harmony and len(data) > 1:
             data = _brought_together(data)
-        network = cls.untrained(config, n_genes, data[0].seen.shape[-1] if data[0].holds_features else None)
+        network = cls.untrained(config, n_genes, n_features_of(data))
         if not data[0].holds_features:
             load_backbone(network.image_encoder.model, weights, "resnet50_a1")
-        draws = np.random.default_rng(run.seed)
-        learnt, others = parted(data, [draws.random(len(part.xy)) < HELD_OUT for part in data])
-        measure = _loss(network)
-        watch = HeldOut(network, measure, cls.in_turn(others, config), keep=True)
-        of_stage, goes_on = stage(run, 0)
-        history = cls.train(
-            network, learnt or data, config, of_stage, goes_on, callbacks=[watch] if others and learnt else []
-        )
+        learnt, others = with_some_held_out(data, run.seed)
+        watch = HeldOut(network, _loss(network), cls.in_turn(others, config), keep=True)
+        history = cls.train(network, learnt, config, run, callbacks=[watch] if others else [])
         expression = np.concatenate([part.expression[part.observed] for part in data])
         network.eval().cpu().refer_to(torch.from_numpy(expression))
         return network, history
@@ -304,10 +287,8 @@ class BLEEP(BySpot):
 def sizes(shapes: Shapes) -> BLEEPConfig:
     """Return the settings of a checkpoint."""
     width, _ = shapes["image_projection.projection.weight"]
-    depths: list[int] = []
-    while count := count_blocks(shapes, f"image_encoder.model.layer{len(depths) + 1}."):
-        depths.append(count)
-    return BLEEPConfig(width=width, depths=tuple(depths), stem=shapes["image_encoder.model.conv1.weight"][0])
+    depths = depths_of(shapes, "image_encoder.model.layer")
+    return BLEEPConfig(width=width, depths=depths, stem=shapes["image_encoder.model.conv1.weight"][0])
 
 
 def _loss(network: BLEEPNetwork) -> Any:

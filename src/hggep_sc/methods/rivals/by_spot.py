@@ -1,7 +1,7 @@
 """What the rivals share that see each spot by itself: batches of spots of any section, and spots that are held out."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ...config import plain
 from ...encoders.weights import locate_weights, read_state_dict
 from ...errors import ModelError
 from ...nn import Batch
-from ...nn.interface import upload
-from ...runtime.validators import whole
-from ...training.checkpoint import FURTHER, last_checkpoint
-from ...training.data import SectionData
+from ...training.augmentation import random_dihedral
+from ...training.checkpoint import FURTHER
+from ...training.data import SectionData, parted
 from ...training.loop import SpotOrder, Spots
 from ...training.run import Run
 from .base import Rival, RivalConfig
+
+HELD_OUT = 0.2  # share of the training spots that tells when there has been enough training
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,40 @@ class BySpotConfig(RivalConfig):
     fields_px: tuple[float, ...] = (224.0,)
     batch_spots: int = 32
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in fields(self):
-            if field.type is int:
-                value = whole(f"config.{field.name}", plain(getattr(self, field.name)))
-                object.__setattr__(self, field.name, value)
+
+class BySpotNetwork(nn.Module):
+    """What the networks of these rivals share: how a batch is seen, and pixels that are centred and scaled.
+
+    Parameters
+    ----------
+    pixel_mean, pixel_std
+        Of the channels as the network takes them, in 0..1. They are no entries of a published state dict.
+    """
+
+    pixel_mean: Tensor  # (3, 1, 1)
+    pixel_std: Tensor
+
+    def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in {"pixel_mean": pixel_mean, "pixel_std": pixel_std}.items():
+            # on the CPU also where weights are not drawn
+            buffer = torch.tensor(tuple(values), device="cpu").view(3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """(N, 1, 3, S, S), 0..255, to (N, n_features)."""
+        raise NotImplementedError
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S), 0..255, centred and scaled."""
+        return (pixels / 255 - self.pixel_mean) / self.pixel_std
+
+    def seen(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Features of a batch, (N, n_features): another encoder's, or of patches, turned and mirrored in training."""
+        if batch.features is not None:
+            return batch.features.flatten(1)
+        assert batch.patches is not None  # a batch holds one or the other
+        return self.encode(random_dihedral(batch.patches, generator) if self.training else batch.patches)
 
 
 class BySpot(Rival):
@@ -95,18 +123,17 @@ def load_backbone(network: nn.Module, weights: str | Path | None, name: str, ren
     network.load_state_dict({entry: value for entry, value in found.items() if entry in wanted}, strict=False)
 
 
-def stage(run: Run, number: int) -> tuple[Run, Path | None]:
-    """Return the run of one of several trainings of a fit, with a folder of its own, and where it goes on from."""
+def stage(run: Run, number: int) -> Run:
+    """Return the run of one of several trainings of a fit, with a folder of its own."""
     around = run.checkpoint_dir
-    folder = around if around is None or number == 0 else around / f"{FURTHER}_{number}"
-    return replace(run, checkpoint_dir=folder), last_checkpoint(folder)
+    return run if around is None or number == 0 else replace(run, checkpoint_dir=around / f"{FURTHER}_{number}")
 
 
-def parted(data: list[SectionData], held_out: list[np.ndarray]) -> tuple[list[SectionData], list[SectionData]]:
-    """Return the same sections with the spots that are learnt from, and with those that are held out (bool masks)."""
-    learnt = [replace(part, observed=part.observed & ~mask) for part, mask in zip(data, held_out, strict=True)]
-    others = [replace(part, observed=part.observed & mask) for part, mask in zip(data, held_out, strict=True)]
-    return [part for part in learnt if part.observed.any()], [part for part in others if part.observed.any()]
+def with_some_held_out(data: list[SectionData], seed: int) -> tuple[list[SectionData], list[SectionData]]:
+    """Part sections at random; all spots are learnt from, and none held out, where either part would have none."""
+    draws = np.random.default_rng(seed)
+    learnt, others = parted(data, [draws.random(len(part.xy)) < HELD_OUT for part in data])
+    return (learnt, others) if learnt and others else (data, [])
 
 
 class HeldOut(L.Callback):
@@ -144,8 +171,9 @@ class HeldOut(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.network.eval()
+        device = pl_module.device
         with torch.no_grad():
-            total = sum(self.measure(self._moved(batch, pl_module.device)) for batch in self.batches)
+            total = sum(self.measure(pl_module.transfer_batch_to_device(batch, device, 0)) for batch in self.batches)
         self.network.train()
         if self.keep and total < min(self.found, default=np.inf):
             self.best = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
@@ -166,9 +194,3 @@ class HeldOut(L.Callback):
         if self.patience is None or not self.found:
             return False
         return len(self.found) > self.patience + int(np.argmin(self.found))
-
-    @staticmethod
-    def _moved(batch: Batch, device: torch.device) -> Batch:
-        held = vars(batch).items()
-        moved: dict[str, Any] = {name: upload(value, device) for name, value in held if isinstance(value, Tensor)}
-        return replace(batch, **moved)

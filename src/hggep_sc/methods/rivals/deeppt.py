@@ -24,11 +24,10 @@ from ...nn.resnet import DEPTHS, ResNet
 from ...runtime.device import mixed_precision
 from ...training.data import SectionData
 from ...training.run import Run
-from .base import RivalConfig
-from .by_spot import BySpot, BySpotConfig, HeldOut, load_backbone, parted, stage
-from .published import Shapes, count_blocks, published_network, published_state
+from .base import RivalConfig, n_features_of
+from .by_spot import BySpot, BySpotConfig, BySpotNetwork, HeldOut, load_backbone, stage, with_some_held_out
+from .published import Shapes, depths_of, published_network, published_state
 
-HELD_OUT = 0.2  # share of the training spots that tells when the head has learnt enough
 CLASSES = 1000  # of ImageNet, whose unused layer is in the published file
 FILES = ("*_model_AE.pth", "model_trained.pth", "ResNet50_IMAGENET1K_V2.pt")
 
@@ -68,7 +67,7 @@ class DeepPTConfig(BySpotConfig):
     stem: int = 64
 
 
-class DeepPTNetwork(nn.Module):
+class DeepPTNetwork(BySpotNetwork):
     """f = ResNet(tile); z = ReLU(E f), trained so that ReLU(D z) = f; expression = W1 (W0 z + b0) + b1.
 
     Parameters
@@ -81,14 +80,10 @@ class DeepPTNetwork(nn.Module):
         Of another encoder in the ResNet's place; None for the ResNet.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     reconstructs = False  # whether the autoencoder is trained; else the head
 
     def __init__(self, config: DeepPTConfig, n_genes: int, n_features: int | None = None) -> None:
-        super().__init__()
-        for name, values in {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}.items():
-            self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
+        super().__init__(IMAGENET_MEAN, IMAGENET_STD)
         self.n_features = n_features or 0
         if n_features is None:
             self.resnet = ResNet(config.depths, config.stem, CLASSES)
@@ -100,7 +95,7 @@ class DeepPTNetwork(nn.Module):
 
     def encode(self, patches: Tensor) -> Tensor:
         """(N, 1, 3, S, S), 0..255, to (N, n_features)."""
-        return self.resnet((patches[:, 0] / 255 - self.pixel_mean) / self.pixel_std)
+        return self.resnet(self.normalised(patches[:, 0]))
 
     def decode(self, features: Tensor, positions: Tensor) -> Output:
         """Predict each spot from its own features."""
@@ -142,11 +137,10 @@ class DeepPT(BySpot):
         *,
         weights: str | Path | None,
         run: Run,
-        checkpoint: Path | None,
     ) -> tuple[nn.Module, list[dict[str, float]]]:
         """Compute the features once, train the autoencoder on them, then the head."""
         assert isinstance(config, DeepPTConfig)
-        network = cls.untrained(config, n_genes, data[0].seen.shape[-1] if data[0].holds_features else None)
+        network = cls.untrained(config, n_genes, n_features_of(data))
         if not data[0].holds_features:
             load_backbone(network.resnet, weights, "resnet50")
             data = [replace(part, seen=cls._encoded(network, part, config, run)) for part in data]
@@ -156,18 +150,13 @@ class DeepPT(BySpot):
 
         _train_only(network, [network.encoder, network.decoder])
         network.reconstructs = True
-        of_stage, goes_on = stage(run, 0)
-        epochs = config.autoencoder_epochs
-        cls.train(network, data, config, of_stage, goes_on, epochs=epochs, called="autoencoder")
+        cls.train(network, data, config, stage(run, 0), epochs=config.autoencoder_epochs, called="autoencoder")
 
         _train_only(network, [network.layer0, network.layer1])
         network.reconstructs = False
-        draws = np.random.default_rng(run.seed)
-        learnt, others = parted(data, [draws.random(len(part.xy)) < HELD_OUT for part in data])
+        learnt, others = with_some_held_out(data, run.seed)
         watch = HeldOut(network, _minus_correlation(network), cls._whole(others), patience=config.patience)
-        callbacks = [watch] if learnt and others else []
-        of_stage, goes_on = stage(run, 1)
-        return network, cls.train(network, learnt or data, config, of_stage, goes_on, callbacks=callbacks)
+        return network, cls.train(network, learnt, config, stage(run, 1), callbacks=[watch] if others else [])
 
     @classmethod
     def _encoded(cls, network: DeepPTNetwork, part: SectionData, config: DeepPTConfig, run: Run) -> np.ndarray:
@@ -197,10 +186,7 @@ class DeepPT(BySpot):
 def sizes(shapes: Shapes) -> DeepPTConfig:
     """Return the settings of a checkpoint."""
     hidden, _ = shapes["encoder.0.weight"]
-    depths: list[int] = []
-    while count := count_blocks(shapes, f"resnet.layer{len(depths) + 1}."):
-        depths.append(count)
-    return DeepPTConfig(hidden=hidden, depths=tuple(depths), stem=shapes["resnet.conv1.weight"][0])
+    return DeepPTConfig(hidden=hidden, depths=depths_of(shapes, "resnet.layer"), stem=shapes["resnet.conv1.weight"][0])
 
 
 def _named(state: dict[str, Tensor]) -> dict[str, Tensor]:

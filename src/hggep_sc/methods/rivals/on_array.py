@@ -1,7 +1,7 @@
 """What the rivals share that see a section's spots together, and know each by its place on the array."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from ...config import plain
 from ...errors import InputError
 from ...nn import Batch
 from ...nn.spot_transformer import HEAD_WIDTH
-from ...runtime.validators import number, whole
+from ...runtime.validators import number
 from ...section import Section
 from .base import Rival, RivalConfig, RivalNetwork
 
@@ -43,10 +43,6 @@ class OnArrayConfig(RivalConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in fields(self):
-            if field.type is int:
-                value = whole(f"config.{field.name}", plain(getattr(self, field.name)))
-                object.__setattr__(self, field.name, value)
         if self.n_positions > MOST_POSITIONS:
             raise ValueError(f"config.n_positions={self.n_positions} must be at most {MOST_POSITIONS}")
         object.__setattr__(self, "dropout", number("config.dropout", plain(self.dropout), least=0, most=1))

@@ -97,3 +97,11 @@ def count_blocks(names: Collection[str], start: str, first: int = 0) -> int:
     while any(name.startswith(f"{start}{number}.") for name in names):
         number += 1
     return number - first
+
+
+def depths_of(names: Collection[str], start: str, within: str = ".", first: int = 0) -> tuple[int, ...]:
+    """Return how many blocks each stage has: "<start>1<within>0.", "<start>1<within>1.", "<start>2<within>0.", ..."""
+    depths: list[int] = []
+    while count := count_blocks(names, f"{start}{len(depths) + 1}{within}", first):
+        depths.append(count)
+    return tuple(depths)

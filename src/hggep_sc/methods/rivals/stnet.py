@@ -18,13 +18,12 @@ from ...config import Normalize
 from ...features.describe import DIHEDRAL
 from ...nn import Batch, Output
 from ...nn.densenet import DEPTHS, densenet_features, renamed
-from ...training.augmentation import random_dihedral
-from ...training.data import SectionData
+from ...training.data import SectionData, parted
 from ...training.run import Run
 from ...training.split import leave_out
-from .base import RivalConfig
-from .by_spot import BySpot, BySpotConfig, HeldOut, load_backbone, parted, stage
-from .published import Shapes, count_blocks, published_network, published_state
+from .base import RivalConfig, n_features_of
+from .by_spot import BySpot, BySpotConfig, BySpotNetwork, HeldOut, load_backbone, stage
+from .published import Shapes, depths_of, published_network, published_state
 
 PIXEL_MEAN, PIXEL_STD = (0.54, 0.51, 0.68), (0.25, 0.21, 0.16)  # of the authors' analysis scripts
 SEEN = 384  # patches that the channels' mean and deviation are taken over
@@ -62,7 +61,7 @@ class STNetConfig(BySpotConfig):
     stem: int = 64
 
 
-class STNetNetwork(nn.Module):
+class STNetNetwork(BySpotNetwork):
     """expression = W mean(ReLU(DenseNet((pixels - mean) / std))) + b.
 
     Parameters
@@ -75,15 +74,8 @@ class STNetNetwork(nn.Module):
         Of another encoder in the DenseNet's place; None for the DenseNet.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, config: STNetConfig, n_genes: int, n_features: int | None = None) -> None:
-        super().__init__()
-        # no entries of the published state dict, and known also where weights are not drawn
-        for name, values in {"pixel_mean": config.pixel_mean, "pixel_std": config.pixel_std}.items():
-            values = values or {"pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}[name]
-            self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
+        super().__init__(config.pixel_mean or PIXEL_MEAN, config.pixel_std or PIXEL_STD)
         self.n_features = n_features or 0
         if n_features is None:
             self.features, self.n_features = densenet_features(config.depths, config.growth, config.stem)
@@ -91,8 +83,7 @@ class STNetNetwork(nn.Module):
 
     def encode(self, patches: Tensor) -> Tensor:
         """(N, 1, 3, S, S), 0..255, to (N, n_features)."""
-        pixels = (patches[:, 0] / 255 - self.pixel_mean) / self.pixel_std
-        return self.features(pixels).relu().mean((2, 3))
+        return self.features(self.normalised(patches[:, 0])).relu().mean((2, 3))
 
     def decode(self, features: Tensor, positions: Tensor) -> Output:
         """Predict each spot from its own features."""
@@ -100,12 +91,7 @@ class STNetNetwork(nn.Module):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Sum over spots of the squared error, averaged over genes; patches turned and mirrored in training."""
-        if batch.features is not None:
-            seen = batch.features.flatten(1)
-        else:
-            assert batch.patches is not None  # a batch holds one or the other
-            seen = self.encode(random_dihedral(batch.patches, generator) if self.training else batch.patches)
-        prediction = self.decode(seen, batch.positions).expression
+        prediction = self.decode(self.seen(batch, generator), batch.positions).expression
         return {"loss": (prediction - batch.expression).square().sum() / prediction.shape[1]}
 
 
@@ -149,27 +135,22 @@ class STNet(BySpot):
         *,
         weights: str | Path | None,
         run: Run,
-        checkpoint: Path | None,
     ) -> tuple[nn.Module, list[dict[str, float]]]:
         """Choose the epoch by leaving parts of the training sections out, then train on all of them until then."""
         assert isinstance(config, STNetConfig)
-        epochs, trainings = config.epochs, 0
+        epochs, errors = config.epochs, list[list[float]]()
         if config.inner_folds:
-            errors = []
             groups = [part.group for part in data]
             for masks in leave_out([part.xy for part in data], groups, run.seed, config.inner_folds):
                 learnt, others = parted(data, masks)
                 network = cls._started(learnt, config, n_genes, weights, run.seed)
                 watch = HeldOut(network, _squared_error(network), cls.in_turn(others, config))
-                of_stage, goes_on = stage(run, trainings)
-                called = f"inner fold {trainings + 1}"
-                cls.train(network, learnt, config, of_stage, goes_on, callbacks=[watch], called=called)
+                called = f"inner fold {len(errors) + 1}"
+                cls.train(network, learnt, config, stage(run, len(errors)), callbacks=[watch], called=called)
                 errors.append(watch.found)
-                trainings += 1
             epochs = 1 + int(np.argmin(np.sum(errors, axis=0)))
         network = cls._started(data, config, n_genes, weights, run.seed)
-        of_stage, goes_on = stage(run, trainings)
-        return network, cls.train(network, data, config, of_stage, goes_on, epochs=epochs)
+        return network, cls.train(network, data, config, stage(run, len(errors)), epochs=epochs)
 
     @classmethod
     def _started(
@@ -177,7 +158,7 @@ class STNet(BySpot):
     ) -> STNetNetwork:
         """Return a network that predicts the mean of the training spots."""
         torch.manual_seed(seed)
-        network = cls.untrained(config, n_genes, data[0].seen.shape[-1] if data[0].holds_features else None)
+        network = cls.untrained(config, n_genes, n_features_of(data))
         if not data[0].holds_features:
             load_backbone(network.features, weights, "densenet121", _of_torchvision)
         mean = np.concatenate([part.expression[part.observed] for part in data]).mean(0)
@@ -197,10 +178,8 @@ def sizes(shapes: Shapes) -> STNetConfig:
     """Return the settings of a checkpoint, and the pixels' mean and deviation of the analysis scripts."""
     stem = shapes["features.conv0.weight"][0]
     growth = shapes["features.denseblock1.denselayer1.conv2.weight"][0]
-    depths: list[int] = []
-    while count := count_blocks(shapes, f"features.denseblock{len(depths) + 1}.denselayer", first=1):
-        depths.append(count)
-    return STNetConfig(depths=tuple(depths), growth=growth, stem=stem, pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD)
+    depths = depths_of(shapes, "features.denseblock", ".denselayer", first=1)
+    return STNetConfig(depths=depths, growth=growth, stem=stem, pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD)
 
 
 def _of_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,8 +19,6 @@ from ..errors import HggepWarning
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 SECTIONS, ARGUMENTS = "sections", "fit"  # of a file for `hggep fit`
 
@@ -54,13 +52,14 @@ def fit(sections: Path, out: Path, overwrite: bool, device: str, quiet: bool) ->
       genes: 500
       seed: 1
     """  # noqa: D301 - click's mark of a paragraph that is not filled
+    from ..section import read_data
     from ..tl import fit as fit_sections
 
     with _told():
         paths, arguments = _plan(sections)
         if not overwrite and (out / "model.json").exists():
             raise FileExistsError(f"{out} holds a model already: --overwrite replaces it")
-        data = {name: read_object(path) for name, path in paths.items()}
+        data = {name: read_data(path) for name, path in paths.items()}
         model = fit_sections(data, device=device, progress=_shows(quiet), **arguments)
         model.save(out, overwrite=overwrite)
         click.echo(f"{model}\n{out}")
@@ -104,12 +103,13 @@ def evaluate(predictions: tuple[Path, ...], key: str | None, null: Any, out: Pat
     """Compare PREDICTIONS (.h5ad, .zarr) that hold raw counts with these, gene by gene; print means over genes."""
     import pandas as pd
 
+    from ..section import read_data
     from ..tl import evaluate as evaluate_section
 
     with _told():
         means = {}
         for name, path in _by_stem(predictions).items():
-            scores = evaluate_section(read_object(path), key=key, null=null)
+            scores = evaluate_section(read_data(path), key=key, null=null)
             means[name] = scores.select_dtypes("number").mean()
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
@@ -177,21 +177,6 @@ def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
     if len(named) < len(paths):
         raise ValueError("two of the files have the same name, as their results would: rename one")
     return named
-
-
-def read_object(path: Path) -> "AnnData | SpatialData":
-    """Read an AnnData (.h5ad) or a SpatialData (.zarr)."""
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{path} must be an .h5ad file (AnnData) or a .zarr store (SpatialData)")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
-    if path.suffix == ".h5ad":
-        from anndata import read_h5ad
-
-        return read_h5ad(path)
-    from spatialdata import read_zarr
-
-    return read_zarr(path)
 
 
 def _shows(quiet: bool) -> bool:

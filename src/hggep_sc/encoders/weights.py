@@ -20,17 +20,15 @@ logger = logging.getLogger(__name__)
 
 PRETRAINED = "pretrained", "imagenet"  # an encoder's own; the second by the name that it had in 0.1
 IMAGENET_FILE = "shufflenetv2_x0.5-f707e7126e.pth"
-IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
+TORCHVISION = "https://download.pytorch.org/models"
+IMAGENET_URL = f"{TORCHVISION}/{IMAGENET_FILE}"
 IMAGENET_SHA256 = "f707e7126e8601ea5fa0e272e0f35c52807773d603bcb11e611fa04a0b0880fd"
 # of others, by the first digits of their SHA-256, which the file's name ends in, as its publishers check it
-TORCHVISION, TIMM = (
-    "https://download.pytorch.org/models/",
-    "https://github.com/huggingface/pytorch-image-models/releases/",
-)
+TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights"
 BACKBONES = {
-    "densenet121": f"{TORCHVISION}densenet121-a639ec97.pth",
-    "resnet50": f"{TORCHVISION}resnet50-11ad3fa6.pth",  # IMAGENET1K_V2
-    "resnet50_a1": f"{TIMM}download/v0.1-rsb-weights/resnet50_a1_0-14fe96d1.pth",
+    "densenet121": f"{TORCHVISION}/densenet121-a639ec97.pth",
+    "resnet50": f"{TORCHVISION}/resnet50-11ad3fa6.pth",  # IMAGENET1K_V2
+    "resnet50_a1": f"{TIMM}/resnet50_a1_0-14fe96d1.pth",
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import numpy as np
@@ -227,6 +227,45 @@ def gathered(
             if advance is not None:
                 advance(len(spots))
     return arrays
+
+
+def describe_patches(
+    section: "Section",
+    encode: Callable[[Tensor], Tensor],
+    centres: Callable[[np.ndarray], np.ndarray],
+    fields: tuple[float, ...],
+    patch_size: int,
+    *,
+    views: tuple[View, ...] = PLAIN,
+    device: torch.device,
+    batch_size: int,
+    kept: Parts | None,
+    advance: Callable[[int], object] | None,
+) -> np.ndarray:
+    """Return what a network that learnt from pixels makes of each spot's patches, float32 (n, views, ...).
+
+    Parameters
+    ----------
+    encode
+        Takes (n, fields, 3, S, S).
+    centres
+        Takes coordinates of spots, and gives those that patches are centred on.
+    section, fields, patch_size, views, device, batch_size, kept, advance
+        As in `describe_section`.
+    """
+    say_if_coarse(section, fields, patch_size)
+
+    def see(parts: Sequence[np.ndarray]) -> Generator[dict[str, Tensor], None, None]:
+        around = [centres(section.xy[spots]) for spots in parts]
+        how: dict[str, Any] = {"batch_size": batch_size, "device": device}
+        with (
+            section.open_image() as image,
+            closing(describe_parts(image, around, fields, patch_size, [of_views(encode, views)], **how)) as arriving,
+        ):
+            for (found,) in arriving:
+                yield {ENCODED: found.float().cpu()}
+
+    return gathered(parts_of(section.xy, fields, patch_size), see, kept, advance)[ENCODED]
 
 
 def _seen(

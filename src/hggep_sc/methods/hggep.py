@@ -1,8 +1,7 @@
 """HGGEP, the model that users hold: configuration, network, genes and expression scale in one object."""
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,13 +15,12 @@ from torch import nn
 from .._settings import settings
 from ..config import Config
 from ..encoders.named import NamedEncoder
-from ..features.describe import DIHEDRAL, PLAIN, View, describe_parts, of_views
+from ..features.describe import DIHEDRAL, PLAIN, View
 from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder, beside_colours, is_frozen, make_encoder
 from ..features.patches import (
     fields_of_view,
     model_mpp,
     model_reduction,
-    say_if_coarse,
     say_if_few,
     say_if_scale_differs,
     say_if_spacing_differs,
@@ -30,9 +28,8 @@ from ..features.patches import (
     spots_per_batch,
     training_spacing,
 )
-from ..features.slide import parts_of
 from ..features.stain import stained
-from ..features.store import ENCODED, Described, describe_section, gathered, require_length
+from ..features.store import Described, describe_patches, describe_section, require_length
 from ..nn import Ensemble, ModuleEncoder, PublishedNetwork
 from ..prediction.chunks import predict_in_chunks, spots_at_once
 from ..prediction.confidence import Confidence, optical_density
@@ -453,19 +450,10 @@ class HGGEP:
             how["colours"] = self.linear is not None and beside_colours(self.encoder)
             return describe_section(section, self.encoder, fields, size, **how)
         assert not isinstance(network, Ensemble)  # whose encoder is frozen
-        say_if_coarse(section, fields, size)
-
-        def see(parts: Sequence[np.ndarray]) -> Generator[dict[str, torch.Tensor], None, None]:
-            centres = [network.centres(section.xy[spots]) for spots in parts]
-            encode = [of_views(network.encode, views)]
-            with (
-                section.open_image() as image,
-                closing(describe_parts(image, centres, fields, size, encode, **how)) as arriving,
-            ):
-                for (found,) in arriving:
-                    yield {ENCODED: found.float().cpu()}
-
-        return Described(gathered(parts_of(section.xy, fields, size), see, kept, advance)[ENCODED], None)
+        seen = describe_patches(
+            section, network.encode, network.centres, fields, size, views=views, kept=kept, advance=advance, **how
+        )
+        return Described(seen, None)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder: the network as safetensors, everything else as JSON.

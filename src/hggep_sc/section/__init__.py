@@ -4,7 +4,7 @@ No other module knows what the two containers look like.
 """
 
 from ._anndata import coordinates_of
-from ._containers import copy_of, is_spatialdata, section_column, table_of
+from ._containers import copy_of, is_spatialdata, read_data, section_column, table_of
 from ._counts import CountMatrix, layer_values, observed_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
@@ -45,6 +45,7 @@ __all__ = [
     "open_sections",
     "predicted_sections",
     "reach",
+    "read_data",
     "read_prediction",
     "require_counts",
     "require_free",

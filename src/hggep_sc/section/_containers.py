@@ -24,6 +24,29 @@ def is_spatialdata(item: Any) -> bool:
     return module is not None and isinstance(item, module.SpatialData)
 
 
+def read_data(path: Path) -> "AnnData | SpatialData":
+    """Read an AnnData (.h5ad) or a SpatialData (.zarr).
+
+    Raises
+    ------
+    ValueError
+        If its name says that it is neither.
+    FileNotFoundError
+        If it is not there.
+    """
+    if path.suffix not in (".h5ad", ".zarr"):
+        raise ValueError(f"{path} must be an .h5ad file (AnnData) or a .zarr store (SpatialData)")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    if path.suffix == ".h5ad":
+        from anndata import read_h5ad
+
+        return read_h5ad(path)
+    from spatialdata import read_zarr
+
+    return read_zarr(path)
+
+
 def not_a_container(item: Any) -> str:
     """Message for an object that is neither."""
     return f"an AnnData or SpatialData object is expected, or a list or dict of them; found {_found(item)}"

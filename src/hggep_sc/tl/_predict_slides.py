@@ -28,7 +28,7 @@ from ..runtime.executor import outcomes
 from ..runtime.messages import listed, warn
 from ..runtime.progress import bar
 from ..runtime.validators import by_name, executor_or_none, flag, flag_or_none, path_of, values_by_name, whole_or_none
-from ..section import copy_of, is_spatialdata, open_sections, require_key, table_of
+from ..section import copy_of, is_spatialdata, open_sections, read_data, require_key, table_of
 from ..section.fingerprint import content_hash
 from ..storage.checkpoint import remove_checkpoints
 from ..storage.files import require_plain_h5ad, write_h5ad
@@ -324,15 +324,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _read(path: Path, model: Model, mpp: float | None) -> "Data":
-    if _is_image(path):
-        return tile(path, model=model, mpp=mpp)
-    if path.suffix == ".h5ad":
-        from anndata import read_h5ad
-
-        return read_h5ad(path)
-    from spatialdata import read_zarr
-
-    return read_zarr(path)
+    return tile(path, model=model, mpp=mpp) if _is_image(path) else read_data(path)
 
 
 def _read_record(file: Path) -> dict[str, Any] | None:

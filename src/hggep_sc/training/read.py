@@ -56,8 +56,8 @@ def read_sections(
             if config.linear and config.cross_fit:
                 part.linear = linear_features(Described(found.encoded[:, :1], found.colours))  # as they lie
         return data
-    for part, patches in zip(data, _patches(sections, fields, config, network_class, run.progress), strict=True):
-        part.seen = patches
+    for part, section, views in zip(data, over_sections(sections, "images", run.progress), fields, strict=True):
+        part.seen = held_patches(section, network_class.centres(section.xy), views, config.patch_size)
     return data
 
 
@@ -72,20 +72,12 @@ def views_of_training(config: Config, n_spots: int) -> tuple[View, ...]:
     return TURNS if config.flips and often else PLAIN
 
 
-def _patches(
-    sections: Sequence["Section"],
-    fields: Sequence[tuple[float, ...]],
-    config: Config,
-    network_class: type[HGGEPNetwork] | type[PublishedNetwork],
-    progress: bool,
-) -> Iterator[np.ndarray]:
-    """Yield the patches of each section, (n, fields, 3, S, S)."""
-    size = config.patch_size
-    for section, views in zip(over_sections(sections, "images", progress), fields, strict=True):
-        say_if_coarse(section, views, size)
-        patches = large_array((len(section.xy), len(views), 3, size, size), np.uint8)
-        with section.open_image() as image:
-            yield read_patches(image, network_class.centres(section.xy), views, size, out=patches)
+def held_patches(section: "Section", centres: np.ndarray, fields: Sequence[float], size: int) -> np.ndarray:
+    """Read the patches of a section around (n, 2) centres, uint8 (n, fields, 3, size, size), in memory or on disk."""
+    say_if_coarse(section, fields, size)
+    patches = large_array((len(centres), len(fields), 3, size, size), np.uint8)
+    with section.open_image() as image:
+        return read_patches(image, centres, fields, size, out=patches)
 
 
 def _described(

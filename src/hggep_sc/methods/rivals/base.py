@@ -2,8 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,21 +17,18 @@ from torch.utils.data import DataLoader
 
 from ..._settings import settings
 from ...config import BaseConfig, Config, Normalize, plain
-from ...features.describe import PLAIN, View, describe_parts, of_views
+from ...features.describe import PLAIN, View
 from ...features.encoders import AUTO, Eye, ObsmEncoder, make_encoder
 from ...features.patches import (
     fields_of_view,
     model_mpp,
     model_reduction,
-    read_patches,
-    say_if_coarse,
     say_if_scale_differs,
     say_if_spacing_differs,
     spots_per_batch,
     training_spacing,
 )
-from ...features.slide import parts_of
-from ...features.store import ENCODED, describe_section, gathered, require_length
+from ...features.store import describe_patches, describe_section, require_length
 from ...nn import Batch, Output, average_views
 from ...prediction.chunks import predict_in_chunks, spots_at_once
 from ...prediction.finite import require_finite_model, require_finite_prediction
@@ -43,7 +39,6 @@ from ...runtime.validators import whole, whole_or_none
 from ...section import Section, require_counts, require_plausible
 from ...section.expression import ExpressionScale
 from ...section.fingerprint import Fingerprint
-from ...storage.arrays import large_array
 from ...storage.checkpoint import Checkpoint, Parts
 from ...storage.models import load_model, save_model, stored_scale
 from ...training.checkpoint import checkpoint_to_resume, folder_of_fit, identity_of, last_checkpoint
@@ -52,6 +47,7 @@ from ...training.devices import Devices
 from ...training.lightning_manners import interruptible, quiet
 from ...training.loop import Chunks, EpochOrder, run_plan
 from ...training.plan import History, SeededPlan
+from ...training.read import held_patches
 from ...training.run import Run
 from ..card import model_card
 from ..encoder import encoder_entry, required_encoder
@@ -388,10 +384,7 @@ class Rival(ABC):
             if eye is not None:
                 part.seen = cls._features(section, eye, fields, config, run.devices.own)[:, None]
                 continue
-            say_if_coarse(section, fields, config.patch_size)
-            patches = large_array((len(section.xy), 1, 3, config.patch_size, config.patch_size), np.uint8)
-            with section.open_image() as image:
-                part.seen = read_patches(image, cls.centres(section.xy), fields, config.patch_size, out=patches)
+            part.seen = held_patches(section, cls.centres(section.xy), fields, config.patch_size)
         return data
 
     @classmethod
@@ -514,19 +507,8 @@ class Rival(ABC):
             if self.embeddings is not None:
                 require_length(section, self.embeddings, network.n_features)
             return self._features(section, self.encoder, fields, config, kept=kept, advance=advance, **how)
-        say_if_coarse(section, fields, config.patch_size)
-
-        def see(parts: Sequence[np.ndarray]) -> Generator[dict[str, Tensor], None, None]:
-            centres = [self.centres(section.xy[spots]) for spots in parts]
-            encode = [of_views(network.encode, self.views)]
-            with (
-                section.open_image() as image,
-                closing(describe_parts(image, centres, fields, config.patch_size, encode, **how)) as arriving,
-            ):
-                for (found,) in arriving:
-                    yield {ENCODED: found.float().cpu()}
-
-        return gathered(parts_of(section.xy, fields, config.patch_size), see, kept, advance)[ENCODED]
+        how |= {"views": self.views, "kept": kept, "advance": advance}
+        return describe_patches(section, network.encode, self.centres, fields, config.patch_size, **how)
 
     @property
     def reads_image(self) -> bool:

@@ -64,8 +64,9 @@ def fit(
     method
         "hggep", the network; or a baseline that it has to beat: "gene_mean", "nearest_patches", "ridge",
         "low_rank_ridge", "hest_ridge" (see `hggep_sc.baselines`); or a published one that the paper compares with:
-        "stnet", "histogene", "hist2st", "thitogene", "bleep", "deeppt" (docs/rivals.md); or one of your own, by its name
-        or as an object (see `hggep_sc.methods`). Arguments that a method does not take are refused where they are set.
+        "stnet", "histogene", "hist2st", "thitogene", "bleep", "deeppt" (docs/rivals.md); or one of your own, by its
+        name or as an object (see `hggep_sc.methods`). Arguments that a method does not take are refused where they are
+        set.
     genes
         Genes to predict: names, in this order (a set is sorted); "her2st_panel", the 785 of `datasets.her2st_panel`; or
         how many to choose on the training sections (None: 1,000, or all where there are fewer).

@@ -149,9 +149,11 @@ def test_another_networks_snapshot_is_refused(tmp_path, name):
         encoders.load(name, path)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"holds no file of weights"):
-        encoders.load("uni", tmp_path)
+@pytest.mark.parametrize("name", ["uni", "phikon"])
+def test_a_folder_without_weights_is_refused(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=rf"holds no file of weights.*`hf download {encoders.info(name).hub}`"):
+        encoders.load(name, tmp_path)
 
 
 def test_another_number_of_features_is_refused():

@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
-from ..errors import WeightsError
+from ..errors import ModelError, WeightsError
 from ..runtime.validators import path_of
 from ..storage.paths import require_there
-from .build import efficientnet_lite0_weights, library
+from .build import efficientnet_lite0_weights, library, weights_file
 from .card import EncoderInfo
 from .weights import PRETRAINED
 
@@ -29,6 +29,8 @@ def located(info: EncoderInfo, weights: str | Path | None) -> Path | None:
     ------
     FileNotFoundError
         If there is no such file or folder.
+    ModelError
+        If the folder holds no weights.
     WeightsError
         If its own are not on this machine and cannot be had.
     """
@@ -37,6 +39,11 @@ def located(info: EncoderInfo, weights: str | Path | None) -> Path | None:
     if weights not in PRETRAINED:
         path = path_of("weights", weights)
         require_there(path, "weights")
+        if info.hub is not None:
+            try:
+                weights_file(path)
+            except ModelError as error:
+                raise ModelError(f"{error}. {_remedy(info)}") from None
         return path
     if info.name == LITE0:
         return efficientnet_lite0_weights()
@@ -45,15 +52,19 @@ def located(info: EncoderInfo, weights: str | Path | None) -> Path | None:
     return _of_hub(info, info.hub)
 
 
+def _remedy(info: EncoderInfo) -> str:
+    return (
+        f"`hf download {info.hub}` gets them on a machine that reaches the hub; then give the folder as weights=. "
+        f"Their licence is {info.licence}" + ("" if info.commercial else ", not for commercial use")
+    )
+
+
 def _of_hub(info: EncoderInfo, hub: str) -> Path:
     library("huggingface_hub", info.extra or "timm")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
-    remedy = (
-        f"`hf download {hub}` gets them on a machine that reaches the hub; then give the folder as weights=. Their "
-        f"licence is {info.licence}" + ("" if info.commercial else ", not for commercial use")
-    )
+    remedy = _remedy(info)
     try:
         folder = Path(snapshot_download(hub, allow_patterns=["config.json", "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):

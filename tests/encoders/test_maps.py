@@ -123,3 +123,17 @@ def test_convolutions_see_surroundings(section, monkeypatch):
     apart = [np.abs(maps - crops).mean() / np.abs(plain - crops).mean() for maps, crops, plain in parts]
     assert max(apart[:3]) < 0.5
     assert max(apart) < 1  # where cells of 32 px begin differs, too
+
+
+def test_what_is_made_for_inference_gives_the_same():
+    encoder = encoders.load("efficientnet_lite0")
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    fast = encoder.for_inference()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    pixels = torch.randint(256, (2, 3, 96, 64), generator=torch.Generator().manual_seed(0)).float()
+    with torch.no_grad():
+        for expected, found in zip(encoder.maps(pixels), fast.maps(pixels), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max())
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    transformer = named(Local())
+    assert transformer.for_inference() is transformer

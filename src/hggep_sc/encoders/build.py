@@ -124,7 +124,7 @@ def efficientnet_lite0(path: Path | None) -> nn.Module:
         _fill(network, path, read_state_dict(path))
     for unused in ("_conv_head", "_bn1", "_dropout", "_fc", "_avg_pooling"):
         delattr(network, unused)
-    return maps.StageMaps(network, maps.resolutions_of_efficientnet, CONVOLUTIONS)
+    return maps.StageMaps(network, maps.resolutions_of_efficientnet, CONVOLUTIONS, maps.fold_efficientnet)
 
 
 def efficientnet_lite0_weights() -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..nn import Sight
 
@@ -63,11 +64,19 @@ class StageMaps(nn.Module):
         Takes it and pixels (N, 3, S, S), and gives maps (N, C, S / stride, S / stride).
     sight
         How it sees a slide.
+    fold
+        Folds the batch normalisations of the network, in eval mode, into its convolutions; None where nothing does.
     """
 
-    def __init__(self, network: nn.Module, stages: Callable[[Any, Tensor], list[Tensor]], sight: Sight) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        stages: Callable[[Any, Tensor], list[Tensor]],
+        sight: Sight,
+        fold: Callable[[Any], object] | None = None,
+    ) -> None:
         super().__init__()
-        self.network, self._stages = network, stages
+        self.network, self._stages, self.fold = network, stages, fold
         self.sight = sight
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
@@ -105,6 +114,16 @@ def resolutions_of_efficientnet(network: Any, pixels: Tensor) -> list[Tensor]:
             found.append(maps)
         maps = deeper
     return [*found, maps]
+
+
+def fold_efficientnet(network: Any) -> None:
+    """Fold the batch normalisations of an EfficientNet (of efficientnet_lite_pytorch) into its convolutions."""
+    pairs = {"_conv_stem": "_bn0"}, {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
+    for module, of_module in [(network, pairs[0]), *((block, pairs[1]) for block in network._blocks)]:
+        for conv, norm in of_module.items():
+            if hasattr(module, conv):  # the first block does not expand
+                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+                setattr(module, norm, nn.Identity())
 
 
 class ConvStem(nn.Module):

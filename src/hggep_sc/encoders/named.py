@@ -1,5 +1,6 @@
 """Encoders by name: patches to features by a network that others trained, which stays as it is."""
 
+from copy import deepcopy
 from functools import cached_property
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..nn import Encoder, averaged_maps, state_hash
 from .card import EncoderInfo
+from .maps import StageMaps
 
 
 class NamedEncoder(Encoder):
@@ -69,6 +71,17 @@ class NamedEncoder(Encoder):
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """(N, 3, H, W), 0..255, to maps (N, C, H / stride, W / stride), of one that has `sight`."""
         return self.network.maps(self._normalised(pixels))  # type: ignore[operator]  # nn.Module has no such thing
+
+    def for_inference(self) -> "NamedEncoder":
+        """Return a copy of a convolutional network: batch normalisations folded where they can be, channels last."""
+        if not isinstance(self.network, StageMaps):
+            return self
+        fast = deepcopy(self)
+        if self.network.fold is not None:
+            self.network.fold(fast.network.network)
+        if self.pixel_mean.device.type == "cpu":
+            fast.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        return fast
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return (pixels / 255 - self.pixel_mean) / self.pixel_std

@@ -54,6 +54,10 @@ class ExpressionScale:
         scaled.data = np.log1p(scaled.data) / self.log_unit
         return scaled.astype(np.float32)
 
+    def of_shares(self, shares: np.ndarray) -> np.ndarray:
+        """Return log expression of spots of which each gene has such a share of the total, float32."""
+        return (np.log1p(self.target_sum * shares) / self.log_unit).astype(np.float32)
+
     @property
     def log_unit(self) -> float:
         """Natural logarithm of the base: multiply by it to bring values to the natural scale."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from hggep_sc import methods
 from hggep_sc.errors import CheckpointError
 from hggep_sc.features.describe import DIHEDRAL
 from hggep_sc.methods.rivals import Rival, RivalConfig
@@ -173,3 +174,9 @@ def test_settings_that_cannot_be_are_refused():
         Settings(learning_rate=0)
     with pytest.raises(ValueError, match=r"config\.epochs"):
         Settings(epochs=0)
+    with pytest.raises(TypeError, match=r"config\.harmony='no' must be True or False"):
+        methods.get("bleep").configured_by(harmony="no")
+    with pytest.raises(ValueError, match=r"config\.temperature=0"):
+        methods.get("bleep").configured_by(temperature=0)
+    with pytest.raises(ValueError, match=r"config\.inner_folds=1 must be at least 2"):
+        methods.get("stnet").configured_by(inner_folds=1)

@@ -102,6 +102,31 @@ def test_starts_at_the_mean_and_pixels_are_measured(opened):
     np.testing.assert_allclose(prediction.detach(), np.tile(expression.mean(0), (3, 1)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", ["library", "panel"])
+def test_log_shares_are_learnt_and_expression_is_predicted(opened, normalize):
+    """A network that stays at its start predicts the geometric mean of the authors' shares, on everyone's scale."""
+    section, genes = opened[0], [*opened[0].var_names[:6]]
+    config = STNetConfig(**SMALL, epochs=1, learning_rate=1e-12, inner_folds=None, normalize=normalize)
+    how = {"genes": genes, "weights": None, "device": "cpu", "progress": False}
+    counts = section.counts(section.var_names).toarray().astype(float)
+    n, total = (counts.shape[1], counts.sum(1)) if normalize == "library" else (6, counts[:, :6].sum(1))
+    seen = total > 0
+    learnt = np.log((1 + counts[seen, :6]) / (n + total[seen, None])).mean(0)
+    predicted, _ = STNet.fit([section], config, **how).predict(section, device="cpu")
+    np.testing.assert_allclose(predicted, np.tile(np.log1p(1e4 * np.exp(learnt)), (len(counts), 1)), rtol=1e-5)
+    plain, _ = STNet.fit([section], config.replace(smoothed=False), **how).predict(section, device="cpu")
+    expression = np.log1p(1e4 * counts[seen, :6] / total[seen, None]).mean(0)
+    np.testing.assert_allclose(plain, np.tile(expression, (len(counts), 1)), rtol=1e-5)
+
+
+def test_all_epochs_are_taken_where_nothing_can_be_held_out(opened):
+    """All spots of the only section lie in one block, as they are the same."""
+    config = STNetConfig(**SMALL, epochs=3)
+    section = opened[0].subset(np.array([3, 3]))
+    model = STNet.fit([section], config, genes=[*section.var_names[:6]], weights=None, device="cpu", progress=False)
+    assert len(model.history) == 3
+
+
 def test_inner_folds_choose_the_epoch(opened):
     how = {"genes": 6, "weights": None, "device": "cpu", "progress": False}
     config = STNetConfig(**SMALL, epochs=4, learning_rate=1e-3, inner_folds=2)

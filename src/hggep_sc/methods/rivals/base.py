@@ -35,7 +35,7 @@ from ...prediction.finite import require_finite_model, require_finite_prediction
 from ...runtime.device import mixed_precision, resolve_device, threads_of_torch
 from ...runtime.progress import over_sections
 from ...runtime.random_state import own_random_state
-from ...runtime.validators import whole, whole_or_none
+from ...runtime.validators import flag, number, whole, whole_or_none
 from ...section import Section, require_counts, require_plausible
 from ...section.expression import ExpressionScale
 from ...section.fingerprint import Fingerprint
@@ -53,6 +53,7 @@ from ..card import model_card
 from ..encoder import encoder_entry, required_encoder
 from ..genes import NAMED, GenesBy, training_genes
 
+CHECKED: dict[Any, Callable[[str, Any], Any]] = {bool: flag, int: whole, float: partial(number, least=0)}
 SHARED = ("patch_size", "fields_um", "fields_px", "normalize", "target_sum", "log_base", "epochs", "chunk_spots")
 
 
@@ -103,13 +104,12 @@ class RivalConfig(BaseConfig):
             if name in SHARED:
                 object.__setattr__(self, name, value)
         for field in fields(self):
-            if field.type is int:
-                value = whole(f"config.{field.name}", plain(getattr(self, field.name)))
+            if field.type in CHECKED and field.name not in SHARED:
+                value = CHECKED[field.type](f"config.{field.name}", plain(getattr(self, field.name)))
                 object.__setattr__(self, field.name, value)
         if len(self.fields_px) != 1:
             raise ValueError(f"config.fields_px: a rival has one field of view, not {self.fields_px}")
-        if not 0 < self.learning_rate < 1e3:
-            raise ValueError(f"config.learning_rate must be above 0 and below 1000, not {self.learning_rate!r}")
+        number("config.learning_rate", self.learning_rate, above=0, most=1e3)
 
     @property
     def shared(self) -> Config:
@@ -250,6 +250,15 @@ class Rival(ABC):
         return ExpressionScale(config.normalize, config.target_sum, config.log_base)
 
     @classmethod
+    def target(cls, section: Section, data: SectionData, config: RivalConfig) -> np.ndarray:
+        """Return what the network learns of each spot, float32 (n_spots, n_genes): expression on the scale."""
+        return data.expression
+
+    def on_scale(self, predicted: np.ndarray) -> np.ndarray:
+        """Bring what the network predicts, (n_spots, n_genes), to the expression scale."""
+        return predicted
+
+    @classmethod
     def learn(
         cls,
         data: list[SectionData],
@@ -380,6 +389,7 @@ class Rival(ABC):
         # counts are checked before images are read, which takes longer
         data = [section_data(section, genes, scale, unseen, cls.positions(section, config)) for section in sections]
         for part, section in zip(data, over_sections(sections, "images", run.progress), strict=True):
+            part.expression = cls.target(section, part, config)
             fields = fields_of_view(config, mpp, section.mpp, section.reduction / reduction)
             if eye is not None:
                 part.seen = cls._features(section, eye, fields, config, run.devices.own)[:, None]
@@ -470,6 +480,7 @@ class Rival(ABC):
             )
         else:
             expression, latent = self._spot_by_spot(network, features, positions, at_once, target)
+        expression = self.on_scale(expression)
         require_finite_prediction(section.name, expression, latent)
         return expression, latent
 

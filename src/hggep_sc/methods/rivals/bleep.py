@@ -19,7 +19,7 @@ from ...encoders.card import IMAGENET_MEAN, IMAGENET_STD
 from ...errors import InputError, MissingPackageError, ModelError
 from ...nn import Batch, Output
 from ...nn.resnet import DEPTHS, ResNet
-from ...runtime.validators import choice
+from ...runtime.validators import choice, number
 from ...section import open_sections
 from ...training.data import SectionData, counts_to_learn
 from ...training.run import Run
@@ -81,6 +81,7 @@ class BLEEPConfig(BySpotConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "mode", choice("config.mode", self.mode, MODES))
+        number("config.temperature", self.temperature, above=0)
 
 
 class Projection(nn.Module):

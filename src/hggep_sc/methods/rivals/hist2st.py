@@ -82,8 +82,8 @@ class Hist2STConfig(OnArrayConfig):
         super().__post_init__()
         choice("config.pooling", self.pooling, get_args(Pooling))
         choice("config.count_loss", self.count_loss, get_args(CountLoss))
-        for name in ("count_weight", "distillation_weight", "decay", *(() if self.reach is None else ("reach",))):
-            object.__setattr__(self, name, number(f"config.{name}", plain(getattr(self, name)), least=0))
+        if self.reach is not None:
+            object.__setattr__(self, "reach", number("config.reach", plain(self.reach), least=0))
         if self.kernel % 2 == 0:
             raise ValueError(f"config.kernel={self.kernel} must be odd")
         if self.channels % 8:

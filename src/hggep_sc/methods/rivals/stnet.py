@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...config import Normalize
+from ...config import Normalize, plain
 from ...features.describe import DIHEDRAL
 from ...nn import Batch, Output
 from ...nn.densenet import DEPTHS, densenet_features, renamed
+from ...runtime.validators import whole_or_none
+from ...section import Section
 from ...training.data import SectionData, parted
 from ...training.run import Run
 from ...training.split import leave_out
@@ -35,6 +37,10 @@ class STNetConfig(BySpotConfig):
 
     Parameters
     ----------
+    smoothed
+        Whether the network learns log shares, as the authors have it: ln((1 + counts) / (n + total)), where n is the
+        number of genes that the total is over. Predictions are then brought to the scale of all methods, log(1 +
+        `target_sum` share). False: it learns that scale itself.
     momentum
         Of stochastic gradient descent.
     inner_folds
@@ -48,8 +54,9 @@ class STNetConfig(BySpotConfig):
 
     called: ClassVar[str] = "ST-Net's config"
 
-    normalize: Normalize = "library"  # the authors' ln((1 + c) / (n + Z)) is no scale that others are on
+    normalize: Normalize = "library"
     log_base: Literal["e", "10"] = "e"
+    smoothed: bool = True
     epochs: int = 50
     learning_rate: float = 1e-6
     momentum: float = 0.9
@@ -59,6 +66,10 @@ class STNetConfig(BySpotConfig):
     depths: tuple[int, ...] = DEPTHS
     growth: int = 32
     stem: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "inner_folds", whole_or_none("config.inner_folds", plain(self.inner_folds), least=2))
 
 
 class STNetNetwork(BySpotNetwork):
@@ -115,6 +126,20 @@ class STNet(BySpot):
         return torch.optim.SGD(parameters, config.learning_rate, momentum=config.momentum)
 
     @classmethod
+    def target(cls, section: Section, data: SectionData, config: RivalConfig) -> np.ndarray:
+        """Return the log of smoothed shares, or expression on the scale."""
+        assert isinstance(config, STNetConfig)
+        if not config.smoothed:
+            return data.expression
+        n = len(section.var_names) if config.normalize == "library" else data.counts.shape[1]
+        return np.log((1 + data.counts) / (n + data.totals[:, None])).astype(np.float32)
+
+    def on_scale(self, predicted: np.ndarray) -> np.ndarray:
+        """Bring log shares to the expression scale."""
+        assert isinstance(self.config, STNetConfig)
+        return self.scale.of_shares(np.exp(predicted)) if self.config.smoothed else predicted
+
+    @classmethod
     def noting(cls, config: RivalConfig, data: list[SectionData], seed: int) -> RivalConfig:
         """Return the settings with the mean and deviation of the pixels of some training patches."""
         assert isinstance(config, STNetConfig)
@@ -148,7 +173,8 @@ class STNet(BySpot):
                 called = f"inner fold {len(errors) + 1}"
                 cls.train(network, learnt, config, stage(run, len(errors)), callbacks=[watch], called=called)
                 errors.append(watch.found)
-            epochs = 1 + int(np.argmin(np.sum(errors, axis=0)))
+            if errors:  # none where all spots lie in one block
+                epochs = 1 + int(np.argmin(np.sum(errors, axis=0)))
         network = cls._started(data, config, n_genes, weights, run.seed)
         return network, cls.train(network, data, config, stage(run, len(errors)), epochs=epochs)
 

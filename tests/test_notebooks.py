@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import nbformat
@@ -36,17 +37,22 @@ def test_first_steps_runs(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-SHORT = """
-hggep.settings.dataset_dir = Path(os.environ["HGGEP_SHARED"]) / "data"
+SMALL = """
 ONE_FIELD = {"patch_size": 32, "fields_um": (240.0,), "fields_px": (336.0,)}
-METHODS = {
-    "gene mean": {"method": "gene_mean"},
-    "low-rank ridge": {"method": "low_rank_ridge", "config": ONE_FIELD},
-    "HGGEP": {"config": {**ONE_FIELD, "width": 32, "epochs": 2, "ensemble": 1, "flips": False}},
-}
+SMALL = {**ONE_FIELD, "width": 32, "epochs": 2, "ensemble": 1, "flips": False}
+"""
+THINNED = f"""{SMALL}
+hggep.settings.dataset_dir = Path(os.environ["HGGEP_SHARED"]) / "data"
 whole = hggep.datasets.her2st(["C2", "C3"])
 for name, section in whole.items():
     del section.uns["spatial"][name]["metadata"]["source_image_path"]
+"""
+METHODS = """
+METHODS = {
+    "gene mean": {"method": "gene_mean"},
+    "low-rank ridge": {"method": "low_rank_ridge", "config": ONE_FIELD},
+    "HGGEP": {"config": SMALL},
+}
 """
 HER2ST = """
 STUDY, SECTIONS, DOMAINS_ON, FOLDS = "her2st", ["C2", "C3"], "C2", "folds"
@@ -73,8 +79,43 @@ hggep.datasets.cscc = lambda names: stand_ins
 def test_paper_analysis_runs(tmp_path, study):
     """Every cell runs, on two sections, thinned and at low resolution, with a network that hardly learns."""
     notebook, cells, parameters = committed("paper_analysis.ipynb", 8)
-    parameters.source = SHORT + study
+    parameters.source = THINNED + METHODS + study
     run(notebook, tmp_path)
     assert len(list((tmp_path / "folds").glob("*.h5ad"))) == 6
     domains = next(cell for cell in cells if "tl.domains" in cell.source)
     assert ("ari_pval" in domains.outputs[0]["data"]["text/plain"]) == (study is HER2ST)
+
+
+SLIDE = """
+hggep.datasets.her2st = lambda names: {name: whole[name][::2].copy() for name in names}
+SECTIONS, HELD_OUT, GENES, CONFIG = ["C2"], "C3", 20, SMALL
+SPACING_UM, OUT = 100, Path("results")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared")
+def test_unsequenced_slide_runs(tmp_path):
+    """Every cell runs on the real slide, by a network that hardly learnt: it is warned of, and domains are written."""
+    notebook, cells, parameters = committed("unsequenced_slide.ipynb", 4)
+    parameters.source = THINNED + SLIDE
+    run(notebook, tmp_path)
+    predicted = next(cell for cell in cells if "tl.predict(slide" in cell.source)
+    assert "UnlikeTrainingWarning" in predicted.outputs[0]["text"]
+    regions = json.loads((tmp_path / "results" / "domains.geojson").read_text())["features"]
+    assert len(regions) == 4
+    assert (tmp_path / "results" / "her2.hggep" / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_visium_and_squidpy_runs(tmp_path):
+    """Every cell runs on small folders: both readers give the same prediction, and what is amiss is warned of."""
+    notebook, cells, parameters = committed("visium_and_squidpy.ipynb", 3)
+    parameters.source = f'{SMALL}\nN_SPOTS, BINS, CONFIG, DATA = 60, 8, SMALL, Path("folders")'
+    run(notebook, tmp_path)
+    without, of_both, in_bins = (
+        next(cell for cell in cells if call in cell.source) for call in ("tl.predict(without", "of_sdata", "visium_hd(")
+    )
+    assert "a reduced copy that shows less of the cells" in without.outputs[0]["text"]
+    assert float(of_both.outputs[0]["data"]["text/plain"]) <= 1e-5
+    assert "its spots lie 16 um apart" in in_bins.outputs[0]["text"]

@@ -3,6 +3,7 @@
 `benchmarks/` and `notebooks/` lie beside `docs/` in the checkout, and below it on the site.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ LINK = re.compile(r"(?P<text>!?\[[^]]*\])\((?P<path>(?![a-z]+:|/)[^)#\s]+)(?P<an
 
 
 def on_the_site(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Rewrite a page's relative links."""
+    """Rewrite the relative links of a page, or of a notebook's text."""
     page = Path(app.env.doc2path(docname)).resolve()
 
     def moved(link: re.Match[str]) -> str:
@@ -28,6 +29,12 @@ def on_the_site(app: Sphinx, docname: str, source: list[str]) -> None:
 
     if page.suffix == ".md":
         source[0] = LINK.sub(moved, source[0])
+    elif page.suffix == ".ipynb":
+        notebook = json.loads(source[0])
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = LINK.sub(moved, "".join(cell["source"]))
+        source[0] = json.dumps(notebook)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -479,6 +479,21 @@ def test_normalised_values_are_no_counts_so_that_the_prediction_stands_alone(war
         pl.gene_map(adata, "GNAS", observed_layer="normalised")
 
 
+def test_of_a_slide_that_was_never_sequenced_nothing_is_warned(warned) -> None:
+    """Counts that may lie elsewhere are asked for; where they can lie nowhere the prediction is all there is."""
+    adata = make_adata()
+    predict(adata)
+    counts = adata.X.copy()
+    adata.X = adata.X * 0
+    for without in (adata, sequenced := adata.copy()):
+        if without is sequenced:
+            sequenced.layers["counts"] = counts
+        axes = pl.gene_map(without, "GNAS")
+        assert [ax.get_title() for ax in axes] == ["GNAS\npredicted"]
+        assert ("'counts'" in warned.text) == (without is sequenced)
+    assert len(warned.messages) == 1
+
+
 def test_several_predictions_stand_beside_what_was_observed() -> None:
     adata = make_adata()
     values = {"ridge": predict(adata, key="ridge", seed=1, log_base="10"), "hggep": predict(adata)}

@@ -11,7 +11,7 @@ from .._keys import predicted as predicted_column
 from ..errors import MissingSlotError, ResultWarning
 from ..metrics import pearson
 from ..runtime.messages import listed, warn
-from ..section import gene_name_hint, read_prediction, unmeasured
+from ..section import gene_name_hint, read_prediction, unmeasured, without_counts
 from ..section.expression import ExpressionScale, observed_expression
 
 if TYPE_CHECKING:
@@ -136,10 +136,15 @@ def _require_same_scale(key: str, one: _Prediction, other_key: str, other: _Pred
 def _observed(
     table: "AnnData", rows: np.ndarray, genes: Sequence[str], prediction: _Prediction, named: str | None
 ) -> np.ndarray | None:
-    """Observed expression; None where there are no raw counts, unless the user said where they are."""
+    """Observed expression; None where there are no raw counts, unless the user said where they are.
+
+    What may be an oversight is warned of: counts that are none, or that may lie elsewhere.
+    """
     if named is not None and named not in table.layers:
         raise MissingSlotError(f"`observed_layer`: there is no layer {named!r}; layers: {list(table.layers)}")
     layer = named or prediction.record.get("counts_layer")
+    if layer is None and without_counts(table, rows):
+        return None
     try:
         return observed_expression(table, rows, prediction.panel, prediction.scale, genes=genes, layer=layer)
     except (KeyError, ValueError) as error:

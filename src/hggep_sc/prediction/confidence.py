@@ -94,7 +94,7 @@ class Confidence:
                 warn(
                     f"section {name!r} looks unlike the training sections: its features are {off:.2f} standard "
                     f"deviations off on average, where up to {limit:.2f} is usual among them; it may be predicted far "
-                    "worse than var['..._reliability'] tells",
+                    "worse than the reliability in var tells",
                     UnlikeTrainingWarning,
                 )
         if stain is not None and len(self.stain):

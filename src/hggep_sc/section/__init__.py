@@ -5,7 +5,7 @@ No other module knows what the two containers look like.
 
 from ._anndata import coordinates_of
 from ._containers import copy_of, is_spatialdata, read_data, section_column, table_of
-from ._counts import CountMatrix, layer_values, observed_counts
+from ._counts import CountMatrix, layer_values, observed_counts, without_counts
 from ._genes import gene_name_hint
 from ._groups import grouped, groups_in
 from ._measured import measured_spots
@@ -61,5 +61,6 @@ __all__ = [
     "unmeasured",
     "warn_of_replaced",
     "within",
+    "without_counts",
     "write_prediction",
 ]

@@ -174,6 +174,12 @@ def observed_counts(
     return counts, library
 
 
+def without_counts(table: AnnData, rows: np.ndarray) -> bool:
+    """Whether nothing was counted at these rows, as on a slide of `pp.tile`: no layer or `raw` could hold it either."""
+    matrix = CountMatrix(table, None, "the table")
+    return table.raw is None and not matrix._others() and not matrix.any(rows)
+
+
 def layer_values(table: AnnData, rows: np.ndarray, genes: Sequence[str], layer: str | None) -> np.ndarray:
     """Values of `X` or a layer as they are, whatever they are: (len(rows), len(genes)), floating.
 

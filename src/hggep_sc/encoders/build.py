@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import MissingPackageError, ModelError
 from ..nn import Sight
 from ..runtime.messages import listed
-from . import maps
+from . import efficientnet, maps
 from .weights import read_state_dict
 
 CONVOLUTIONS = Sight(stride=32, surroundings=32, tile=640)  # whose deepest maps have cells of 32 px
@@ -124,7 +124,7 @@ def efficientnet_lite0(path: Path | None) -> nn.Module:
         _fill(network, path, read_state_dict(path))
     for unused in ("_conv_head", "_bn1", "_dropout", "_fc", "_avg_pooling"):
         delattr(network, unused)
-    return maps.StageMaps(network, maps.resolutions_of_efficientnet, CONVOLUTIONS, maps.fold_efficientnet)
+    return maps.StageMaps(network, efficientnet.resolutions, CONVOLUTIONS, efficientnet.Folded)
 
 
 def efficientnet_lite0_weights() -> Path:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..nn import Sight
 
@@ -64,8 +63,9 @@ class StageMaps(nn.Module):
         Takes it and pixels (N, 3, S, S), and gives maps (N, C, S / stride, S / stride).
     sight
         How it sees a slide.
-    fold
-        Folds the batch normalisations of the network, in eval mode, into its convolutions; None where nothing does.
+    folded
+        Takes the network, and gives a module that takes pixels and gives the same maps in eval mode, faster; None where
+        nothing does.
     """
 
     def __init__(
@@ -73,11 +73,17 @@ class StageMaps(nn.Module):
         network: nn.Module,
         stages: Callable[[Any, Tensor], list[Tensor]],
         sight: Sight,
-        fold: Callable[[Any], object] | None = None,
+        folded: Callable[[Any], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self._stages, self.fold = network, stages, fold
+        self.network, self._stages, self._folded = network, stages, folded
         self.sight = sight
+
+    def for_inference(self) -> "StageMaps":
+        """Return what gives the same maps in eval mode, faster where it is known how."""
+        if self._folded is None:
+            return self
+        return StageMaps(self._folded(self.network), lambda network, pixels: network(pixels), self.sight)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """(N, 3, S, S) normalised pixels to the maps of the stages."""
@@ -102,28 +108,6 @@ def last_map_of_swin(network: Any, pixels: Tensor) -> list[Tensor]:
 def stages_of_timm(network: Any, pixels: Tensor) -> list[Tensor]:
     """Return the maps of a network that timm made with `features_only`."""
     return list(network(pixels))
-
-
-def resolutions_of_efficientnet(network: Any, pixels: Tensor) -> list[Tensor]:
-    """Return the last map of each resolution of an EfficientNet (of efficientnet_lite_pytorch)."""
-    found: list[Tensor] = []
-    maps = network._swish(network._bn0(network._conv_stem(pixels)))
-    for block in network._blocks:
-        deeper = block(maps)
-        if deeper.shape[-1] < maps.shape[-1]:
-            found.append(maps)
-        maps = deeper
-    return [*found, maps]
-
-
-def fold_efficientnet(network: Any) -> None:
-    """Fold the batch normalisations of an EfficientNet (of efficientnet_lite_pytorch) into its convolutions."""
-    pairs = {"_conv_stem": "_bn0"}, {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2"}
-    for module, of_module in [(network, pairs[0]), *((block, pairs[1]) for block in network._blocks)]:
-        for conv, norm in of_module.items():
-            if hasattr(module, conv):  # the first block does not expand
-                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
-                setattr(module, norm, nn.Identity())
 
 
 class ConvStem(nn.Module):

@@ -73,14 +73,13 @@ class NamedEncoder(Encoder):
         return self.network.maps(self._normalised(pixels))  # type: ignore[operator]  # nn.Module has no such thing
 
     def for_inference(self) -> "NamedEncoder":
-        """Return a copy of a convolutional network: batch normalisations folded where they can be, channels last."""
+        """Return a copy of a convolutional network that is faster, channels last on a CPU."""
         if not isinstance(self.network, StageMaps):
             return self
-        fast = deepcopy(self)
-        if self.network.fold is not None:
-            self.network.fold(fast.network.network)
+        fast, network = deepcopy(self), deepcopy(self.network).for_inference()
         if self.pixel_mean.device.type == "cpu":
-            fast.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        fast.network = network
         return fast
 
     def _normalised(self, pixels: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def test_predict_and_evaluate(folder, sections, trained):
     assert scored.exit_code == 0, scored.output
     scores = hggep.tl.evaluate(sections["S3"])
     assert f"{scores['pcc'].mean():.3f}" in scored.output
+    assert "pval" not in scored.output  # a mean of p-values tells nothing
     kept = pd.read_csv(folder / "scores" / "S3.csv", index_col=0)
     pd.testing.assert_series_equal(kept["pcc"], scores["pcc"], check_index_type=False)
 

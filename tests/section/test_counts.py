@@ -120,6 +120,22 @@ def test_how_names_differ_is_said_with_a_remedy_that_works(a, b, seen) -> None:
         for adata in tables:
             exec(code, {"adata": adata})
     assert set(tables[0].var_names) <= set(tables[1].var_names)
+    one, other = re.search(r"Names such as '(.*?)' and '(.*?)' differ", hint).groups()
+    where = dict(zip(a, b, strict=False))
+    assert where[one] == other  # one gene, as it is written on both sides
+
+
+def test_ids_are_brought_to_symbols_and_symbols_to_ids() -> None:
+    for names, wanted in ((IDS, SYMBOLS[:3]), (SYMBOLS[:3], IDS)):
+        table = ad.AnnData(
+            np.zeros((1, 3), np.float32),
+            var=pd.DataFrame({"gene_symbols": SYMBOLS[:3], "gene_ids": IDS}, index=names),
+        )
+        hint = gene_name_hint(wanted, names)
+        kind = "ids" if wanted is IDS else "symbols"
+        (code,) = re.findall(rf"`(adata\.var_names = [^`]*)` for {kind}", hint)
+        exec(code, {"adata": table})
+        assert list(table.var_names) == list(wanted)
 
 
 def test_names_that_differ_otherwise_get_no_hint() -> None:

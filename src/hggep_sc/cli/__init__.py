@@ -97,10 +97,20 @@ def predict(
 @hggep.command()
 @click.argument("predictions", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--key", help="Name of the prediction; not needed where there is one.")
-@click.option("--null", type=click.Choice(["independent", "spatial"]), default="independent", show_default=True)
+@click.option(
+    "--null",
+    type=click.Choice(["independent", "spatial"]),
+    default="independent",
+    show_default=True,
+    help="Whether p-values take spots for independent of one another, or for alike where they are close.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for a table of each, <name>.csv.")
 def evaluate(predictions: tuple[Path, ...], key: str | None, null: Any, out: Path | None) -> None:
-    """Compare PREDICTIONS (.h5ad, .zarr) that hold raw counts with these, gene by gene; print means over genes."""
+    """Compare PREDICTIONS with the counts beside them.
+
+    PREDICTIONS are .h5ad or .zarr that hold raw counts. Means over genes are printed; p-values are in the
+    tables of --out.
+    """
     import pandas as pd
 
     from ..section import read_data
@@ -110,7 +120,7 @@ def evaluate(predictions: tuple[Path, ...], key: str | None, null: Any, out: Pat
         means = {}
         for name, path in _by_stem(predictions).items():
             scores = evaluate_section(read_data(path), key=key, null=null)
-            means[name] = scores.select_dtypes("number").mean()
+            means[name] = scores.select_dtypes("number").filter(regex="^(?!pcc_)").mean()
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
                 scores.to_csv(out / f"{name}.csv")

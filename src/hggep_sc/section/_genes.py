@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from ..runtime.messages import listed
 GENOME = re.compile(r"^(?:GRC[a-z]|hg|mm|rn)\d+[A-Za-z0-9.-]*_+")  # of references of several genomes
 VERSION = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+$")
 # how names of one gene are made alike, what is seen of the difference, and the remedy
-DIFFERENCES: tuple[tuple[Callable[[str], str], str, str], ...] = (
+Differences: TypeAlias = Sequence[tuple[Callable[[str], str], str, str]]
+DIFFERENCES: Differences = (
     (
         lambda name: GENOME.sub("", name),
         "a genome's prefix",
@@ -42,9 +44,11 @@ def gene_name_hint(a: Sequence[str], b: Sequence[str]) -> str:
     if in_common - _in_common(a, b, ()) >= min(len(a), len(b)) / 4:
         parts = [[other for other in DIFFERENCES if other is not one] for one in DIFFERENCES]
         needed = [one for one, rest in zip(DIFFERENCES, parts, strict=True) if _in_common(a, b, rest) < in_common]
-        examples = " and ".join(repr(str(names[0])) for names in (a, b))
+        written = {_alike(name, needed): name for name in map(str, b)}
+        pairs = ((name, written.get(_alike(name, needed), name)) for name in map(str, a))
+        one, other = next((pair for pair in pairs if pair[0] != pair[1]), (a[0], b[0]))
         return (
-            f" Names such as {examples} differ in {', and in '.join(what for _, what, _ in needed)}: "
+            f" Names such as {one!r} and {other!r} differ in {', and in '.join(what for _, what, _ in needed)}: "
             + "; ".join(remedy for _, _, remedy in needed)
             + "."
         )
@@ -53,17 +57,23 @@ def gene_name_hint(a: Sequence[str], b: Sequence[str]) -> str:
         return ""
     ids, symbols = (a, b) if ensembl[0] else (b, a)
     return (
-        f" One side looks like Ensembl ids ({ids[0]}), the other like gene symbols ({symbols[0]}): bring "
-        "both to one kind, for instance `adata.var_names = adata.var['gene_ids']` where that column exists."
+        f" One side looks like Ensembl ids ({ids[0]}), the other like gene symbols ({symbols[0]}): bring both to one "
+        "kind by the column of a table's var that holds the other, for instance `adata.var_names = "
+        "adata.var['gene_ids']` for ids or `adata.var_names = adata.var['gene_symbols']` for symbols; then "
+        "`adata.var_names_make_unique()`."
     )
 
 
-def _in_common(a: Sequence[str], b: Sequence[str], differences: Sequence[tuple[Callable[[str], str], str, str]]) -> int:
+def _in_common(a: Sequence[str], b: Sequence[str], differences: Differences) -> int:
     """How many names both sides have, once they are made alike."""
-    sides = [{str(name) for name in names} for names in (a, b)]
-    for alike, _, _ in differences:
-        sides = [{alike(name) for name in names} for names in sides]
-    return len(sides[0] & sides[1])
+    one, other = ({_alike(str(name), differences) for name in names} for names in (a, b))
+    return len(one & other)
+
+
+def _alike(name: str, differences: Differences) -> str:
+    for made_alike, _, _ in differences:
+        name = made_alike(name)
+    return name
 
 
 def _mostly_ensembl(names: Sequence[str]) -> bool:

@@ -117,7 +117,7 @@ def _affine(places: np.ndarray, xy: np.ndarray) -> np.ndarray | None:
         least_squares(
             lambda fit, along=along: design @ fit - along,
             np.linalg.lstsq(design, along, rcond=None)[0],
-            jac=lambda fit, along=along: design,
+            jac=lambda fit: design.copy(),  # which older SciPy writes into
             loss="soft_l1",
             f_scale=0.02 * step,
         ).x

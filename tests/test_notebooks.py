@@ -5,7 +5,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from helpers import WAIT
+from helpers import TINY_RIVALS, WAIT
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -41,11 +41,24 @@ SMALL = """
 ONE_FIELD = {"patch_size": 32, "fields_um": (240.0,), "fields_px": (336.0,)}
 SMALL = {**ONE_FIELD, "width": 32, "epochs": 2, "ensemble": 1, "flips": False}
 """
+# half of the spots, at low resolution
 THINNED = f"""{SMALL}
+import os
+from pathlib import Path
+
 hggep.settings.dataset_dir = Path(os.environ["HGGEP_SHARED"]) / "data"
-whole = hggep.datasets.her2st(["C2", "C3"])
-for name, section in whole.items():
-    del section.uns["spatial"][name]["metadata"]["source_image_path"]
+whole = hggep.datasets.her2st
+
+
+def thinned(names):
+    sections = {{name: section[::2].copy() for name, section in whole(names).items()}}
+    for name, section in sections.items():
+        del section.uns["spatial"][name]["metadata"]["source_image_path"]
+    return sections
+
+
+hggep.datasets.her2st = thinned
+FOLDS = "folds"
 """
 METHODS = """
 METHODS = {
@@ -55,20 +68,18 @@ METHODS = {
 }
 """
 HER2ST = """
-STUDY, SECTIONS, DOMAINS_ON, FOLDS = "her2st", ["C2", "C3"], "C2", "folds"
+STUDY, SECTIONS, DOMAINS_ON = "her2st", ["C2", "C3"], "C2"
 GENES, GROUPS = hggep.datasets.her2st_panel(), None
-hggep.datasets.her2st = lambda names: {name: whole[name][::2].copy() for name in names}
 """
 CSCC = """
-STUDY, SECTIONS, DOMAINS_ON, FOLDS = "cscc", None, "P2_ST_rep1", "folds"
+STUDY, SECTIONS, DOMAINS_ON = "cscc", None, "P2_ST_rep1"
 GENES, GROUPS = 60, "patient"
 stand_ins = {}
-for patient, (name, section) in zip(("P2", "P5"), whole.items(), strict=True):
-    stand_in = section[::2].copy()
-    stand_in.obs["patient"] = patient
-    stand_in.obs = stand_in.obs.drop(columns=["cluster", "region"], errors="ignore")
-    stand_in.uns["spatial"] = {f"{patient}_ST_rep1": stand_in.uns["spatial"][name]}
-    stand_ins[f"{patient}_ST_rep1"] = stand_in
+for patient, (name, section) in zip(("P2", "P5"), thinned(["C2", "C3"]).items(), strict=True):
+    section.obs["patient"] = patient
+    section.obs = section.obs.drop(columns=["cluster", "region"], errors="ignore")
+    section.uns["spatial"] = {f"{patient}_ST_rep1": section.uns["spatial"][name]}
+    stand_ins[f"{patient}_ST_rep1"] = section
 hggep.datasets.cscc = lambda names: stand_ins
 """
 
@@ -87,7 +98,6 @@ def test_paper_analysis_runs(tmp_path, study):
 
 
 SLIDE = """
-hggep.datasets.her2st = lambda names: {name: whole[name][::2].copy() for name in names}
 SECTIONS, HELD_OUT, GENES, CONFIG = ["C2"], "C3", 20, SMALL
 SPACING_UM, OUT = 100, Path("results")
 """
@@ -119,3 +129,51 @@ def test_visium_and_squidpy_runs(tmp_path):
     assert "a reduced copy that shows less of the cells" in without.outputs[0]["text"]
     assert float(of_both.outputs[0]["data"]["text/plain"]) <= 1e-5
     assert "its spots lie 16 um apart" in in_bins.outputs[0]["text"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared")
+def test_is_it_any_good_runs(tmp_path):
+    """Every cell runs, on thinned sections at low resolution; what is unlike training is said."""
+    notebook, cells, parameters = committed("is_it_any_good.ipynb", 5)
+    parameters.source = THINNED + METHODS
+    run(notebook, tmp_path)
+    assert len(list((tmp_path / "folds").glob("*.h5ad"))) == 9
+    (predicts,) = (cell for cell in cells if "hggep.tl.predict(bulb, model)" in cell.source)
+    said = "".join(output["text"] for output in predicts.outputs)
+    assert "UnlikeTrainingWarning: section 'MOB1'" in said, said
+
+
+@pytest.mark.slow
+def test_your_own_encoder_and_method_runs(tmp_path):
+    """Every cell runs, with few spots, epochs and trees, and leaves nothing behind."""
+    notebook, cells, parameters = committed("your_own_encoder_and_method.ipynb", 1)
+    parameters.source = "N_SPOTS, GENES, EPOCHS, TREES = 40, 12, 1, 5"
+    run(notebook, tmp_path)
+    summary = next(cell for cell in cells if "cv.summary()" in cell.source)
+    assert "HGGEP, stains" in summary.outputs[0]["data"]["text/plain"]
+    assert list(tmp_path.iterdir()) == []
+
+
+EYES = {"encoder": "efficientnet_lite0"}
+ONE_EPOCH = {"epochs": 1}
+RIVALS = {
+    "ST-Net, equal eyes": {"method": "stnet", **EYES, "config": {**ONE_EPOCH, "inner_folds": None}},
+    "BLEEP, equal eyes": {"method": "bleep", **EYES, "config": ONE_EPOCH},
+    "DeepPT, equal eyes, short": {"method": "deeppt", **EYES, "config": {**ONE_EPOCH, "autoencoder_epochs": 1}},
+    "HisToGene, small": {"method": "histogene", "config": TINY_RIVALS["histogene"]},
+    "Hist2ST, small": {"method": "hist2st", "config": TINY_RIVALS["hist2st"]},
+    "THItoGene, small": {"method": "thitogene", "config": TINY_RIVALS["thitogene"]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared")
+def test_rivals_runs(tmp_path):
+    """Every cell runs, on two thinned sections, with networks that hardly learn; all six rivals are there."""
+    notebook, cells, parameters = committed("rivals.ipynb", 4)
+    parameters.source = f'{THINNED}{METHODS}SECTIONS = ["C2", "C3"]\ndel METHODS["gene mean"]\nMETHODS |= {RIVALS!r}'
+    run(notebook, tmp_path)
+    assert len(list((tmp_path / "folds").glob("*.h5ad"))) == 2 * 8
+    summary = next(cell for cell in cells if "cv.summary()" in cell.source)
+    assert all(label in summary.outputs[-1]["data"]["text/plain"] for label in RIVALS)

@@ -3,11 +3,11 @@
 `benchmarks/` and `notebooks/` lie beside `docs/` in the checkout, and below it on the site.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent.parent
@@ -30,11 +30,11 @@ def on_the_site(app: Sphinx, docname: str, source: list[str]) -> None:
     if page.suffix == ".md":
         source[0] = LINK.sub(moved, source[0])
     elif page.suffix == ".ipynb":
-        notebook = json.loads(source[0])
-        for cell in notebook["cells"]:
-            if cell["cell_type"] == "markdown":
-                cell["source"] = LINK.sub(moved, "".join(cell["source"]))
-        source[0] = json.dumps(notebook)
+        notebook = nbformat.reads(source[0], as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = LINK.sub(moved, cell.source)
+        source[0] = nbformat.writes(notebook)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

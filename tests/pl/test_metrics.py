@@ -53,6 +53,22 @@ def test_boxes_are_quartiles_with_median_and_mean(scores) -> None:
         np.testing.assert_allclose(mean.get_ydata(), expected.mean())
 
 
+@pytest.mark.parametrize("kind", ["box", "violin"])
+def test_the_median_is_seen_on_any_colour(scores, kind) -> None:
+    """The eighth colour is black; the first, on which black is seen, keeps its line."""
+    ridge = scores[scores["method"] == "ridge"]
+    ax = pl.metrics(pd.concat([ridge.assign(method=f"m{i}") for i in range(8)]), kind=kind, ceiling=False)
+    if kind == "box":
+        lines = [line.get_color() for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 1.4]
+        per_method = lines[:: len(lines) // 8]
+    else:
+        bars = [lines for lines in ax.collections if isinstance(lines, LineCollection)]
+        per_method = [to_hex(lines.get_color()[0]) for lines in bars if np.ptp(lines.get_segments()[0][:, 0]) == 0]
+        per_method = per_method[:: len(per_method) // 8]
+    assert to_hex(per_method[-1]) == "#ffffff"
+    assert {to_hex(line) for line in per_method[:-1]} == {"#000000"}
+
+
 def test_boxes_do_not_overlap_and_stay_in_their_section(scores) -> None:
     spans = sorted(
         (p.get_path().vertices[:4, 0].min(), p.get_path().vertices[:4, 0].max())

@@ -83,4 +83,4 @@ def _of_hub(info: EncoderInfo, hub: str) -> Path:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from ..evaluation.scores import of_metric, score_table
 from ._axes import one_axes
-from ._style import MARKERS, colour, ink, name_of, note_of
+from ._style import MARKERS, colour, ink, line_on, name_of, note_of
 
 Kind = Literal["box", "violin"]
 
@@ -131,7 +131,7 @@ def _boxes(ax: Axes, drawn: dict[float, np.ndarray], width: float, look: dict[st
         patch_artist=True,
         showmeans=True,
         boxprops=look,
-        medianprops={"color": "black", "linewidth": 1.4},
+        medianprops={"color": line_on(look["facecolor"]), "linewidth": 1.4},
         meanprops={"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4},
         whiskerprops={"linewidth": 0.8},
         capprops={"linewidth": 0.8},
@@ -143,10 +143,11 @@ def _violins(ax: Axes, drawn: dict[float, np.ndarray], width: float, look: dict[
     drawing: Any = ax.violinplot(list(drawn.values()), positions=list(drawn), widths=width, showextrema=False)
     for body in drawing["bodies"]:
         body.set(**look, alpha=1)
+    line = line_on(look["facecolor"])
     for x, values in drawn.items():
         low, median, high = np.percentile(values, [25, 50, 75])
-        ax.vlines(x, low, high, color="black", linewidth=1.4)
-        ax.hlines(median, x - width / 4, x + width / 4, color="black", linewidth=1.4)
+        ax.vlines(x, low, high, color=line, linewidth=1.4)
+        ax.hlines(median, x - width / 4, x + width / 4, color=line, linewidth=1.4)
         ax.plot(x, values.mean(), "o", color="white", markeredgecolor="black", markersize=4)
 
 

@@ -1,6 +1,8 @@
 """Colours, line styles and names that the plots share."""
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import to_rgb
 
 # Okabe and Ito's eight, made for any colour vision; then colours each as far as can be from those before it and from
 # white and grey. In CIELAB no two are closer than 26, and than 14 seen without red or green cones (the eight: 17).
@@ -29,6 +31,13 @@ NOTES = {"rmse": "natural log units, lower is better"}
 def colour(i: int) -> str:
     """Colour of the i-th of several things; from the 25th on they repeat."""
     return COLOURS[i % len(COLOURS)]
+
+
+def line_on(fill: str) -> str:
+    """Colour of lines within a filled shape: black, or white where black has a contrast below 3 (WCAG 2)."""
+    rgb = np.array(to_rgb(fill))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return "white" if (linear @ [0.2126, 0.7152, 0.0722] + 0.05) / 0.05 < 3 else "black"
 
 
 def ink() -> str:

@@ -6,11 +6,12 @@
 
 Methods that end in `_equal` see through the encoder of HGGEP's default (EfficientNet-Lite0, frozen) in the place of
 their own backbone: what an idea is worth on equal eyes. HisToGene, Hist2ST and THItoGene have no backbone to exchange.
-ST-Net learns log shares, which are then brought to the common scale; `stnet_equal_target` learns that scale itself, as
-all others do. All others are as their papers and codes specify them, with all epochs, which are fixed beforehand or
-chosen inside the training sections. ST-Net, BLEEP and DeepPT then start from ImageNet weights, which are downloaded
-once. Counts are scaled by panel (her2st) or library (mob) for all of them; each keeps the base of its logarithm, which
-no correlation sees. HGGEP and the ridges are those of accuracy.py, and are run there; their rows are set beside these.
+All others are as their papers and codes specify them, with all epochs, which are fixed beforehand or chosen inside the
+training sections. ST-Net, BLEEP and DeepPT then start from ImageNet weights, which are downloaded once. Counts are
+scaled by panel (her2st) or library (mob) for all of them; each keeps the base of its logarithm, which no correlation
+sees. ST-Net learns this scale, too; `stnet_equal_shares` learns log shares, as its authors have it, which are brought
+to the scale in prediction. HGGEP and the ridges are those of accuracy.py, and are run there; their rows are set beside
+these.
 
 Every finished fold is kept in `--store`, and not run again. After each method results/rivals.csv and .md beside this
 file are renewed: rows of this run replace those of the same fold, method and seed. `--figure` draws results/rivals.png,
@@ -32,7 +33,7 @@ import hggep_sc as hggep
 
 LITE0 = {"encoder": "efficientnet_lite0"}
 EQUAL = {f"{name}_equal": {"method": name, **LITE0} for name in ("stnet", "bleep", "deeppt")}
-EQUAL["stnet_equal_target"] = {"method": "stnet", **LITE0, "config": {"smoothed": False}}
+EQUAL["stnet_equal_shares"] = {"method": "stnet", **LITE0, "config": {"smoothed": True}}
 SPECIFIED = {name: {"method": name} for name in ("stnet", "histogene", "hist2st", "thitogene", "bleep", "deeppt")}
 METHODS = {**EQUAL, **SPECIFIED}
 BESIDE = ["ridge", "low_rank_ridge", "default", "default_trunk", "paper", "published, 50 epochs"]  # of accuracy.py

@@ -112,9 +112,9 @@ def test_log_shares_are_learnt_and_expression_is_predicted(opened, normalize):
     n, total = (counts.shape[1], counts.sum(1)) if normalize == "library" else (6, counts[:, :6].sum(1))
     seen = total > 0
     learnt = np.log((1 + counts[seen, :6]) / (n + total[seen, None])).mean(0)
-    predicted, _ = STNet.fit([section], config, **how).predict(section, device="cpu")
+    predicted, _ = STNet.fit([section], config.replace(smoothed=True), **how).predict(section, device="cpu")
     np.testing.assert_allclose(predicted, np.tile(np.log1p(1e4 * np.exp(learnt)), (len(counts), 1)), rtol=1e-5)
-    plain, _ = STNet.fit([section], config.replace(smoothed=False), **how).predict(section, device="cpu")
+    plain, _ = STNet.fit([section], config, **how).predict(section, device="cpu")
     expression = np.log1p(1e4 * counts[seen, :6] / total[seen, None]).mean(0)
     np.testing.assert_allclose(plain, np.tile(expression, (len(counts), 1)), rtol=1e-5)
 
@@ -141,6 +141,7 @@ def test_published_checkpoint(shared, network, tmp_path):
     genes = [f"G{i}" for i in range(50)]
     model = methods.get("stnet").from_published(tmp_path / "st.pt", genes=genes)
     assert model.config.depths == (6, 12, 24, 16)
+    assert model.config.smoothed  # which all published ones have learnt
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in model.network.state_dict().items())
     torch.save({"fc.weight": torch.ones(2)}, tmp_path / "other.pt")
     with pytest.raises(ModelError, match=r"published code of STNet: entry 'classifier\.bias' is missing"):

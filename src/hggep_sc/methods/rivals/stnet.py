@@ -40,7 +40,8 @@ class STNetConfig(BySpotConfig):
     smoothed
         Whether the network learns log shares, as the authors have it: ln((1 + counts) / (n + total)), where n is the
         number of genes that the total is over. Predictions are then brought to the scale of all methods, log(1 +
-        `target_sum` share). False: it learns that scale itself.
+        `target_sum` share). A published checkpoint has learnt that. False: it learns the scale itself, by which it is
+        compared; `docs/rivals.md` has what either is worth there.
     momentum
         Of stochastic gradient descent.
     inner_folds
@@ -56,7 +57,7 @@ class STNetConfig(BySpotConfig):
 
     normalize: Normalize = "library"
     log_base: Literal["e", "10"] = "e"
-    smoothed: bool = True
+    smoothed: bool = False  # the one default that is not the authors'
     epochs: int = 50
     learning_rate: float = 1e-6
     momentum: float = 0.9
@@ -205,7 +206,9 @@ def sizes(shapes: Shapes) -> STNetConfig:
     stem = shapes["features.conv0.weight"][0]
     growth = shapes["features.denseblock1.denselayer1.conv2.weight"][0]
     depths = depths_of(shapes, "features.denseblock", ".denselayer", first=1)
-    return STNetConfig(depths=depths, growth=growth, stem=stem, pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD)
+    return STNetConfig(
+        depths=depths, growth=growth, stem=stem, pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD, smoothed=True
+    )
 
 
 def _of_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -56,13 +56,22 @@ def make_adata(library: str = "A", **scalefactors: float) -> ad.AnnData:
 
 
 def predict(
-    data, *, log_base: str = "e", normalize: str = "library", key: str = "hggep", seed: int = 3, **choice
+    data,
+    *,
+    log_base: str = "e",
+    normalize: str = "library",
+    key: str = "hggep",
+    seed: int = 3,
+    role: str = "held out",
+    **choice,
 ) -> np.ndarray:
     """Write an invented prediction (on the recorded scale); returns it."""
     sections = open_sections(data, **choice)
+    names = np.array([section.name for section in sections], dtype=object)
     rng = np.random.default_rng(seed)
     results = [(rng.uniform(1, 3, (len(s.xy), 3)).astype("f4"), np.zeros((len(s.xy), 2), "f4")) for s in sections]
-    params = {"normalize": normalize, "target_sum": 1000.0, "log_base": log_base}
+    of_sections = {"name": names, "role": np.full(len(names), role, dtype=object)}
+    params = {"normalize": normalize, "target_sum": 1000.0, "log_base": log_base, "sections": of_sections}
     write_prediction(data, sections, results, genes=PREDICTED, key=key, params=params)
     return results[0][0]
 
@@ -103,6 +112,14 @@ def test_values_are_natural_log_expression_and_the_title_holds_their_correlation
         r = np.corrcoef(values[seen], observed[seen])[0, 1]
         assert axes[2 * row].get_title() == f"{gene}\nobserved"
         assert axes[2 * row + 1].get_title() == f"{gene}\npredicted, r = {r:.2f}"
+
+
+def test_the_title_says_that_the_model_was_trained_on_the_section() -> None:
+    adata = make_adata()
+    predict(adata, role="train")
+    predict(adata, key="other")
+    titles = [ax.get_title() for ax in pl.gene_map(adata, "GNAS", key=["hggep", "other"])]
+    assert [title.endswith("(trained on)") for title in titles] == [False, True, False]
 
 
 def test_every_panel_has_a_scale_of_its_own_so_that_a_shrunken_prediction_shows_what_it_tells() -> None:

@@ -20,12 +20,13 @@ def predicted_section(library: str = "A", *, log_base: str = "10", **choice):
     return adata
 
 
-def write(adata, *, log_base: str = "10", **choice) -> None:
+def write(adata, *, log_base: str = "10", role: str = "held out", **choice) -> None:
     sections = open_sections(adata, **choice)
     rng = np.random.default_rng(3)
     results = [(rng.uniform(1, 3, (len(s.xy), 3)).astype("f4"), np.zeros((len(s.xy), 2), "f4")) for s in sections]
     names = np.array([section.name for section in sections], dtype=object)
-    params = {"normalize": "library", "target_sum": 1000.0, "log_base": log_base, "sections": {"name": names}, **choice}
+    of_sections = {"name": names, "role": np.full(len(names), role, dtype=object)}
+    params = {"normalize": "library", "target_sum": 1000.0, "log_base": log_base, "sections": of_sections, **choice}
     write_prediction(adata, sections, results, genes=PANEL, key="hggep", params=params)
 
 
@@ -70,6 +71,8 @@ def test_predicted_against_observed_in_natural_logs() -> None:
     predicted = adata.layers["hggep"][seen, GENES.index("GNAS")] * np.log(10)
     np.testing.assert_allclose(ax.collections[0].get_offsets(), np.column_stack([observed, predicted]), rtol=1e-5)
     assert ax.get_title() == f"GNAS, r = {np.corrcoef(observed, predicted)[0, 1]:.2f}"
+    write(adata, role="train")
+    assert pl.gene_scatter(adata, gene="GNAS").get_title() == f"{ax.get_title()} (trained on)"
     assert ax.get_xlabel() == "observed, ln(1 + counts per 1,000)"
     assert ax.get_ylabel() == "predicted (hggep)"
 

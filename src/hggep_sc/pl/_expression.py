@@ -31,12 +31,15 @@ class Expression:
         several predictions.
     scored
         (n_spots,) bool of each prediction: where it was made without the spot's own counts.
+    trained
+        Sections of each prediction that its model was trained on.
     unit
         What the values are.
     """
 
     values: dict[str, np.ndarray]
     scored: dict[str, np.ndarray]
+    trained: dict[str, frozenset[str]]
     unit: str
 
 
@@ -70,14 +73,15 @@ def read_expression(
     of = "" if first.scale.normalize == "library" else " of the panel"
     unit = f"ln(1 + counts per {first.scale.target_sum:,.0f}{of})"
     scored = dict(zip(predicted, (other.scored[rows] for other in found.values()), strict=True))
-    return Expression(({} if observed is None else {OBSERVED: observed}) | predicted, scored, unit)
+    trained = dict(zip(predicted, (other.trained for other in found.values()), strict=True))
+    return Expression(({} if observed is None else {OBSERVED: observed}) | predicted, scored, trained, unit)
 
 
-def correlation(predicted: np.ndarray, observed: np.ndarray, scored: np.ndarray) -> str:
-    """Pearson correlation over the spots that have both and may be scored, for a title."""
+def correlation(predicted: np.ndarray, observed: np.ndarray, scored: np.ndarray, *, trained: bool) -> str:
+    """Pearson correlation over the spots that have both and may be scored, for a title; it says if it is of a fit."""
     seen = np.isfinite(predicted) & np.isfinite(observed) & scored
     r = float(pearson(predicted[seen, None], observed[seen, None])[0])
-    return f"r = {r:.2f}" if np.isfinite(r) else "r undefined"
+    return (f"r = {r:.2f}" if np.isfinite(r) else "r undefined") + (" (trained on)" if trained else "")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,14 @@ class _Prediction:
     scale: ExpressionScale
     record: dict[str, Any]
     scored: np.ndarray
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Names of the sections that the model was trained on."""
+        sections = self.record["sections"]
+        return frozenset(
+            str(name) for name, role in zip(sections["name"], sections["role"], strict=True) if role == "train"
+        )
 
     @classmethod
     def read(cls, table: "AnnData", key: str) -> "_Prediction":

@@ -63,7 +63,8 @@ def gene_map(
 
     All are in natural-log expression, the observed counts brought to the scale that the prediction was made on. Every
     panel has a colour scale of its own, without the outermost hundredths of its values, so that it shows what the
-    correlation in its title tells: where expression is high and where low. A prediction varies less than what was
+    correlation in its title tells: where expression is high and where low. Of a section that the model was trained on,
+    the title says so: its correlation is goodness of fit. A prediction varies less than what was
     observed; its colour bar says how much, and `shared_scale=True` shows it. Spots that were not predicted, or where
     nothing was counted, are left out of that panel. Without raw counts there are the predicted panels alone.
 
@@ -206,7 +207,9 @@ class _Scales:
                 norm, extend = _colour_scale(of, low, high, where)
                 title = name
                 if name != OBSERVED and OBSERVED in values:
-                    title += f", {correlation(array, values[OBSERVED], expression.scored[name])}"
+                    trained = section in expression.trained[name]
+                    told = correlation(array, values[OBSERVED], expression.scored[name], trained=trained)
+                    title += f", {told}"
                 with_bar = not self.shared or name == list(values)[-1]
                 yield _Panel(gene, name, title, array, norm, extend, with_bar)
 

@@ -114,7 +114,7 @@ def _methods(rows: pd.DataFrame, x: str, y: str, metric: str, ax: Axes | None) -
 
 def _observed_and_predicted(table: AnnData, gene: str, key: str, observed_layer: str | None, ax: Axes | None) -> Axes:
     expression = read_expression(table, np.arange(table.n_obs), [gene], [key], observed_layer)
-    _require_one_section(table, key, np.isfinite(expression.values[PREDICTED][:, 0]))
+    section = _only_section(table, key, np.isfinite(expression.values[PREDICTED][:, 0]))
     if OBSERVED not in expression.values:
         raise ValueError(f"there are no raw counts to draw {gene!r} against; name their layer by observed_layer=")
     observed, predicted = (expression.values[kind][:, 0] for kind in (OBSERVED, PREDICTED))
@@ -129,15 +129,20 @@ def _observed_and_predicted(table: AnnData, gene: str, key: str, observed_layer:
     ax.plot(ends, ends, color="0.4", linewidth=1, linestyle="--", zorder=0, label="equal")
     ax.legend(fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     ax.set(xlabel=f"observed, {expression.unit}", ylabel=f"predicted ({key})")
-    ax.set_title(f"{gene}, {correlation(predicted, observed, seen)}", fontsize="medium")
+    trained = section in expression.trained[PREDICTED]
+    ax.set_title(f"{gene}, {correlation(predicted, observed, seen, trained=trained)}", fontsize="medium")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def _require_one_section(table: AnnData, key: str, predicted: np.ndarray) -> None:
-    """Across sections a correlation would hold the differences between them; `predicted` says at which spots."""
+def _only_section(table: AnnData, key: str, predicted: np.ndarray) -> str | None:
+    """Name the section that is predicted, None where no spot is; `predicted` says at which spots.
+
+    Across sections a correlation would hold the differences between them.
+    """
     record, _ = read_prediction(table, key)
     column = section_column(table, record.get("library_key"))
     found = table.obs[column][predicted] if column in table.obs else pd.Series(predicted_sections(record, key))
     if len(names := [str(name) for name in found.unique()]) > 1:
         raise ValueError(f"the prediction is of several sections, {', '.join(names)}: pass the spots of one of them")
+    return names[0] if names else None

@@ -86,8 +86,15 @@ def test_options_that_it_does_not_take_are_refused(method, sections):
             tl.fit(sections, method=method, **{name: OTHERS[name]}, weights=None)
 
 
-def test_is_one_of_a_cross_validation(method, sections):
+def test_is_one_of_a_cross_validation_in_which_held_out_counts_have_no_part(method, sections):
+    """Nothing leaks: whatever was counted in the section that is left out, its prediction is the same."""
     config = {} if config_class(method) is None else {"config": SHORT.get(method.method, SMALL)}
-    how = {"genes": 12, "weights": None, "device": "cpu", "progress": False, "only": ["S1"]}
-    result = tl.cross_validate(sections, methods={"it": {"method": method, **config}}, **how)
-    assert result.folds["error"].tolist() == [""]
+    how = {"genes": 12, "weights": None, "device": "cpu", "progress": False, "only": ["S1"], "key_added": "cv"}
+    predicted = []
+    for _ in range(2):
+        result = tl.cross_validate(sections, methods={"it": {"method": method, **config}}, **how, overwrite=True)
+        assert result.folds["error"].tolist() == [""]
+        predicted.append(np.array(sections["S1"].layers["cv_it"]))
+        sections["S1"].X = 7 * sections["S1"].X[::-1, ::-1]
+    assert np.isfinite(predicted[0]).any(axis=0).sum() == 12
+    np.testing.assert_array_equal(*predicted)

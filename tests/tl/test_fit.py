@@ -578,9 +578,7 @@ class TestDiverged:
         from hggep_sc.training.selection import Training
 
         real = Training.of
-        monkeypatch.setattr(
-            Training, "of", lambda features, *rest: real([part * np.float32(np.nan) for part in features], *rest)
-        )
+        monkeypatch.setattr(Training, "of", lambda features, *rest: real(features * np.float32(np.nan), *rest))
         message = "features to learn from are NaN or infinite: look for values far out of the ordinary"
         with pytest.raises(ValueError, match=message):
             hggep.tl.fit(training, config={**helpers.TINY, "epochs": 1}, **TEN_GENES)

@@ -51,7 +51,7 @@ def held_out_predictions(
     for fold in folds:
         seen = [(i, spots) for i, section in enumerate(sections) if (spots := _within(section, fold.training)).any()]
         training = Training.of(
-            [features[i][spots] for i, spots in seen],
+            np.concatenate([features[i][spots] for i, spots in seen]),
             [targets[i][spots] - targets[i][spots].mean(axis=0) for i, spots in seen],
             [sections[i].xy[spots] for i, spots in seen],
             [sections[i].group for i, _ in seen],

@@ -48,14 +48,6 @@ class Moments:
         return ((part - self.mean) / spread / np.sqrt(part.shape[1])).astype(np.float32)
 
 
-def standardise(block: np.ndarray) -> np.ndarray:
-    """Bring each column of a section's features to mean 0 and variance 1 / n_columns; constant ones to 0."""
-    moments, scaled = Moments.of(block), np.empty(block.shape, dtype=np.float32)
-    for rows in rows_at_once(len(block)):
-        scaled[rows] = moments.standardised(block[rows])
-    return scaled
-
-
 def rows_at_once(n: int) -> Iterator[slice]:
     """Yield the rows that are in double precision at once, of n."""
     return (slice(start, start + ROWS) for start in range(0, n, ROWS))

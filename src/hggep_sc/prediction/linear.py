@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..features.moments import Moments, rows_at_once, standardise
+from ..features.moments import Moments, rows_at_once
 
 if TYPE_CHECKING:
     from ..features.store import Described
@@ -32,9 +32,10 @@ class LinearPath:
     components: np.ndarray
     alpha: float
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
+    def predict(self, features: "np.ndarray | LinearFeatures") -> np.ndarray:
         """(n_spots, n_features) of all spots of a section to (n_spots, n_genes), around the mean."""
-        return features @ self.coefficients @ self.components
+        parts = (features[rows] @ self.coefficients @ self.components for rows in rows_at_once(len(features)))
+        return np.concatenate(list(parts))
 
     def scaled(self, factor: float) -> "LinearPath":
         """Return the path whose prediction is so many times this one's."""
@@ -54,13 +55,35 @@ class LinearPath:
         return cls(tensors["coefficients"].numpy(), tensors["components"].numpy(), float(tensors["alpha"]))
 
 
-def linear_features(described: "Described") -> np.ndarray:
-    """Return what the linear path sees of a section's spots, (n_spots, n_features), float32.
+class LinearFeatures:
+    """What the linear path sees of a section's spots, (n_spots, n_features), float32, computed where it is looked at.
 
     These are statistics of colour and texture, and the encoder's features, the mean over views. Every column has mean 0
     over the section; the columns of either kind have together variance 1.
     """
-    return np.hstack([standardise(block) for block in _blocks(described)])
+
+    def __init__(self, described: "Described") -> None:
+        self._blocks = [(block, Moments.of(block)) for block in _blocks(described)]
+
+    def __len__(self) -> int:
+        return len(self._blocks[0][0])
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns."""
+        return sum(block.shape[1] for block, _ in self._blocks)
+
+    def __getitem__(self, rows: "slice | np.ndarray") -> np.ndarray:
+        return np.hstack([moments.standardised(block[rows]) for block, moments in self._blocks])
+
+
+def linear_features(described: "Described") -> np.ndarray:
+    """Return `LinearFeatures` of all spots."""
+    features = LinearFeatures(described)
+    whole = np.empty((len(features), features.n_features), dtype=np.float32)
+    for rows in rows_at_once(len(whole)):
+        whole[rows] = features[rows]
+    return whole
 
 
 def plain_features(described: "Described") -> np.ndarray:
@@ -69,13 +92,10 @@ def plain_features(described: "Described") -> np.ndarray:
 
 
 def add_linear(expression: np.ndarray, path: LinearPath, described: "Described") -> None:
-    """Add what a linear path predicts from `linear_features`, which are never held for all spots of a section.
-
-    `expression` (n_spots, n_genes) is written to.
-    """
-    blocks = [(block, Moments.of(block)) for block in _blocks(described)]
+    """Add what a linear path predicts to `expression` (n_spots, n_genes), which is written to."""
+    features = LinearFeatures(described)
     for rows in rows_at_once(len(expression)):
-        expression[rows] += path.predict(np.hstack([moments.standardised(block[rows]) for block, moments in blocks]))
+        expression[rows] += path.predict(features[rows])
 
 
 def _blocks(described: "Described") -> list[np.ndarray]:

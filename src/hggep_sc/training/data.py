@@ -11,6 +11,7 @@ from scipy import sparse
 
 from ..errors import InputError
 from ..nn import Batch
+from ..prediction.linear import LinearFeatures
 from ..section.expression import ExpressionScale
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class SectionData:
     totals: np.ndarray  # counts per spot that expression is relative to
     size_factors: np.ndarray
     observed: np.ndarray
-    linear: np.ndarray | None = None  # features of the linear path, (n, n_features)
+    linear: LinearFeatures | None = None  # what the linear path sees
     group: str | None = None
 
     @property

@@ -12,7 +12,7 @@ from ..features.encoders import Eye, ObsmEncoder, beside_colours, is_frozen
 from ..features.patches import read_patches, say_if_coarse
 from ..features.store import Described, describe_section
 from ..nn import HGGEPNetwork, PublishedNetwork
-from ..prediction.linear import linear_features
+from ..prediction.linear import LinearFeatures
 from ..runtime.progress import of_spots, over_sections
 from ..section.expression import ExpressionScale
 from ..storage.arrays import large_array
@@ -54,7 +54,7 @@ def read_sections(
             assert found.encoded is not None  # there is an encoder
             part.seen = found.encoded
             if config.linear and config.cross_fit:
-                part.linear = linear_features(Described(found.encoded[:, :1], found.colours))  # as they lie
+                part.linear = LinearFeatures(Described(found.encoded[:, :1], found.colours))  # as they lie
         return data
     for part, section, views in zip(data, over_sections(sections, "images", run.progress), fields, strict=True):
         part.seen = held_patches(section, network_class.centres(section.xy), views, config.patch_size)

@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 import numpy as np
 
 from ..errors import InputError
+from ..features.moments import rows_at_once
 from ..metrics import pearson
 from .split import leave_out
 
@@ -37,21 +38,24 @@ class Training:
     @classmethod
     def of(
         cls,
-        features: Sequence[np.ndarray],
+        features: np.ndarray,
         targets: Sequence[np.ndarray],
         xy: Sequence[np.ndarray],
         groups: Sequence[str | None],
         seed: int,
     ) -> Self:
-        """Join sections; a section that trains alone has spatial blocks left out, several draws of them."""
-        for what, parts in {"features": features, "targets": targets}.items():
-            if not all(np.isfinite(part).all() for part in parts):
+        """Take features of all sections, joined, and the rest by section.
+
+        A section that trains alone has spatial blocks left out, several draws of them.
+        """
+        for what, parts in {"features": [features], "targets": targets}.items():
+            if not all(np.isfinite(part[rows]).all() for part in parts for rows in rows_at_once(len(part))):
                 raise InputError(
                     f"{what} to learn from are NaN or infinite: look for values far out of the ordinary in the counts, "
                     "the embeddings and the file of weights"
                 )
         held_out = [np.concatenate(masks) for masks in leave_out(xy, groups, seed)]
-        return cls(np.concatenate(features), np.concatenate(targets), held_out)
+        return cls(features, np.concatenate(targets), held_out)
 
 
 def choose(
@@ -91,10 +95,17 @@ def choose(
         )
     scores = np.zeros(len(candidates))
     for held_out in training.held_out:
-        seen, observed = training.features[~held_out], training.targets[held_out]
-        predictions = predict(seen, training.targets[~held_out], training.features[held_out], candidates)
+        left, kept = _rows(held_out), _rows(~held_out)
+        observed = training.targets[left]
+        predictions = predict(training.features[kept], training.targets[kept], training.features[left], candidates)
         scores += [np.nan_to_num(pearson(predicted, observed)).mean() for predicted in predictions]
     scores /= len(training.held_out)
     best = int(scores.argmax())
     logger.info("%s=%g chosen, with a mean PCC of %.3f over what was left out", name, candidates[best], scores[best])
     return candidates[best]
+
+
+def _rows(mask: np.ndarray) -> "slice | np.ndarray":
+    """Return a mask as a slice, by which nothing is copied, where its rows follow one another, as a section's do."""
+    rows = np.flatnonzero(mask)
+    return slice(rows[0], rows[-1] + 1) if len(rows) and len(rows) == rows[-1] - rows[0] + 1 else mask

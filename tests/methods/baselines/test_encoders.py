@@ -6,7 +6,7 @@ import pytest
 import hggep_sc as hggep
 from helpers import CPU, MeanColour
 from hggep_sc import tl
-from hggep_sc.features.moments import standardise
+from hggep_sc.features.moments import Moments
 from hggep_sc.section import open_sections
 
 SMALL = {"patch_size": 32, "fields_um": (60.0, 120.0), "fields_px": (32.0, 64.0)}
@@ -46,7 +46,8 @@ def test_a_module_gives_what_its_embeddings_give(method, training, embedded):
 
 def test_the_ridge_is_that_of_the_standardised_embeddings(training):
     model = tl.fit(training, method="ridge", encoder="X_emb", **{**HOW, "config": {"alphas": (3.0,)}})
-    X = np.concatenate([standardise(section.obsm["X_emb"]) for section in training.values()]).astype(float)
+    embeddings = [section.obsm["X_emb"] for section in training.values()]
+    X = np.concatenate([Moments.of(part).standardised(part) for part in embeddings]).astype(float)
     Y = []
     for section in open_sections(training):
         expression = model.scale.transform(section.counts(model.genes), section.library())

@@ -236,7 +236,7 @@ class Baseline(ABC):
             means.append(expression.mean(axis=0))
             targets.append(expression - means[-1] if cls.within_section else expression)
             xy.append(section.xy[seen])
-        training = Training.of(features, targets, xy, [section.group for section in sections], seed)
+        training = Training.of(np.concatenate(features), targets, xy, [section.group for section in sections], seed)
         known = {
             "genes": chosen,
             "gene_mean": np.mean(means, axis=0),

@@ -1,5 +1,6 @@
 """EfficientNet-Lite (of efficientnet_lite_pytorch) as the maps of its resolutions."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,9 +10,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 def resolutions(network: Any, pixels: Tensor) -> list[Tensor]:
     """Return the last map of each resolution."""
+    return _ends(network._swish(network._bn0(network._conv_stem(pixels))), network._blocks)
+
+
+def _ends(maps: Tensor, blocks: Iterable[Any]) -> list[Tensor]:
+    """Pass maps through blocks; return the last of each resolution."""
     found: list[Tensor] = []
-    maps = network._swish(network._bn0(network._conv_stem(pixels)))
-    for block in network._blocks:
+    for block in blocks:
         deeper = block(maps)
         if deeper.shape[-1] < maps.shape[-1]:
             found.append(maps)
@@ -38,14 +43,7 @@ class Folded(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """(N, 3, S, S) to the last map of each resolution."""
-        found: list[Tensor] = []
-        maps = self.stem(pixels)
-        for block in self.blocks:
-            deeper = block(maps)
-            if deeper.shape[-1] < maps.shape[-1]:
-                found.append(maps)
-            maps = deeper
-        return [*found, maps]
+        return _ends(self.stem(pixels), self.blocks)
 
 
 class FoldedBlock(nn.Module):

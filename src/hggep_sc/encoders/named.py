@@ -76,7 +76,9 @@ class NamedEncoder(Encoder):
         """Return a copy of a convolutional network that is faster, channels last on a CPU."""
         if not isinstance(self.network, StageMaps):
             return self
-        fast, network = deepcopy(self), deepcopy(self.network).for_inference()
+        fast = deepcopy(self)
+        assert isinstance(fast.network, StageMaps)  # a copy of this one's
+        network = fast.network.for_inference()
         if self.pixel_mean.device.type == "cpu":
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         fast.network = network

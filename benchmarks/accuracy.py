@@ -5,7 +5,8 @@
     python benchmarks/accuracy.py her2st --methods published --folds B4 --epochs 50
 
 What sees is EfficientNet-Lite0, as where nothing is said, at 112 px or, `_224`, at twice as many. Methods that end in
-`_trunk` see through the ShuffleNetV2 in its place, with the weights of HGGEP_SHARED.
+`_trunk` see through the ShuffleNetV2 in its place, with the weights of HGGEP_SHARED; those in `_two` through
+EfficientNet-Lite0 and -Lite2 side by side, those in `_three` through the ShuffleNetV2 beside both.
 `network_alone` are the default's three networks without the linear path, whose weights are found without it; parts.py
 takes one fit of the default apart.
 
@@ -28,6 +29,7 @@ import logging
 import os
 import platform
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -37,6 +39,8 @@ import hggep_sc as hggep
 
 RESULTS = Path(__file__).parent / "results"
 DATA = {"her2st": ["B4", "C2", "C3", "C4", "C5"], "mob": ["MOB1", "MOB2", "MOB3"]}
+TWO = "efficientnet_lite0+efficientnet_lite2"
+THREE = f"{TWO}+shufflenet"
 METHODS = {
     "gene_mean": {"method": "gene_mean"},
     "nearest_patches": {"method": "nearest_patches"},
@@ -46,6 +50,12 @@ METHODS = {
     "network_alone": {"preset": "default", "config": {"linear": False}},
     "default": {"preset": "default"},
     "low_rank_ridge_224": {"method": "low_rank_ridge", "config": {"patch_size": 224}},
+    "ridge_two": {"method": "ridge", "encoder": TWO},
+    "low_rank_ridge_two": {"method": "low_rank_ridge", "encoder": TWO},
+    "default_two": {"preset": "default", "encoder": TWO},
+    "ridge_three": {"method": "ridge", "encoder": THREE},
+    "low_rank_ridge_three": {"method": "low_rank_ridge", "encoder": THREE},
+    "default_three": {"preset": "default", "encoder": THREE},
     "nearest_patches_trunk": {"method": "nearest_patches", "encoder": "shufflenet"},
     "ridge_trunk": {"method": "ridge", "encoder": "shufflenet"},
     "low_rank_ridge_trunk": {"method": "low_rank_ridge", "encoder": "shufflenet"},
@@ -78,9 +88,13 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path]:
     return options, Path(os.environ["HGGEP_SHARED"])
 
 
-def weights_of(method: dict, shared: Path) -> str | Path:
-    """Return the weights of what a method sees through."""
-    return shared / "weights" / "shufflenetv2_x0_5_trunk.pth" if "encoder" in method else "pretrained"
+def weights_of(method: dict, shared: Path, folder: Path) -> str | Path:
+    """Return the weights of what a method sees through; of several encoders by a link in `folder`."""
+    trunk = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
+    encoder = method.get("encoder", "")
+    if encoder == THREE and not (folder / "shufflenet.pth").exists():
+        (folder / "shufflenet.pth").symlink_to(trunk.resolve())
+    return {"shufflenet": trunk, THREE: folder}.get(encoder, "pretrained")
 
 
 def rows_of(data: str, result: "hggep.CrossValidation") -> pd.DataFrame:
@@ -194,7 +208,7 @@ def main() -> None:
     if left_out:
         print(f"no GPU: {', '.join(left_out)} are left out")
     RESULTS.mkdir(exist_ok=True)
-    csv = RESULTS / "accuracy.csv"
+    csv, weights = RESULTS / "accuracy.csv", TemporaryDirectory()
     for data in options.data or DATA:
         sections, how = load(data, shared)
         chosen = [name for name in METHODS if name in (options.methods or METHODS) and name not in left_out]
@@ -210,7 +224,7 @@ def main() -> None:
                 methods={label: method},
                 only=options.folds,
                 seeds=seeds,
-                weights=weights_of(method, shared),
+                weights=weights_of(method, shared, Path(weights.name)),
                 path=options.store,
                 device=options.device,
                 **how,

@@ -14,8 +14,9 @@ from torch import nn
 
 from .._settings import settings as package_settings
 from .._version import __version__
-from ..encoders.named import NamedEncoder, calibration
+from ..encoders.named import calibration
 from ..encoders.registry import AUTO, SHUFFLENET, known_here, load, portable_encoder
+from ..encoders.side_by_side import Known
 from ..encoders.weights import PRETRAINED, locate_weights
 from ..errors import FailedWarning, HggepWarning
 from ..evaluation.section_scores import section_scores, tidy
@@ -32,7 +33,7 @@ from .folds import Fold, FoldResult, Task
 from .store import FoldStore
 
 
-def encoders_of(methods: Mapping[str, Mapping[str, Any]], sections: Sequence[Section]) -> list[NamedEncoder]:
+def encoders_of(methods: Mapping[str, Mapping[str, Any]], sections: Sequence[Section]) -> list[Known]:
     """Return the encoders that are known by name, loaded: as long as they are held, folds do not load them anew.
 
     Raises
@@ -109,10 +110,10 @@ def _encoder_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
     if is_slot(encoder):
         return {"encoder": str(encoder)}
     network = load(encoder, arguments["weights"]) if isinstance(encoder, str) else encoder
-    if not isinstance(network, NamedEncoder):
+    if not isinstance(network, Known):
         return {"encoder": state_hash(network)}
     # weights do not tell all of what is computed from them
-    told = " ".join(f"{value:.3g}" for value in calibration(network, network.info.px))
+    told = " ".join(f"{value:.3g}" for one in network.members for value in calibration(one, network.info.px))
     return {"encoder": f"{network.id} {told}"}
 
 

@@ -9,12 +9,25 @@ if TYPE_CHECKING:
     from .named import NamedEncoder
     from .registry import info, load, register, table
     from .registry import names as list
+    from .side_by_side import SideBySide
 
-__all__ = ["EncoderInfo", "NamedEncoder", "StageMaps", "TokenMaps", "info", "list", "load", "register", "table"]
+__all__ = [
+    "EncoderInfo",
+    "NamedEncoder",
+    "SideBySide",
+    "StageMaps",
+    "TokenMaps",
+    "info",
+    "list",
+    "load",
+    "register",
+    "table",
+]
 
 _HOMES = {
     "EncoderInfo": ("card", "EncoderInfo"),
     "NamedEncoder": ("named", "NamedEncoder"),
+    "SideBySide": ("side_by_side", "SideBySide"),
     "StageMaps": ("maps", "StageMaps"),
     "TokenMaps": ("maps", "TokenMaps"),
     "info": ("registry", "info"),

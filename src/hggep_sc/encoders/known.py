@@ -35,21 +35,27 @@ KNOWN = (
         commercial=True,
         reference="https://doi.org/10.48550/arXiv.1807.11164",
     ),
-    EncoderInfo(
-        "efficientnet_lite0",
-        build.efficientnet_lite0,
-        title="EfficientNet-Lite0 (ImageNet)",
-        px=112,
-        mpp=None,
-        mean=(127 / 255,) * 3,
-        std=(128 / 255,) * 3,
-        pooled="means of the last map of each resolution",
-        dimension=16 + 24 + 40 + 112 + 320,
-        parameters=3.0,
-        extra="imagenet",
-        licence="Apache-2.0",
-        commercial=True,
-        reference="https://doi.org/10.48550/arXiv.1905.11946",
+    *(
+        EncoderInfo(
+            f"efficientnet_lite{size}",
+            partial(build.efficientnet_lite, size=size),
+            title=f"EfficientNet-Lite{size} (ImageNet)",
+            px=112,
+            mpp=None,
+            mean=(127 / 255,) * 3,
+            std=(128 / 255,) * 3,
+            pooled="means of the last map of each resolution",
+            dimension=sum(channels),
+            parameters=parameters,
+            extra="imagenet",
+            licence="Apache-2.0",
+            commercial=True,
+            reference="https://doi.org/10.48550/arXiv.1905.11946",
+        )
+        for size, channels, parameters in (
+            (0, (16, 24, 40, 112, 320), 3.0),
+            (2, (16, 24, 48, 120, 352), 4.4),
+        )
     ),
     EncoderInfo(
         "resnet50",

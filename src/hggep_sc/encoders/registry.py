@@ -7,16 +7,18 @@ from weakref import WeakValueDictionary
 import pandas as pd
 from torch import nn
 
+from ..nn import Encoder, ShuffleNetEncoder
 from ..runtime.random_state import own_random_state
 from .card import EncoderInfo
 from .known import KNOWN
 from .named import NamedEncoder
-from .snapshot import LITE0, located
-from .weights import PRETRAINED, locate_weights
+from .side_by_side import JOINS, Known, SideBySide, together, weights_of_member
+from .snapshot import LITE0, LITE2, located
+from .weights import PRETRAINED, load_pretrained, locate_weights
 
 SHUFFLENET = "shufflenet"  # HGGEP's own encoder
 AUTO, DEFAULT = "auto", LITE0  # what is taken where nothing is said; its weights come with the package's extra
-OWN = (SHUFFLENET, LITE0)  # beside whose features baselines see colours
+OWN = (SHUFFLENET, LITE0, LITE2)  # beside whose features baselines see colours
 
 _BUILT_IN = {info.name: info for info in KNOWN}
 _known = dict(_BUILT_IN)
@@ -28,24 +30,38 @@ def names() -> list[str]:
     return list(_known)
 
 
+def is_known(name: str) -> bool:
+    """Whether it is an encoder's name, or names of several that see side by side."""
+    return all(part in _known for part in _parts(name))
+
+
+def _parts(name: str) -> list[str]:
+    """Return the names in a name: of one encoder, or of several side by side ("uni2_h+h_optimus_1")."""
+    return [name] if name in _known else name.split(JOINS)
+
+
 def info(name: str) -> EncoderInfo:
-    """Return what is known of an encoder.
+    """Return what is known of an encoder, or of several side by side ("uni2_h+h_optimus_1").
 
     Raises
     ------
     ValueError
         If there is none of that name; the nearest are listed.
+    InputError
+        If encoders side by side do not see the same patches.
     """
-    if name not in _known:
-        raise ValueError(f"there is no encoder {name!r}{nearest(name)}; hggep_sc.encoders.list() has all")
-    return _known[name]
+    parts = _parts(name)
+    for part in parts:
+        if part not in _known:
+            raise ValueError(f"there is no encoder {part!r}{nearest(part)}; hggep_sc.encoders.list() has all")
+    return _known[name] if len(parts) == 1 else together(name, [_known[part] for part in parts])
 
 
 def info_of(encoder: str | nn.Module) -> EncoderInfo | None:
     """Return what is known of an encoder that a user gave; None for HGGEP's own, a module and embeddings."""
-    if isinstance(encoder, NamedEncoder):
+    if isinstance(encoder, Known):
         return encoder.info
-    return _known.get(encoder) if isinstance(encoder, str) and encoder != SHUFFLENET else None
+    return info(encoder) if isinstance(encoder, str) and encoder != SHUFFLENET and is_known(encoder) else None
 
 
 def default_encoder(weights: str | Path | None, *, of_pixels: bool = False) -> str:
@@ -61,16 +77,21 @@ def default_encoder(weights: str | Path | None, *, of_pixels: bool = False) -> s
     return SHUFFLENET if of_pixels or weights != PRETRAINED[0] else DEFAULT
 
 
-def portable_encoder(encoder: str | nn.Module) -> "str | nn.Module | EncoderInfo":
+Portable = str | nn.Module | tuple[str | EncoderInfo, ...]  # what another process can know an encoder by
+
+
+def portable_encoder(encoder: str | nn.Module) -> Portable:
     """Return what another process knows an encoder by: one that the user registered by what is known of it."""
-    if isinstance(encoder, str) and encoder in _known and encoder not in _BUILT_IN:
-        return _known[encoder]
-    return encoder
+    if not isinstance(encoder, str) or not is_known(encoder):
+        return encoder
+    return tuple(part if part in _BUILT_IN else _known[part] for part in _parts(encoder))
 
 
-def known_here(encoder: "str | nn.Module | EncoderInfo") -> str | nn.Module:
+def known_here(encoder: Portable) -> str | nn.Module:
     """Return the encoder of `portable_encoder`, registered in this process."""
-    return register(encoder).name if isinstance(encoder, EncoderInfo) else encoder
+    if not isinstance(encoder, tuple):
+        return encoder
+    return JOINS.join(part if isinstance(part, str) else register(part).name for part in encoder)
 
 
 def require_weights(encoder: str | nn.Module, weights: str | Path | None) -> None:
@@ -81,7 +102,12 @@ def require_weights(encoder: str | nn.Module, weights: str | Path | None) -> Non
     FileNotFoundError, ValueError
         If there is no such file or folder.
     """
-    if weights not in PRETRAINED:
+    if weights in PRETRAINED:
+        return
+    parts = _parts(encoder) if isinstance(encoder, str) else []
+    for part in parts if len(parts) > 1 else []:
+        require_weights(part, weights_of_member(part, weights))
+    if len(parts) < 2:
         locate_weights(weights) if (known := info_of(encoder)) is None else located(known, weights)
 
 
@@ -119,16 +145,18 @@ def register(encoder: EncoderInfo) -> EncoderInfo:
     return encoder
 
 
-def load(name: str, weights: str | Path | None = "pretrained") -> NamedEncoder:
+def load(name: str, weights: str | Path | None = "pretrained") -> Known:
     """Return an encoder with its weights; while it is in use, the same object for every call.
 
     Parameters
     ----------
     name
-        One of `hggep_sc.encoders.list()`, but for "shufflenet", which a model's configuration builds.
+        One of `hggep_sc.encoders.list()`, but for "shufflenet" alone, which a model's configuration builds; or several,
+        which see side by side: "uni2_h+h_optimus_1".
     weights
         "pretrained": its own, downloaded if need be; a file or folder (a snapshot of its hub's) on this machine; None:
-        random ones, always the same.
+        random ones, always the same. For several encoders a folder that has a file or a folder for each, called by its
+        name ("uni2_h" or "uni2_h.safetensors"); those that it lacks take their own.
 
     Returns
     -------
@@ -144,10 +172,15 @@ def load(name: str, weights: str | Path | None = "pretrained") -> NamedEncoder:
         If its weights are not on this machine and cannot be had; the message names the command and the licence.
     ModelError
         If the file or folder holds another network.
+    InputError
+        If several do not see the same patches, or are given a file.
     FileNotFoundError
         If there is no such file or folder.
     """
     known = info(name)
+    if len(parts := _parts(name)) > 1:
+        members = [_member(part, weights_of_member(part, weights)) for part in parts]
+        return SideBySide(known, members, random=weights is None)
     if name == SHUFFLENET:
         raise ValueError("'shufflenet' is built by a model's configuration: give its name to tl.fit(encoder=)")
     path = located(known, weights)
@@ -159,6 +192,17 @@ def load(name: str, weights: str | Path | None = "pretrained") -> NamedEncoder:
             encoder = NamedEncoder(known, known.build(path), random=weights is None)
             _loaded[key] = encoder
     return encoder
+
+
+def _member(name: str, weights: str | Path | None) -> Encoder:
+    """Return one of several encoders; of "shufflenet" the plain one, without what a configuration may add."""
+    if name != SHUFFLENET:
+        return load(name, weights)
+    with own_random_state(0):
+        own = ShuffleNetEncoder()
+    if (path := locate_weights(weights)) is not None:
+        load_pretrained(own, path)
+    return own
 
 
 def table() -> pd.DataFrame:

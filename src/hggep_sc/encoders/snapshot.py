@@ -6,13 +6,14 @@ from pathlib import Path
 from ..errors import ModelError, WeightsError
 from ..runtime.validators import path_of
 from ..storage.paths import require_there
-from .build import efficientnet_lite0_weights, library, weights_file
+from .build import efficientnet_lite_weights, library, weights_file
 from .card import EncoderInfo
 from .weights import PRETRAINED
 
 logger = logging.getLogger(__name__)
 
-LITE0 = "efficientnet_lite0"
+LITE0, LITE2 = "efficientnet_lite0", "efficientnet_lite2"
+BY_PIP = {LITE0: 0, LITE2: 2}  # sizes of those whose weights are packages
 
 
 def located(info: EncoderInfo, weights: str | Path | None) -> Path | None:
@@ -45,8 +46,8 @@ def located(info: EncoderInfo, weights: str | Path | None) -> Path | None:
             except ModelError as error:
                 raise ModelError(f"{error}. {_remedy(info)}") from None
         return path
-    if info.name == LITE0:
-        return efficientnet_lite0_weights()
+    if info.name in BY_PIP:
+        return efficientnet_lite_weights(BY_PIP[info.name])
     if info.hub is None:
         return None  # its own `build` knows
     return _of_hub(info, info.hub)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import Config
 from ..encoders.named import NamedEncoder
-from ..encoders.registry import AUTO, OWN, SHUFFLENET, load, names, nearest
+from ..encoders.registry import AUTO, OWN, SHUFFLENET, is_known, load, nearest
 from ..encoders.weights import load_pretrained, locate_weights
 from ..errors import InputError, MissingSlotError
 from ..nn import Encoder, ModuleEncoder, ShuffleNetEncoder, shufflenet_encoder
@@ -93,7 +93,7 @@ def is_frozen(encoder: Eye | None, config: Config) -> bool:
 
 def is_slot(encoder: str | nn.Module) -> bool:
     """Whether what a user gave as an encoder is the name of embeddings in `obsm`: none of the encoders has it."""
-    return isinstance(encoder, str) and encoder not in (AUTO, *names())
+    return isinstance(encoder, str) and encoder != AUTO and not is_known(encoder)
 
 
 def sees_colours(encoder: Eye) -> bool:
@@ -101,7 +101,11 @@ def sees_colours(encoder: Eye) -> bool:
 
     Of the encoders that are known by name, this holds for ridges and the linear path alike.
     """
-    return isinstance(encoder, ShuffleNetEncoder) or (isinstance(encoder, NamedEncoder) and encoder.info.name in OWN)
+    members = encoder.members if isinstance(encoder, Encoder) else ()
+    return bool(members) and all(
+        isinstance(one, ShuffleNetEncoder) or (isinstance(one, NamedEncoder) and one.info.name in OWN)
+        for one in members
+    )
 
 
 def beside_colours(encoder: Eye | None) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._settings import settings
 from ..errors import InputError
-from ..nn import Encoder, ModuleEncoder, Sight
+from ..nn import Encoder, ModuleEncoder
 from ..storage.arrays import large_array
 from ..storage.checkpoint import Parts
 from .colours import colour_maps, colour_statistics
@@ -25,6 +25,7 @@ from .patches import BATCH_SPOTS, say_if_coarse
 from .slide import SIGHT, MapsOf, describe_windows, in_view, parts_of
 
 if TYPE_CHECKING:
+    from ..image import SectionImage
     from ..section import Section
 
 ENCODED, COLOURS = "encoded", "colours"  # names of a section's features
@@ -171,7 +172,6 @@ def describe_section(
             patch_size=patch_size,
             views=unseen,
             colours=colours and COLOURS not in known,
-            sight=sight,
             device=device,
             batch_size=batch_size,
         )
@@ -277,15 +277,54 @@ def _seen(
     patch_size: int,
     views: tuple[View, ...],
     colours: bool,
-    sight: Sight,
     device: torch.device,
     batch_size: int,
 ) -> Generator[dict[str, Tensor], None, None]:
-    """Compute the features of parts of the spots."""
-    if encoder is not None:
-        encoder.to(device).eval()
+    """Compute the features of parts of the spots by each of the encoders side by side."""
     centres = [section.xy[spots] for spots in parts]
     with section.open_image() as image, ExitStack() as open_until_done:
+        arriving = []
+        for position, one in enumerate((None,) if encoder is None else encoder.members):
+            arriving.append(
+                _seen_by(
+                    one,
+                    section.name,
+                    image,
+                    centres,
+                    fields=fields,
+                    patch_size=patch_size,
+                    views=views,
+                    colours=colours and position == 0,
+                    device=device,
+                    batch_size=batch_size,
+                )
+            )
+            open_until_done.enter_context(closing(arriving[-1]))
+        for found in zip(*arriving, strict=True):
+            seen = {COLOURS: found[0][COLOURS]} if colours else {}
+            if encoder is not None:
+                seen[ENCODED] = torch.cat([of_one[ENCODED] for of_one in found], dim=-1)
+            yield seen
+
+
+def _seen_by(
+    encoder: Encoder | None,
+    name: str,
+    image: "SectionImage",
+    centres: Sequence[np.ndarray],
+    *,
+    fields: tuple[float, ...],
+    patch_size: int,
+    views: tuple[View, ...],
+    colours: bool,
+    device: torch.device,
+    batch_size: int,
+) -> Generator[dict[str, Tensor], None, None]:
+    """Compute the features of parts of the spots of the section `name`."""
+    sight = SIGHT if encoder is None or encoder.sight is None else encoder.sight
+    if encoder is not None:
+        encoder.to(device).eval()
+    with ExitStack() as open_until_done:
         maps_of: list[MapsOf] = [colour_maps] if colours else []
         patches: Generator[list[Tensor], None, None] | None = None
         if encoder is not None and encoder.sight is not None:
@@ -308,7 +347,7 @@ def _seen(
             image, centres, fields, patch_size, maps_of, batch_size=batch_size, device=device, sight=sight
         )
         open_until_done.enter_context(closing(windows))
-        for _ in parts:
+        for _ in centres:
             found = next(windows) if maps_of else []
             seen = {COLOURS: colour_statistics(found.pop(0))} if colours else {}
             if patches is not None:
@@ -316,5 +355,5 @@ def _seen(
             if found:
                 seen[ENCODED] = torch.stack(found, dim=1)
                 if not seen[ENCODED].isfinite().all():
-                    raise ValueError(f"section {section.name!r}: the encoder gives features that are NaN or infinite")
+                    raise ValueError(f"section {name!r}: the encoder gives features that are NaN or infinite")
             yield seen

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._version import __version__
-from ..encoders.named import NamedEncoder
+from ..encoders.side_by_side import Known
 from ..features.encoders import ObsmEncoder
 from ..features.patches import spacing_words
 from ..nn import ModuleEncoder
@@ -80,7 +80,7 @@ def _sight(encoder: "Eye | None") -> str:
         return "its own network"
     if isinstance(encoder, ObsmEncoder):
         return f'embeddings in `obsm["{encoder.slot}"]`, which every slide has to bring'
-    if isinstance(encoder, NamedEncoder):
+    if isinstance(encoder, Known):
         info = encoder.info
         use = "" if info.commercial else ", not for commercial use"
         named = f"{info.title or info.name} (`{info.name}`"

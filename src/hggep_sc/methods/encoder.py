@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from ..config import Config
-from ..encoders.named import NamedEncoder, calibrated_as, calibration
+from ..encoders.named import calibrated_as, calibration
 from ..encoders.registry import SHUFFLENET, info, load
+from ..encoders.side_by_side import Known
 from ..errors import HggepError
 from ..features.encoders import Eye, ObsmEncoder
 from ..nn import Encoder, ModuleEncoder
@@ -23,17 +24,18 @@ def encoder_entry(encoder: Eye | None, groups: Any, patch_size: int) -> dict[str
         return None
     if isinstance(encoder, ObsmEncoder):
         return {"kind": "obsm", "key": encoder.slot, "groups": groups}
-    noted = {} if encoder.stored else {"calibration": calibration(encoder, patch_size)}
-    if isinstance(encoder, NamedEncoder):
+    found = [] if encoder.stored else _calibrations(encoder, patch_size)
+    noted = {"calibration": found[0] if len(found) == 1 else found} if found else {}
+    if isinstance(encoder, Known):
         known = {"name": encoder.info.name, "random": encoder.random}
-        return {"kind": "named", **known, "groups": groups, "id": encoder.id, **noted}
+        return {"kind": "named", **known, "groups": encoder.groups, "id": encoder.id, **noted}
     kind = "module" if isinstance(encoder, ModuleEncoder) else SHUFFLENET
     return {"kind": kind, "groups": groups, "id": encoder.id, **noted}
 
 
 def required_encoder(
     entry: dict[str, Any], given: nn.Module | str | Path | None, config: Config
-) -> NamedEncoder | ModuleEncoder | None:
+) -> Known | ModuleEncoder | None:
     """Return the encoder that a model was fitted with and does not hold, checked; None for a model that lacks none.
 
     Parameters
@@ -59,19 +61,26 @@ def required_encoder(
         )
     if found.id != entry["id"]:
         raise IncompleteError("encoder= is another module, or has other weights, than the one it was fitted with")
-    noted = entry.get("calibration")
-    if noted is not None and not calibrated_as(noted, seen := calibration(found, config.patch_size)):
+    noted = entry.get("calibration") or []
+    of_members = noted if noted and isinstance(noted[0], list) else [noted] if noted else []
+    for told, seen in zip(of_members, _calibrations(found, config.patch_size) if noted else [], strict=True):
+        if calibrated_as(told, seen):
+            continue
         raise IncompleteError(
             "encoder= has the same weights as the one it was fitted with, and makes something else of them (of a fixed "
-            f"patch {seen[0]:.4g}, {seen[1]:.4g}, ... in place of {noted[0]:.4g}, {noted[1]:.4g}, ...): use the "
+            f"patch {seen[0]:.4g}, {seen[1]:.4g}, ... in place of {told[0]:.4g}, {told[1]:.4g}, ...): use the "
             "settings, and the version of its library, that it was fitted with"
         )
     return found
 
 
-def _named(entry: dict[str, Any], given: nn.Module | str | Path | None) -> NamedEncoder:
+def _calibrations(encoder: Encoder, patch_size: int) -> list[list[float]]:
+    return [calibration(member, patch_size) for member in encoder.members]
+
+
+def _named(entry: dict[str, Any], given: nn.Module | str | Path | None) -> Known:
     name = entry["name"]
-    if isinstance(given, NamedEncoder) and given.info.name == name:
+    if isinstance(given, Known) and given.info.name == name:
         return given
     if isinstance(given, nn.Module):
         raise IncompleteError(f"encoder= is another than it was fitted with: hggep_sc.encoders.load({name!r})")

@@ -14,7 +14,7 @@ from torch import nn
 
 from .._settings import settings
 from ..config import Config
-from ..encoders.named import NamedEncoder
+from ..encoders.side_by_side import Known
 from ..features.describe import DIHEDRAL, PLAIN, View
 from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder, beside_colours, is_frozen, make_encoder
 from ..features.patches import (
@@ -166,7 +166,7 @@ class HGGEP:
         views = ", ".join(f"{px:.0f} px" if self.mpp is None else f"{px * self.mpp:.0f} um" for px in fields)
         if isinstance(self.encoder, ModuleEncoder):
             views += f", through {type(self.encoder.module).__name__}"
-        if isinstance(self.encoder, NamedEncoder):
+        if isinstance(self.encoder, Known):
             views += f", through {self.encoder.info.title or self.encoder.info.name}"
         sight = f"embeddings: obsm[{self.embeddings!r}]" if self.embeddings else f"fields of view: {views}"
         networks = "network" if config.ensemble == 1 else f"{config.ensemble} networks"

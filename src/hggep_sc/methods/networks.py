@@ -12,6 +12,7 @@ from ..encoders.registry import SHUFFLENET
 from ..encoders.weights import read_state_dict
 from ..errors import ModelError
 from ..nn import Ensemble, HGGEPNetwork, PublishedNetwork, averaged, shufflenet_encoder
+from ..nn.ensemble import seen_by_each
 from .encoder import required_encoder
 
 Network = HGGEPNetwork | Ensemble | PublishedNetwork
@@ -37,11 +38,13 @@ def filled(
     with torch.device("meta"):
         encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
         n_fields = len(next(value for name, value in state.items() if name.endswith("feature_mean")))
+        seen = seen_by_each(found, config.ensemble)
+        groups = [entry["groups"] if part is None else part.groups for part in seen]
         networks = [
-            HGGEPNetwork(config, n_genes, encoder=encoder, groups=entry["groups"], n_fields=n_fields)
-            for _ in range(config.ensemble)
+            HGGEPNetwork(config, n_genes, encoder=encoder, groups=of_network, n_fields=n_fields)
+            for of_network in groups
         ]
-        network = averaged(networks)
+        network = averaged(networks, seen)
     network.load_state_dict(state, assign=True)
     if found is not None:
         network.encoder = found

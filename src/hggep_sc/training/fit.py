@@ -14,6 +14,7 @@ from ..errors import TrainingWarning
 from ..features.encoders import Eye, ObsmEncoder, is_frozen
 from ..features.patches import fields_of_view
 from ..nn import Ensemble, HGGEPNetwork, PublishedNetwork, averaged
+from ..nn.ensemble import Seen, seen_by_each
 from ..prediction.confidence import Confidence, optical_density
 from ..prediction.linear import LinearPath
 from ..runtime.messages import warn
@@ -81,6 +82,7 @@ def train(
             )
         config = config.replace(ensemble=1)  # networks that share no encoder are no ensemble of ours
     fields = [fields_of_view(config, mpp, section.mpp, section.reduction / reduction) for section in sections]
+    seen = seen_by_each(encoder, config.ensemble)
     with interruptible(run.checkpoint_dir), quiet():
         data = read_sections(
             sections,
@@ -95,7 +97,7 @@ def train(
         identity = identity_of(data, genes, config, held_out, run.seed, run.devices.number)
         checkpoint = checkpoint_to_resume(run.checkpoint_dir, run.resume, identity, writes=run.writes)
         training, validation = (data, []) if held_out is None else parted(data, held_out)
-        fits = _Fits(encoder, config, run, n_genes=len(genes), weights=weights)
+        fits = _Fits(encoder, config, run, seen, n_genes=len(genes), weights=weights)
         trained = fits.to_all(training, validation, checkpoint)
         if config.cross_fit and not isinstance(trained.network, PublishedNetwork):
             learnt = {part.name for part in training}
@@ -119,13 +121,15 @@ class _Fits:
         The configuration; `ensemble` networks are fitted at a time, and averaged.
     run
         Of the first of them; folders of the others' checkpoints are inside its own.
+    seen
+        What each network of an ensemble sees of the features.
     **settings
         The other arguments of `fit_network` that are the same for all.
     """
 
-    def __init__(self, encoder: Eye | None, config: Config, run: Run, **settings: Any) -> None:
+    def __init__(self, encoder: Eye | None, config: Config, run: Run, seen: list[Seen | None], **settings: Any) -> None:
         self._settings: dict[str, Any] = {"config": config, **settings}
-        self._run = run
+        self._run, self._seen = run, seen
         self._encoder, self._learns = encoder, not is_frozen(encoder, config)
         # one that learns is changed by a fit
         self._fresh = deepcopy(encoder) if self._learns and config.cross_fit else encoder
@@ -141,6 +145,7 @@ class _Fits:
             **self._settings,
             encoder=self._encoder,
             run=self._run,
+            sees=self._seen[0],
             checkpoint=checkpoint,
             called=self._called(1),
         )
@@ -148,15 +153,10 @@ class _Fits:
             self._epochs = _best_epoch(first.history)
         network: HGGEPNetwork | Ensemble | PublishedNetwork = first.network
         if isinstance(first.network, HGGEPNetwork):
-            network = averaged(
-                [
-                    first.network,
-                    *(
-                        self._another(training, seed, self._called(number))
-                        for number, seed in enumerate(self._seeds[1:], 2)
-                    ),
-                ]
-            )
+            members = [first.network]
+            for number, (seed, sees) in enumerate(zip(self._seeds[1:], self._seen[1:], strict=True), 2):
+                members.append(self._another(training, seed, sees, self._called(number)))
+            network = averaged(members, self._seen)
         return Trained(network, first.config, first.history)
 
     def _called(self, number: int) -> str:
@@ -167,9 +167,10 @@ class _Fits:
 
     def to_some(self, kept: list[SectionData]) -> HGGEPNetwork | Ensemble:
         """Fit to what is left of the sections."""
-        return averaged([self._another(kept, seed) for seed in self._seeds])
+        members = [self._another(kept, seed, sees) for seed, sees in zip(self._seeds, self._seen, strict=True)]
+        return averaged(members, self._seen)
 
-    def _another(self, data: list[SectionData], seed: int, called: str = "") -> HGGEPNetwork:
+    def _another(self, data: list[SectionData], seed: int, sees: Seen | None, called: str = "") -> HGGEPNetwork:
         around = self._run.checkpoint_dir
         folder = None if around is None else around / f"{FURTHER}_{next(self._turns)}"
         network = fit_network(
@@ -178,6 +179,7 @@ class _Fits:
             **self._settings,
             encoder=deepcopy(self._fresh) if self._learns else self._encoder,
             run=replace(self._run, seed=seed, checkpoint_dir=folder),
+            sees=sees,
             stop_after=self._epochs,
             checkpoint=last_checkpoint(folder),  # of this fit, as the folder around it
             called=called,

@@ -12,6 +12,7 @@ from ..encoders.weights import load_weights, locate_weights
 from ..errors import InputError
 from ..features.encoders import Eye
 from ..nn import Encoder, HGGEPNetwork, PublishedNetwork
+from ..nn.ensemble import Seen
 from .confidence import feature_statistics
 from .data import SectionData
 from .loop import Chunks, EpochOrder, run_plan
@@ -37,16 +38,20 @@ def fit_network(
     encoder: Eye | None,
     weights: str | Path | None,
     run: Run,
+    sees: Seen | None = None,
     stop_after: int | None = None,
     checkpoint: Path | None = None,
     called: str = "",
 ) -> FittedNetwork:
     """Train a network on sections' data; nothing else has a say.
 
-    `stop_after` so many epochs; the schedule is that of `config.epochs` all the same. It goes on from `checkpoint`.
-    `called` is the name of its bar; "" for none.
+    `sees` is the part of the features that it is given; None for all. It stops after `stop_after` epochs; the
+    schedule is that of `config.epochs` all the same. It goes on from `checkpoint`. `called` is the name of its bar; ""
+    for none.
     """
     torch.manual_seed(run.seed)
+    if sees is not None:
+        training, validation = ([_narrowed(data, sees) for data in of] for of in (training, validation))
     training, config, start = _center(training, config, run.seed)
     network: HGGEPNetwork | PublishedNetwork
     if encoder is None:
@@ -58,7 +63,7 @@ def fit_network(
             config,
             n_genes,
             encoder=encoder if isinstance(encoder, Encoder) else None,
-            groups=encoder.groups if isinstance(encoder, Encoder) else (training[0].seen.shape[-1],),
+            groups=_groups(encoder, training) if sees is None else sees.groups,
             n_fields=len(config.fields_px) if isinstance(encoder, Encoder) else 1,
         )
         network.start_from(*start)
@@ -78,6 +83,14 @@ def fit_network(
     learnt, history = run.devices.agreed((without_frozen_encoder(network, network.state_dict()), history))
     network.load_state_dict(learnt, strict=False)
     return FittedNetwork(network.eval(), config, history)
+
+
+def _narrowed(data: SectionData, sees: Seen) -> SectionData:
+    return replace(data, seen=data.seen[..., sees.columns])
+
+
+def _groups(encoder: Eye, training: list[SectionData]) -> tuple[int, ...]:
+    return encoder.groups if isinstance(encoder, Encoder) else (training[0].seen.shape[-1],)
 
 
 def _center(

@@ -88,13 +88,13 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path]:
     return options, Path(os.environ["HGGEP_SHARED"])
 
 
-def weights_of(method: dict, shared: Path, folder: Path) -> str | Path:
+def weights_of(method: dict, shared: Path, folder: Path | None = None) -> str | Path:
     """Return the weights of what a method sees through; of several encoders by a link in `folder`."""
     trunk = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
     encoder = method.get("encoder", "")
-    if encoder == THREE and not (folder / "shufflenet.pth").exists():
+    if encoder == THREE and folder is not None and not (folder / "shufflenet.pth").exists():
         (folder / "shufflenet.pth").symlink_to(trunk.resolve())
-    return {"shufflenet": trunk, THREE: folder}.get(encoder, "pretrained")
+    return {"shufflenet": trunk, THREE: folder or "pretrained"}.get(encoder, "pretrained")
 
 
 def rows_of(data: str, result: "hggep.CrossValidation") -> pd.DataFrame:

@@ -148,7 +148,8 @@ class Config(BaseConfig):
     patience
         Epochs without a better validation score before training stops; used with `validation=` only.
     ensemble
-        Networks trained from as many seeds, whose predictions are averaged; with a frozen encoder alone.
+        Networks trained from as many seeds, whose predictions are averaged; with a frozen encoder alone. Encoders side
+        by side are taken by them in turn.
     linear
         A low-rank ridge beside the network, whose prediction is added; with a frozen encoder and `cross_fit` alone.
     cross_fit

@@ -34,7 +34,7 @@ OF_TRANSFORMERS = {
     name: {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     for name in ("phikon", "phikon_v2", "midnight_12k", "hibou_b", "hibou_l")
 }
-OTHERS = ["efficientnet_lite0", "resnet50", "ctranspath"]
+OTHERS = ["efficientnet_lite0", "efficientnet_lite2", "resnet50", "ctranspath"]
 
 
 def patches(px, n=2):
@@ -162,11 +162,18 @@ def test_another_number_of_features_is_refused():
         network_of(info)
 
 
-def test_efficientnet_of_imagenet_tells_a_picture():
-    """The weights that its package holds: what they make of grey is not what random ones do, and the same each time."""
-    encoder = encoders.load("efficientnet_lite0")
-    assert encoder is encoders.load("efficientnet_lite0", "imagenet")
-    assert encoder.groups == (16, 24, 40, 112, 320)
+@pytest.mark.parametrize(
+    ("name", "groups", "ends"),
+    [
+        ("efficientnet_lite0", (16, 24, 40, 112, 320), [0, 2, 4, 10, 15]),
+        ("efficientnet_lite2", (16, 24, 48, 120, 352), [0, 3, 6, 14, 20]),
+    ],
+)
+def test_an_efficientnet_of_imagenet_gives_the_last_map_of_each_resolution(name, groups, ends):
+    """With the weights that its package holds, against its blocks one by one."""
+    encoder = encoders.load(name)
+    assert encoder is encoders.load(name, "imagenet")
+    assert encoder.groups == groups
     with torch.no_grad():
         pixels = (patches(112) / 255 - 127 / 255) / (128 / 255)
         whole = encoder.network.network
@@ -174,7 +181,6 @@ def test_efficientnet_of_imagenet_tells_a_picture():
         for block in whole._blocks:
             maps = block(maps)
             last.append(maps)
-        ends = [0, 2, 4, 10, len(last) - 1]
         expected = torch.cat([last[i].mean((2, 3)) for i in ends], dim=1)
         np.testing.assert_allclose(encoder(patches(112)), expected, atol=1e-5)
 

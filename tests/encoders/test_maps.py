@@ -125,8 +125,9 @@ def test_convolutions_see_surroundings(section, monkeypatch):
     assert max(apart) < 1  # where cells of 32 px begin differs, too
 
 
-def test_what_is_made_for_inference_gives_the_same():
-    encoder = encoders.load("efficientnet_lite0")
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
+def test_what_is_made_for_inference_gives_the_same(name):
+    encoder = encoders.load(name)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     fast = encoder.for_inference()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())

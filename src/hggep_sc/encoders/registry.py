@@ -81,8 +81,8 @@ Portable = str | nn.Module | tuple[str | EncoderInfo, ...]  # what another proce
 
 
 def portable_encoder(encoder: str | nn.Module) -> Portable:
-    """Return what another process knows an encoder by: one that the user registered by what is known of it."""
-    if not isinstance(encoder, str) or not is_known(encoder):
+    """Return what another process knows an encoder by: with what is known of those that the user registered."""
+    if not isinstance(encoder, str) or all(part in _BUILT_IN or part not in _known for part in _parts(encoder)):
         return encoder
     return tuple(part if part in _BUILT_IN else _known[part] for part in _parts(encoder))
 

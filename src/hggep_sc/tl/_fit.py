@@ -82,7 +82,8 @@ def fit(
         `hggep_sc.Config`, which replaces the preset too. For a baseline, those of `baselines.BaselineConfig`.
     encoder
         What the method sees a spot through: a name of `hggep_sc.encoders.list()`, such as "uni", from which patch size
-        and fields of view follow, unless `config` has them; the `obsm` slot of precomputed embeddings of the spots'
+        and fields of view follow, unless `config` has them; several names, such as "uni2_h+h_optimus_1", which see side
+        by side, each with networks of the ensemble for itself; the `obsm` slot of precomputed embeddings of the spots'
         patches, which every section has to hold (also those to be predicted), or of a SpatialData the name of another
         table of the same shapes, whose `X` holds them; or a `torch.nn.Module` that maps patches (N, 3,
         `config.patch_size`, `config.patch_size`), pixels in 0..1, to features (N, D). "auto" is "efficientnet_lite0",
@@ -91,7 +92,8 @@ def fit(
         All but "shufflenet" and these backbones are not trained.
     weights
         Of an encoder that is known by name, or of a rival's backbone: "pretrained", its own (downloaded once, where
-        they come with no package), a file or folder, or None (random; a ridge or the nearest patches then go without
+        they come with no package), a file or folder (of several encoders a folder that has one for each, called by its
+        name), or None (random; a ridge or the nearest patches then go without
         the features of "shufflenet").
     normalize
         Total that counts are scaled by, to 10,000 per spot: the spot's full "library", or its counts over the

@@ -41,6 +41,7 @@ RESULTS = Path(__file__).parent / "results"
 DATA = {"her2st": ["B4", "C2", "C3", "C4", "C5"], "mob": ["MOB1", "MOB2", "MOB3"]}
 TWO = "efficientnet_lite0+efficientnet_lite2"
 THREE = f"{TWO}+shufflenet"
+TRUNK = Path("weights", "shufflenetv2_x0_5_trunk.pth")
 METHODS = {
     "gene_mean": {"method": "gene_mean"},
     "nearest_patches": {"method": "nearest_patches"},
@@ -88,13 +89,9 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Path]:
     return options, Path(os.environ["HGGEP_SHARED"])
 
 
-def weights_of(method: dict, shared: Path, folder: Path | None = None) -> str | Path:
-    """Return the weights of what a method sees through; of several encoders by a link in `folder`."""
-    trunk = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
-    encoder = method.get("encoder", "")
-    if encoder == THREE and folder is not None and not (folder / "shufflenet.pth").exists():
-        (folder / "shufflenet.pth").symlink_to(trunk.resolve())
-    return {"shufflenet": trunk, THREE: folder or "pretrained"}.get(encoder, "pretrained")
+def weights_of(method: dict, shared: Path) -> str | Path:
+    """Return the weights of what a method sees through."""
+    return shared / TRUNK if method.get("encoder") == "shufflenet" else "pretrained"
 
 
 def rows_of(data: str, result: "hggep.CrossValidation") -> pd.DataFrame:
@@ -209,11 +206,14 @@ def main() -> None:
         print(f"no GPU: {', '.join(left_out)} are left out")
     RESULTS.mkdir(exist_ok=True)
     csv, weights = RESULTS / "accuracy.csv", TemporaryDirectory()
+    (Path(weights.name) / "shufflenet.pth").symlink_to((shared / TRUNK).resolve())  # called as encoders are
     for data in options.data or DATA:
         sections, how = load(data, shared)
         chosen = [name for name in METHODS if name in (options.methods or METHODS) and name not in left_out]
         for name in chosen:
             method, label = dict(METHODS[name]), name
+            if method.get("encoder") == THREE:
+                method["weights"] = weights.name
             if options.epochs and "preset" in method:
                 method["config"] = {**method.get("config", {}), "epochs": options.epochs}
                 label = f"{name}, {options.epochs} epochs"
@@ -224,7 +224,7 @@ def main() -> None:
                 methods={label: method},
                 only=options.folds,
                 seeds=seeds,
-                weights=weights_of(method, shared, Path(weights.name)),
+                weights=weights_of(method, shared),
                 path=options.store,
                 device=options.device,
                 **how,

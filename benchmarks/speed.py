@@ -15,6 +15,7 @@ faster. Writes results/speed.csv and .md beside this file; rows of another devic
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -29,6 +30,7 @@ from hggep_sc.features.encoders import make_encoder
 from hggep_sc.features.slide import SIGHT, in_view
 from hggep_sc.features.windows import middle
 from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, average_views, averaged
+from hggep_sc.nn.ensemble import networks_for, seen_by_each
 from hggep_sc.runtime.device import mixed_precision
 
 SPOTS, GENES, PATCH = 180, 785, 112
@@ -141,16 +143,19 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     turned = partial(encode, TURNS)
     rows["encoding, once for all epochs", "default"] = measured(turned, device, 5 if on_gpu else 1)
     features = encode().clone()
-    networks = [
-        HGGEPNetwork(config, GENES, encoder=encoder, groups=encoder.groups, n_fields=len(config.fields_px)).to(device)
-        for _ in range(config.ensemble)
-    ]
-    fields.patches, fields.features, fields.positions = None, features[:, 0], fields.positions.float()
-    for network in networks:
+    groups = encoder.groups
+    seen = seen_by_each(len(groups), networks_for(len(groups)))
+    fields.patches, fields.positions = None, fields.positions.float()
+    networks, steps = [], []
+    for part in seen:
+        own, columns = groups[part.first : part.end], part.columns(groups)
+        network = HGGEPNetwork(config, GENES, encoder=encoder, groups=own, n_fields=len(config.fields_px)).to(device)
         network.start_from(fields.expression.mean(0), torch.eye(config.n_components, GENES), fields.counts.mean(0))
-    steps = [step(network.train(), fields, 1e-3) for network in networks]
+        batch = replace(fields, features=features[:, 0, :, columns].contiguous())
+        networks.append(network)
+        steps.append(step(network.train(), batch, 1e-3))
     rows["training step", "default"] = measured(lambda: [once() for once in steps], device, 20)
-    ensemble = averaged(networks).eval()
+    ensemble = averaged(networks, groups, seen).eval()
 
     @torch.inference_mode()
     def predict() -> None:

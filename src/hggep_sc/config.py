@@ -148,8 +148,9 @@ class Config(BaseConfig):
     patience
         Epochs without a better validation score before training stops; used with `validation=` only.
     ensemble
-        Networks trained from as many seeds, whose predictions are averaged; with a frozen encoder alone. Encoders side
-        by side are taken by them in turn.
+        Networks whose predictions are averaged; with a frozen encoder alone. They take the encoder's groups of
+        features (its resolutions, those of encoders side by side) in turn; one network alone sees all of them. None:
+        as many for each group, and three at least.
     linear
         A low-rank ridge beside the network, whose prediction is added; with a frozen encoder and `cross_fit` alone.
     cross_fit
@@ -204,7 +205,7 @@ class Config(BaseConfig):
     chunk_spots: int | None = 512
     epoch_chunks: int | None = 32
     patience: int = 10
-    ensemble: int = 3
+    ensemble: int | None = None
     linear: bool = True
     cross_fit: bool = True
 
@@ -302,7 +303,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
 
 _STAGES = ("stage2", "stage3", "stage4", "conv5")
 
-_MAY_LACK = ("stain", "n_components", "chunk_spots", "epoch_chunks")  # None
+_MAY_LACK = ("stain", "n_components", "chunk_spots", "epoch_chunks", "ensemble")  # None
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "stain": ("macenko", "reinhard"),

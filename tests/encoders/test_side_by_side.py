@@ -1,4 +1,4 @@
-"""Several encoders at once, a network of an ensemble for each."""
+"""Several encoders at once."""
 
 import pickle
 from dataclasses import replace
@@ -11,19 +11,17 @@ from torch import nn
 import hggep_sc as hggep
 from helpers import CPU, TINY
 from hggep_sc import encoders
-from hggep_sc.config import Config
 from hggep_sc.encoders.named import NamedEncoder
 from hggep_sc.encoders.registry import _known, is_known, known_here, portable_encoder, require_weights
 from hggep_sc.errors import InputError, MissingSlotError
 from hggep_sc.features.describe import PLAIN
 from hggep_sc.features.encoders import sees_colours
 from hggep_sc.features.store import describe_section
-from hggep_sc.nn import Ensemble, HGGEPNetwork, Sight
-from hggep_sc.nn.ensemble import seen_by_each
+from hggep_sc.nn import Sight
 from hggep_sc.section import open_sections
 
 BOTH = "whole+parts"
-TWO = {**TINY, "fields_um": (60.0,), "fields_px": (32.0,), "epochs": 2, "ensemble": 2}
+SMALL = {**TINY, "fields_um": (60.0,), "fields_px": (32.0,), "epochs": 2, "ensemble": None}
 
 
 class Parts(nn.Module):
@@ -87,7 +85,6 @@ def test_what_is_known_of_both():
     encoder = encoders.load(BOTH)
     assert [type(member) for member in encoder.members] == [NamedEncoder, NamedEncoder]
     assert encoder.groups == (3, 1, 12)
-    assert encoder.columns == [slice(0, 4), slice(4, 16)]
     assert encoder.id == "+".join(encoders.load(name).id for name in ("whole", "parts"))
 
 
@@ -96,50 +93,11 @@ def test_colours_are_beside_the_packages_own_alone():
     assert not sees_colours(encoders.load(BOTH))
 
 
-class TestWhatEachNetworkSees:
-    def test_its_encoder_in_turn(self):
-        encoder = encoders.load(BOTH)
-        seen = seen_by_each(encoder, 3)
-        assert [part.columns for part in seen] == [slice(0, 4), slice(4, 16), slice(0, 4)]
-        assert [part.groups for part in seen] == [(3, 1), (12,), (3, 1)]
-
-    def test_one_network_sees_everything_and_so_do_all_of_one_encoder(self):
-        assert seen_by_each(encoders.load(BOTH), 1) == [None]
-        assert seen_by_each(encoders.load("whole"), 2) == [None, None]
-        assert seen_by_each(None, 2) == [None, None]
-
-    def test_fewer_networks_than_encoders(self, sections):
-        name = "whole+parts+third"
-        encoders.register(replace(encoders.info("parts"), name="third"))
-        try:
-            with pytest.raises(ValueError, match=r"config\.ensemble=2: of 3 encoders.* set 3 or more, or 1"):
-                hggep.tl.fit(sections, encoder=name, genes=5, config=TWO, **CPU)
-        finally:
-            _known.pop("third")
-
-    def test_the_mean_of_what_they_make_of_their_own_columns(self):
-        """Against the networks by themselves."""
-        encoder = encoders.load(BOTH)
-        config = Config(n_components=None, width=8, vit_heads=2, ensemble=2)
-        seen = seen_by_each(encoder, 2)
-        networks = [HGGEPNetwork(config, 5, encoder=None, groups=part.groups, n_fields=2).eval() for part in seen]
-        for network in networks:
-            nn.init.normal_(network.head.weight)
-        features, positions = torch.randn(30, 2, 16), torch.rand(30, 2)
-        alone = [
-            networks[0].decode(features[:, :, :4], positions).expression,
-            networks[1].decode(features[:, :, 4:], positions).expression,
-        ]
-        assert not torch.allclose(*alone)
-        found = Ensemble(networks, seen).decode(features, positions).expression
-        torch.testing.assert_close(found, (alone[0] + alone[1]) / 2)
-
-
 class TestModels:
     def test_fit_save_load_predict(self, sections, tmp_path):
         training = {name: sections[name] for name in ("S1", "S2")}
-        model = hggep.tl.fit(training, encoder=BOTH, genes=5, config=TWO, **CPU)
-        assert [network.groups for network in model.network.networks] == [(3, 1), (12,)]
+        model = hggep.tl.fit(training, encoder=BOTH, genes=5, config=SMALL, **CPU)
+        assert [network.groups for network in model.network.networks] == [(3,), (1,), (12,)]
         assert model.linear.coefficients.shape[0] == 16
         model.save(tmp_path / "m")
         again = hggep.HGGEP.load(tmp_path / "m", device="cpu")
@@ -150,12 +108,12 @@ class TestModels:
         assert "MIT; BSD" in (tmp_path / "m" / "README.md").read_text()
 
     def test_one_network_of_all_groups(self, sections):
-        config = {**TWO, "ensemble": 1}
+        config = {**SMALL, "ensemble": 1}
         model = hggep.tl.fit(sections, encoder=BOTH, genes=5, config=config, **CPU)
         assert model.network.groups == (3, 1, 12)
 
     def test_resumed_as_uninterrupted(self, sections, tmp_path):
-        how = {"encoder": BOTH, "genes": 5, "config": TWO, **CPU}
+        how = {"encoder": BOTH, "genes": 5, "config": SMALL, **CPU}
         whole = hggep.tl.fit(sections, **how)
         hggep.tl.fit(sections, checkpoint_dir=tmp_path / "run", **how)
         assert hggep.tl.fit(sections, checkpoint_dir=tmp_path / "run", resume=True, **how).id == whole.id
@@ -168,7 +126,7 @@ class TestModels:
         assert np.isfinite(found[:, model.genes].layers["hggep"]).all()
 
     def test_an_encoder_that_makes_something_else_of_the_same_weights(self, sections, tmp_path, registered):
-        hggep.tl.fit(sections, encoder=BOTH, genes=5, config=TWO, **CPU).save(tmp_path / "m")
+        hggep.tl.fit(sections, encoder=BOTH, genes=5, config=SMALL, **CPU).save(tmp_path / "m")
 
         class Other(Parts):
             def forward(self, pixels):
@@ -179,7 +137,7 @@ class TestModels:
             hggep.HGGEP.load(tmp_path / "m", device="cpu")
 
     def test_other_weights(self, sections, tmp_path):
-        hggep.tl.fit(sections, encoder=BOTH, genes=5, config=TWO, **CPU).save(tmp_path / "m")
+        hggep.tl.fit(sections, encoder=BOTH, genes=5, config=SMALL, **CPU).save(tmp_path / "m")
         (tmp_path / "weights").mkdir()
         torch.save({"weight": torch.full((12,), 2.0)}, tmp_path / "weights" / "parts.pth")
         with pytest.raises(ValueError, match="has other weights here"):

@@ -22,6 +22,7 @@ from helpers import CPU, LEARNING, WAIT
 from hggep_sc.features import slide, store
 from hggep_sc.image import SectionImage
 from hggep_sc.nn import HGGEPNetwork
+from hggep_sc.nn.ensemble import networks_for, seen_by_each
 from hggep_sc.nn.shufflenet import ShuffleNetV2
 from hggep_sc.training import fit as module
 from hggep_sc.training.checkpoint import read_checkpoint
@@ -354,9 +355,11 @@ class TestValidation:
 class TestEnsemble:
     """`config.ensemble` networks, trained from seeds of their own."""
 
-    def test_prediction_is_the_mean_of_fits_by_these_seeds(self, training, tmp_path):
-        torch.save(ShuffleNetV2(stem_pool=False).state_dict(), tmp_path / "random.pth")
-        how = {**TEN_GENES, "weights": tmp_path / "random.pth"}  # else the encoder is of the seed, too
+    def test_prediction_is_the_mean_of_fits_by_these_seeds(self, training):
+        """Of embeddings, all of which every network sees."""
+        for section in training.values():
+            section.obsm["X_emb"] = np.random.default_rng(0).normal(size=(section.n_obs, 6))
+        how = {**TEN_GENES, "encoder": "X_emb"}
         seeds = 3, int(np.random.SeedSequence(3).generate_state(1)[0])
         both = hggep.tl.fit(training, config=TWO, seed=3, **how)
         one, other = (hggep.tl.fit(training, config=TINY, seed=seed, **how) for seed in seeds)
@@ -367,6 +370,52 @@ class TestEnsemble:
         np.testing.assert_allclose(predicted[0], (predicted[1] + predicted[2]) / 2, atol=1e-5)
         assert np.abs(predicted[1] - predicted[2]).max() > 1e-3
         pd.testing.assert_frame_equal(both.history, one.history)
+
+    def test_each_network_sees_the_maps_of_one_resolution(self, training, tmp_path):
+        """What a network sees is all of its features that move its prediction."""
+        config = {name: value for name, value in TINY.items() if name != "ensemble"}
+        model = hggep.tl.fit(training, config={**config, "epochs": 1}, **TEN_GENES)
+        assert model.config.ensemble == 3
+        assert [network.groups for network in model.network.networks] == [(48,), (96,), (192,)]
+        features, positions = torch.randn(20, len(TINY["fields_um"]), 336), torch.rand(20, 2)
+        alone = [
+            network.decode(part, positions).expression
+            for network, part in zip(model.network.networks, features.split([48, 96, 192], dim=2), strict=True)
+        ]
+        with torch.no_grad():
+            torch.testing.assert_close(model.network.decode(features, positions).expression, sum(alone) / 3)
+        model.save(tmp_path / "model")
+        assert_same_model(hggep.HGGEP.load(tmp_path / "model"), model)
+
+    @pytest.mark.parametrize(
+        ("n_groups", "n", "seen"),
+        [
+            (5, 5, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]),
+            (3, 5, [(0, 1), (1, 2), (2, 3), (0, 1), (1, 2)]),
+            (5, 2, [(0, 2), (2, 5)]),
+            (5, 1, [(0, 5)]),
+            (1, 2, [(0, 1), (0, 1)]),
+        ],
+    )
+    def test_groups_are_shared_out(self, n_groups, n, seen):
+        assert seen_by_each(n_groups, n) == seen
+
+    @pytest.mark.parametrize(("n_groups", "n"), [(1, 3), (2, 4), (3, 3), (5, 5), (13, 13)])
+    def test_every_group_is_seen_as_often(self, n_groups, n):
+        assert networks_for(n_groups) == n
+
+    def test_one_of_before_networks_saw_parts(self, training, tmp_path):
+        """Nothing is said in its manifest, and all of its networks see everything."""
+        for section in training.values():
+            section.obsm["X_emb"] = np.random.default_rng(0).normal(size=(section.n_obs, 6))
+        model = hggep.tl.fit(training, config={**TWO, "epochs": 1}, encoder="X_emb", **TEN_GENES)
+        model.save(tmp_path / "model")
+        manifest = tmp_path / "model" / "model.json"
+        content = json.loads(manifest.read_text())
+        assert content.pop("seen") == [[0, 1], [0, 1]]
+        del content["checksum"]
+        manifest.write_text(json.dumps(content))
+        assert_same_model(hggep.HGGEP.load(tmp_path / "model"), model)
 
     def test_every_network_is_cross_fitted(self, training, monkeypatch):
         fits = []
@@ -407,9 +456,11 @@ class TestEnsemble:
             ({}, None),
             ({"preset": "paper"}, None),
             ({"preset": "published"}, None),
-            ({"config": LEARNING}, "config.ensemble=3 and config.linear=True"),
+            ({"config": LEARNING}, "config.ensemble=None and config.linear=True"),
+            ({"config": {**LEARNING, "ensemble": 3}}, "config.ensemble=3 and config.linear=True"),
             ({"config": {**LEARNING, "ensemble": 1}}, "config.ensemble=1 and config.linear=True"),
-            ({"config": {**LEARNING, "linear": False}}, "config.ensemble=3 and config.linear=False"),
+            ({"config": {**LEARNING, "ensemble": 3, "linear": False}}, "config.ensemble=3 and config.linear=False"),
+            ({"config": {**LEARNING, "linear": False}}, None),
             ({"config": {**LEARNING, "ensemble": 1, "linear": False}}, None),
             ({"config": {**LEARNING, "ensemble": 1, "cross_fit": False}}, None),
         ],

@@ -28,7 +28,7 @@ def encoder_entry(encoder: Eye | None, groups: Any, patch_size: int) -> dict[str
     noted = {"calibration": found[0] if len(found) == 1 else found} if found else {}
     if isinstance(encoder, Known):
         known = {"name": encoder.info.name, "random": encoder.random}
-        return {"kind": "named", **known, "groups": encoder.groups, "id": encoder.id, **noted}
+        return {"kind": "named", **known, "groups": groups, "id": encoder.id, **noted}
     kind = "module" if isinstance(encoder, ModuleEncoder) else SHUFFLENET
     return {"kind": kind, "groups": groups, "id": encoder.id, **noted}
 

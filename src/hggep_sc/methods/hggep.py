@@ -480,6 +480,7 @@ class HGGEP:
             model_id=self.id,
             content={
                 "config": self.config.to_dict(),
+                "seen": self.network.seen if isinstance(self.network, Ensemble) else None,
                 "encoder": encoder_entry(self.encoder, getattr(self.network, "groups", None), self.config.patch_size),
                 "scale": asdict(self.scale),
                 "mpp": self.mpp,
@@ -543,7 +544,7 @@ class HGGEP:
         config = Config.from_dict({"ensemble": 1, **content["config"]})  # before there were ensembles, none was named
         genes, entry = content["genes"], content["encoder"]
         return cls(
-            filled(config, len(genes), tensors["network"], entry, given),
+            filled(config, len(genes), tensors["network"], entry, given, content.get("seen")),
             config,
             genes,
             mpp=content["mpp"],

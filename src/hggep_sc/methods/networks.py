@@ -12,7 +12,7 @@ from ..encoders.registry import SHUFFLENET
 from ..encoders.weights import read_state_dict
 from ..errors import ModelError
 from ..nn import Ensemble, HGGEPNetwork, PublishedNetwork, averaged, shufflenet_encoder
-from ..nn.ensemble import seen_by_each
+from ..nn.ensemble import Seen
 from .encoder import required_encoder
 
 Network = HGGEPNetwork | Ensemble | PublishedNetwork
@@ -24,27 +24,32 @@ def filled(
     state: dict[str, torch.Tensor],
     entry: dict[str, Any] | None,
     given: nn.Module | str | Path | None,
+    seen: Sequence[Sequence[int]] | None = None,
 ) -> Network:
-    """Build a network from a state dict and the manifest's entry of its encoder, without drawing weights."""
+    """Build a network from a state dict and the manifest's entry of its encoder, without drawing weights.
+
+    `seen` tells which groups of features each network of an ensemble sees; None for one that is older, where all saw
+    everything.
+    """
     if entry is None:
         with torch.device("meta"):
             published = PublishedNetwork(n_genes)
         published.load_state_dict(state, assign=True)
         return published
     found = required_encoder(entry, given, config)
-    layers = config.ensemble * max(1, config.vit_depth * config.vit + config.lstm_layers * config.lstm)
+    n_networks, groups = config.ensemble or 1, tuple(entry["groups"])
+    parts = [Seen(*part) for part in seen or [(0, len(groups))] * n_networks]
+    layers = n_networks * max(1, config.vit_depth * config.vit + config.lstm_layers * config.lstm)
     if layers > len(state):  # none of them is without a tensor
         raise ValueError(f"its configuration asks for {layers} layers, and there are {len(state)} tensors")
     with torch.device("meta"):
         encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
         n_fields = len(next(value for name, value in state.items() if name.endswith("feature_mean")))
-        seen = seen_by_each(found, config.ensemble)
-        groups = [entry["groups"] if part is None else part.groups for part in seen]
         networks = [
-            HGGEPNetwork(config, n_genes, encoder=encoder, groups=of_network, n_fields=n_fields)
-            for of_network in groups
+            HGGEPNetwork(config, n_genes, encoder=encoder, groups=groups[part.first : part.end], n_fields=n_fields)
+            for part in parts
         ]
-        network = averaged(networks, seen)
+        network = averaged(networks, groups, parts)
     network.load_state_dict(state, assign=True)
     if found is not None:
         network.encoder = found

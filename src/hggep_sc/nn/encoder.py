@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -80,12 +80,6 @@ class Encoder(nn.Module):
     def members(self) -> "tuple[Encoder, ...]":
         """Encoders whose features stand side by side; of most it is the encoder itself."""
         return (self,)
-
-    @property
-    def columns(self) -> list[slice]:
-        """Which of the features are each member's."""
-        ends = list(accumulate((sum(member.groups) for member in self.members), initial=0))
-        return [slice(start, end) for start, end in pairwise(ends)]
 
     @property
     def id(self) -> str:

@@ -1,7 +1,6 @@
-"""Networks trained from different seeds, averaged."""
+"""Networks that see parts of the features, averaged."""
 
 from collections.abc import Sequence
-from itertools import cycle, islice
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -15,30 +14,43 @@ if TYPE_CHECKING:
     from ..config import Config
 
 
-class Seen(NamedTuple):
-    """What a network sees of features: the columns, and the sizes of the groups in them."""
+LEAST = 3  # networks, where nothing is said
 
-    columns: slice
-    groups: tuple[int, ...]
+
+class Seen(NamedTuple):
+    """Which groups of features a network sees: from `first` to before `end`."""
+
+    first: int
+    end: int
+
+    def columns(self, groups: Sequence[int]) -> slice:
+        """Return their columns among features of groups of these sizes."""
+        return slice(sum(groups[: self.first]), sum(groups[: self.end]))
 
 
 class Ensemble(nn.Module):
     """The mean of networks that share a frozen encoder (Lakshminarayanan et al., NeurIPS 2017).
 
+    Each may see a part of the features, so that they err differently (random subspaces, Ho, IEEE TPAMI 1998; here the
+    parts are the resolutions of an encoder).
+
     Parameters
     ----------
     networks
         Trained with the same encoder, which is taken out of them; or without one, where features are given.
+    groups
+        Sizes of the groups of the features; those of the networks, where none are given.
     seen
-        What each of them sees of the features, as `seen_by_each` tells; everything where it is not given.
+        Which of them each network sees; all, where none are given.
     """
 
     centres = staticmethod(HGGEPNetwork.centres)
     positions = staticmethod(HGGEPNetwork.positions)
 
-    def __init__(self, networks: Sequence[HGGEPNetwork], seen: Sequence[Seen | None] = ()) -> None:
+    def __init__(self, networks: Sequence[HGGEPNetwork], groups: Sequence[int] = (), seen: Sequence[Seen] = ()) -> None:
         super().__init__()
-        self.columns = [slice(None) if part is None else part.columns for part in seen or [None for _ in networks]]
+        self.groups = tuple(groups) or networks[0].groups
+        self.seen = list(seen) or [Seen(0, len(self.groups)) for _ in networks]
         self.encoder: Encoder | None = networks[0].encoder
         for network in networks:
             network.encoder = None
@@ -48,11 +60,6 @@ class Ensemble(nn.Module):
     def config(self) -> "Config":
         """The configuration that all were trained with."""
         return self._members[0].config
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """Sizes of the groups of features that the first network sees."""
-        return self._members[0].groups
 
     @property
     def gene_mean(self) -> Tensor:
@@ -66,8 +73,8 @@ class Ensemble(nn.Module):
     def decode(self, features: Tensor, positions: Tensor) -> Output:
         """Mean expression, and all latent representations beside each other, as each has axes of its own."""
         outputs = [
-            network.decode(features[..., columns], positions)
-            for network, columns in zip(self._members, self.columns, strict=True)
+            network.decode(features[..., part.columns(self.groups)], positions)
+            for network, part in zip(self._members, self.seen, strict=True)
         ]
         expression = torch.stack([out.expression for out in outputs]).mean(0)
         return Output(expression, torch.cat([out.latent for out in outputs], dim=1), None)
@@ -78,29 +85,23 @@ class Ensemble(nn.Module):
             network.scale_output(factor)
 
 
-def averaged(networks: Sequence[HGGEPNetwork], seen: Sequence[Seen | None] = ()) -> HGGEPNetwork | Ensemble:
+def averaged(
+    networks: Sequence[HGGEPNetwork], groups: Sequence[int] = (), seen: Sequence[Seen] = ()
+) -> HGGEPNetwork | Ensemble:
     """Return the ensemble of several networks, see `Ensemble`, and the one where there is one."""
-    return Ensemble(networks, seen) if len(networks) > 1 else networks[0]
+    return Ensemble(networks, groups, seen) if len(networks) > 1 else networks[0]
 
 
-def seen_by_each(encoder: object, n: int) -> list[Seen | None]:
-    """Tell what each of `n` networks sees of encoders side by side: the features of one, in turn.
+def networks_for(n_groups: int) -> int:
+    """Return how many networks an ensemble has where nothing is said: as many for each group, and three at least."""
+    return n_groups * -(-LEAST // n_groups)
 
-    Returns
-    -------
-    None for a network that sees everything: of a single encoder, of embeddings, and where there is one network.
 
-    Raises
-    ------
-    ValueError
-        If there are fewer networks than encoders, but more than one.
+def seen_by_each(n_groups: int, n: int) -> list[Seen]:
+    """Tell which groups of features each of `n` networks sees: one, in turn; one network alone sees all.
+
+    Where there are fewer networks than groups, each sees some that follow one another.
     """
-    if n == 1 or not isinstance(encoder, Encoder) or len(encoder.members) == 1:
-        return [None] * n
-    members = [Seen(*part) for part in zip(encoder.columns, (one.groups for one in encoder.members), strict=True)]
-    if n < len(members):
-        raise ValueError(
-            f"config.ensemble={n}: of {len(members)} encoders side by side each is seen through by a network of its "
-            f"own, or all by a single one: set {len(members)} or more, or 1"
-        )
-    return list(islice(cycle(members), n))
+    parts = min(n, n_groups)
+    edges = [part * n_groups // parts for part in range(parts + 1)]
+    return [Seen(edges[network % parts], edges[network % parts + 1]) for network in range(n)]

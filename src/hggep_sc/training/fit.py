@@ -13,8 +13,8 @@ from ..config import Config
 from ..errors import TrainingWarning
 from ..features.encoders import Eye, ObsmEncoder, is_frozen
 from ..features.patches import fields_of_view
-from ..nn import Ensemble, HGGEPNetwork, PublishedNetwork, averaged
-from ..nn.ensemble import Seen, seen_by_each
+from ..nn import Encoder, Ensemble, HGGEPNetwork, PublishedNetwork, averaged
+from ..nn.ensemble import Seen, networks_for, seen_by_each
 from ..prediction.confidence import Confidence, optical_density
 from ..prediction.linear import LinearPath
 from ..runtime.messages import warn
@@ -32,7 +32,7 @@ from .cross_fit import Weights, cross_fit
 from .data import SectionData, parted
 from .lightning_manners import interruptible, quiet
 from .linear import fit_linear
-from .network import fit_network
+from .network import fit_network, groups_of
 from .read import read_sections
 from .run import Run
 
@@ -74,7 +74,7 @@ def train(
     full-resolution px a px has there. The caller holds `run.checkpoint_dir` and the random state.
     """
     if not is_frozen(encoder, config):
-        if config.ensemble > 1 or (config.linear and config.cross_fit):
+        if config.ensemble not in (None, 1) or (config.linear and config.cross_fit):
             warn(
                 "an encoder that learns is trained as one network without a linear path: "
                 f"config.ensemble={config.ensemble} and config.linear={config.linear} are not used (set 1 and False)",
@@ -82,7 +82,8 @@ def train(
             )
         config = config.replace(ensemble=1)  # networks that share no encoder are no ensemble of ours
     fields = [fields_of_view(config, mpp, section.mpp, section.reduction / reduction) for section in sections]
-    seen = seen_by_each(encoder, config.ensemble)
+    if config.ensemble is None:
+        config = config.replace(ensemble=networks_for(len(encoder.groups) if isinstance(encoder, Encoder) else 1))
     with interruptible(run.checkpoint_dir), quiet():
         data = read_sections(
             sections,
@@ -97,7 +98,7 @@ def train(
         identity = identity_of(data, genes, config, held_out, run.seed, run.devices.number)
         checkpoint = checkpoint_to_resume(run.checkpoint_dir, run.resume, identity, writes=run.writes)
         training, validation = (data, []) if held_out is None else parted(data, held_out)
-        fits = _Fits(encoder, config, run, seen, n_genes=len(genes), weights=weights)
+        fits = _Fits(encoder, config, run, groups_of(encoder, data), n_genes=len(genes), weights=weights)
         trained = fits.to_all(training, validation, checkpoint)
         if config.cross_fit and not isinstance(trained.network, PublishedNetwork):
             learnt = {part.name for part in training}
@@ -121,19 +122,20 @@ class _Fits:
         The configuration; `ensemble` networks are fitted at a time, and averaged.
     run
         Of the first of them; folders of the others' checkpoints are inside its own.
-    seen
-        What each network of an ensemble sees of the features.
+    groups
+        Sizes of the groups of features, which the networks of an ensemble share out.
     **settings
         The other arguments of `fit_network` that are the same for all.
     """
 
-    def __init__(self, encoder: Eye | None, config: Config, run: Run, seen: list[Seen | None], **settings: Any) -> None:
+    def __init__(self, encoder: Eye | None, config: Config, run: Run, groups: tuple[int, ...], **settings: Any) -> None:
         self._settings: dict[str, Any] = {"config": config, **settings}
-        self._run, self._seen = run, seen
+        n = config.ensemble or 1
+        self._run, self._groups, self._seen = run, groups, seen_by_each(len(groups), n)
         self._encoder, self._learns = encoder, not is_frozen(encoder, config)
         # one that learns is changed by a fit
         self._fresh = deepcopy(encoder) if self._learns and config.cross_fit else encoder
-        self._seeds = _seeds(run.seed, config.ensemble)
+        self._seeds = _seeds(run.seed, n)
         self._turns = count(1)
         self._epochs = config.epochs
 
@@ -156,7 +158,7 @@ class _Fits:
             members = [first.network]
             for number, (seed, sees) in enumerate(zip(self._seeds[1:], self._seen[1:], strict=True), 2):
                 members.append(self._another(training, seed, sees, self._called(number)))
-            network = averaged(members, self._seen)
+            network = averaged(members, self._groups, self._seen)
         return Trained(network, first.config, first.history)
 
     def _called(self, number: int) -> str:
@@ -168,9 +170,9 @@ class _Fits:
     def to_some(self, kept: list[SectionData]) -> HGGEPNetwork | Ensemble:
         """Fit to what is left of the sections."""
         members = [self._another(kept, seed, sees) for seed, sees in zip(self._seeds, self._seen, strict=True)]
-        return averaged(members, self._seen)
+        return averaged(members, self._groups, self._seen)
 
-    def _another(self, data: list[SectionData], seed: int, sees: Seen | None, called: str = "") -> HGGEPNetwork:
+    def _another(self, data: list[SectionData], seed: int, sees: Seen, called: str = "") -> HGGEPNetwork:
         around = self._run.checkpoint_dir
         folder = None if around is None else around / f"{FURTHER}_{next(self._turns)}"
         network = fit_network(

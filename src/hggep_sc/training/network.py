@@ -45,13 +45,15 @@ def fit_network(
 ) -> FittedNetwork:
     """Train a network on sections' data; nothing else has a say.
 
-    `sees` is the part of the features that it is given; None for all. It stops after `stop_after` epochs; the
+    `sees` tells the groups of features that it is given; None for all. It stops after `stop_after` epochs; the
     schedule is that of `config.epochs` all the same. It goes on from `checkpoint`. `called` is the name of its bar; ""
     for none.
     """
     torch.manual_seed(run.seed)
+    groups = groups_of(encoder, training)
     if sees is not None:
-        training, validation = ([_narrowed(data, sees) for data in of] for of in (training, validation))
+        columns, groups = sees.columns(groups), groups[sees.first : sees.end]
+        training, validation = ([_narrowed(data, columns) for data in of] for of in (training, validation))
     training, config, start = _center(training, config, run.seed)
     network: HGGEPNetwork | PublishedNetwork
     if encoder is None:
@@ -63,7 +65,7 @@ def fit_network(
             config,
             n_genes,
             encoder=encoder if isinstance(encoder, Encoder) else None,
-            groups=_groups(encoder, training) if sees is None else sees.groups,
+            groups=groups,
             n_fields=len(config.fields_px) if isinstance(encoder, Encoder) else 1,
         )
         network.start_from(*start)
@@ -85,12 +87,13 @@ def fit_network(
     return FittedNetwork(network.eval(), config, history)
 
 
-def _narrowed(data: SectionData, sees: Seen) -> SectionData:
-    return replace(data, seen=data.seen[..., sees.columns])
+def groups_of(encoder: Eye | None, data: list[SectionData]) -> tuple[int, ...]:
+    """Return the sizes of the groups of features; of embeddings it is one."""
+    return encoder.groups if isinstance(encoder, Encoder) else (data[0].seen.shape[-1],)
 
 
-def _groups(encoder: Eye, training: list[SectionData]) -> tuple[int, ...]:
-    return encoder.groups if isinstance(encoder, Encoder) else (training[0].seen.shape[-1],)
+def _narrowed(data: SectionData, columns: slice) -> SectionData:
+    return replace(data, seen=data.seen[..., columns]) if data.holds_features else data
 
 
 def _center(

@@ -83,7 +83,7 @@ def fit(
     encoder
         What the method sees a spot through: a name of `hggep_sc.encoders.list()`, such as "uni", from which patch size
         and fields of view follow, unless `config` has them; several names, such as "uni2_h+h_optimus_1", which see side
-        by side, each with networks of the ensemble for itself; the `obsm` slot of precomputed embeddings of the spots'
+        by side; the `obsm` slot of precomputed embeddings of the spots'
         patches, which every section has to hold (also those to be predicted), or of a SpatialData the name of another
         table of the same shapes, whose `X` holds them; or a `torch.nn.Module` that maps patches (N, 3,
         `config.patch_size`, `config.patch_size`), pixels in 0..1, to features (N, D). "auto" is "efficientnet_lite0",

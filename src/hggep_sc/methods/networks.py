@@ -40,8 +40,11 @@ def filled(
     n_networks, groups = config.ensemble or 1, tuple(entry["groups"])
     parts = [Seen(*part) for part in seen or [(0, len(groups))] * n_networks]
     layers = n_networks * max(1, config.vit_depth * config.vit + config.lstm_layers * config.lstm)
-    if layers > len(state):  # none of them is without a tensor
-        raise ValueError(f"its configuration asks for {layers} layers, and there are {len(state)} tensors")
+    if layers > len(state) or len(parts) != n_networks:  # no layer is without a tensor
+        raise ValueError(
+            f"its configuration asks for {layers} layers in {n_networks} networks; there are {len(state)} tensors, and "
+            f"parts of the features for {len(parts)}"
+        )
     with torch.device("meta"):
         encoder = shufflenet_encoder(config) if entry["kind"] == SHUFFLENET else None
         n_fields = len(next(value for name, value in state.items() if name.endswith("feature_mean")))

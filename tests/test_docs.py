@@ -106,10 +106,14 @@ def pools(monkeypatch):
 
 @pytest.fixture
 def pathology_model(short, monkeypatch):
-    """A small network under the name of one that is downloaded, and folders of weights."""
-    small = replace(hggep.encoders.info("uni"), build=lambda _: MeanColour(), hub=None, dimension=3)
-    monkeypatch.setattr(registry, "_known", {**registry._known, "uni": small})
-    Path("models/UNI").mkdir(parents=True)
+    """A small network under the names of some that are downloaded, and folders of weights."""
+    small = {
+        name: replace(hggep.encoders.info(name), build=lambda _: MeanColour(), hub=None, dimension=3)
+        for name in ("uni", "uni2_h", "h_optimus_1")
+    }
+    monkeypatch.setattr(registry, "_known", {**registry._known, **small})
+    for folder in ("UNI", "uni2_h", "h_optimus_1"):
+        Path("models", folder).mkdir(parents=True)
     Path("mine.safetensors").touch()
 
 

@@ -53,7 +53,8 @@ def test_report_of_a_run_in_which_a_fold_failed(accuracy, result, monkeypatch):
     others = ["gene_mean", "nearest_patches", "low_rank_ridge", "hest_ridge", "network_alone"]
     trunk = [f"{name}_trunk" for name in ("nearest_patches", "ridge", "low_rank_ridge", "network_alone", "default")]
     unrun = [*(f"{name} on A B" for name in others), "default on B"]
-    unrun += [f"{name} on A B" for name in ("low_rank_ridge_224", *trunk, "paper", "published")]
+    several = [f"{name}_{n}" for n in ("two", "three") for name in ("ridge", "low_rank_ridge", "default")]
+    unrun += [f"{name} on A B" for name in ("low_rank_ridge_224", *several, *trunk, "paper", "published")]
     assert f"Not run with all epochs: {'; '.join(unrun)}." in report
 
 

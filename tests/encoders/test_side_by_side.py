@@ -80,6 +80,8 @@ def test_what_is_known_of_both():
     info = encoders.info(BOTH)
     assert (info.name, info.dimension, info.px, info.commercial, info.licence) == (BOTH, 16, 32, True, "MIT; BSD")
     assert info.settings == {"patch_size": 32}
+    with pytest.raises(TypeError, match=r"built by hggep_sc\.encoders\.load"):
+        info.build(None)
     assert is_known(BOTH)
     assert not is_known("whole+X_emb")
     encoder = encoders.load(BOTH)
@@ -180,6 +182,11 @@ def test_what_cannot_see_side_by_side(name, message, sections):
             ask(name)
     with pytest.raises(InputError, match=message):
         hggep.tl.fit(sections, encoder=name, **CPU)
+
+
+def test_names_of_single_ones_have_no_plus(registered):
+    with pytest.raises(ValueError, match=r"'a\+b': '\+' joins the names"):
+        encoders.register(replace(registered[0], name="a+b"))
 
 
 def test_an_unknown_name_among_them(sections):

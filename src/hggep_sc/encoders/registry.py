@@ -135,12 +135,14 @@ def register(encoder: EncoderInfo) -> EncoderInfo:
     TypeError
         If it is no `EncoderInfo`.
     ValueError
-        If its name is that of one of the package.
+        If its name is that of one of the package, or has a "+".
     """
     if not isinstance(encoder, EncoderInfo):
         raise TypeError(f"an encoder is registered by an EncoderInfo, not a {type(encoder).__name__}")
     if _BUILT_IN.get(encoder.name, encoder) is not encoder:
         raise ValueError(f"encoder {encoder.name!r} is one of hggep_sc: choose another name")
+    if JOINS in encoder.name:
+        raise ValueError(f"encoder {encoder.name!r}: {JOINS!r} joins the names of encoders side by side")
     _known[encoder.name] = encoder
     return encoder
 

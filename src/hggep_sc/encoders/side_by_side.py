@@ -81,6 +81,7 @@ def together(name: str, parts: Sequence[EncoderInfo]) -> EncoderInfo:
     return replace(
         first,
         name=name,
+        build=_by_load,
         title=" beside ".join(part.title or part.name for part in parts),
         pooled="; ".join(dict.fromkeys(part.pooled for part in parts)),
         dimension=None if None in dimensions else sum(number or 0 for number in dimensions),
@@ -91,6 +92,10 @@ def together(name: str, parts: Sequence[EncoderInfo]) -> EncoderInfo:
         gated=any(part.gated for part in parts),
         reference="; ".join(part.reference for part in parts),
     )
+
+
+def _by_load(path: Path | None) -> nn.Module:
+    raise TypeError("encoders side by side are built by hggep_sc.encoders.load")
 
 
 def _patches(info: EncoderInfo) -> str:

@@ -7,7 +7,7 @@
 What sees is EfficientNet-Lite0, as where nothing is said, at 112 px or, `_224`, at twice as many. Methods that end in
 `_trunk` see through the ShuffleNetV2 in its place, with the weights of HGGEP_SHARED; those in `_two` through
 EfficientNet-Lite0 and -Lite2 side by side, those in `_three` through the ShuffleNetV2 beside both.
-`network_alone` are the default's three networks without the linear path, whose weights are found without it; parts.py
+`network_alone` are the default's networks without the linear path, whose weights are found without it; parts.py
 takes one fit of the default apart.
 
 `her2st`    B4, C2, C3, C4, C5: 785-gene panel, counts scaled by their panel totals

@@ -105,9 +105,10 @@ def require_weights(encoder: str | nn.Module, weights: str | Path | None) -> Non
     if weights in PRETRAINED:
         return
     parts = _parts(encoder) if isinstance(encoder, str) else []
-    for part in parts if len(parts) > 1 else []:
-        require_weights(part, weights_of_member(part, weights))
-    if len(parts) < 2:
+    if len(parts) > 1:
+        for part in parts:
+            require_weights(part, weights_of_member(part, weights))
+    else:
         locate_weights(weights) if (known := info_of(encoder)) is None else located(known, weights)
 
 

@@ -273,32 +273,15 @@ def _seen(
     parts: Sequence[np.ndarray],
     *,
     encoder: Encoder | None,
-    fields: tuple[float, ...],
-    patch_size: int,
-    views: tuple[View, ...],
     colours: bool,
-    device: torch.device,
-    batch_size: int,
+    **how: Any,
 ) -> Generator[dict[str, Tensor], None, None]:
-    """Compute the features of parts of the spots by each of the encoders side by side."""
+    """Compute the features of parts of the spots by each of the encoders side by side; `how` is that of `_seen_by`."""
     centres = [section.xy[spots] for spots in parts]
     with section.open_image() as image, ExitStack() as open_until_done:
         arriving = []
         for position, one in enumerate((None,) if encoder is None else encoder.members):
-            arriving.append(
-                _seen_by(
-                    one,
-                    section.name,
-                    image,
-                    centres,
-                    fields=fields,
-                    patch_size=patch_size,
-                    views=views,
-                    colours=colours and position == 0,
-                    device=device,
-                    batch_size=batch_size,
-                )
-            )
+            arriving.append(_seen_by(one, section.name, image, centres, colours=colours and position == 0, **how))
             open_until_done.enter_context(closing(arriving[-1]))
         for found in zip(*arriving, strict=True):
             seen = {COLOURS: found[0][COLOURS]} if colours else {}

@@ -49,8 +49,7 @@ def main() -> None:
     hggep.settings.skip_checks = {"scales_agree", "spot_pitch"}  # both say that the grids are finer
     sections, how = load("her2st", shared)
     test = sections.pop("C5")
-    weights = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
-    model = hggep.tl.fit(sections, weights=weights, **how)
+    model = hggep.tl.fit(sections, **how)
     model.linear = model.confidence = None
     (section,) = open_sections(test)
     counts = section.counts(model.genes).toarray()

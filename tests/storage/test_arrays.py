@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hggep_sc import settings
 from hggep_sc.storage import arrays as module
-from hggep_sc.storage.arrays import large_array
+from hggep_sc.storage.arrays import large_array, let_go
 
 SHAPE = (5, 2, 3, 4, 4)
 BYTES = 5 * 2 * 3 * 4 * 4
@@ -118,6 +119,36 @@ def test_arrays_on_disk_have_their_room(monkeypatch):
     assert array.shape == (3, 2**18)
     assert found[0].st_size == array.nbytes
     assert found[0].st_blocks * 512 >= array.nbytes
+
+
+def mapped_bytes():
+    """What mapped files take of this process's memory, by the kernel's count."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("needs Linux's /proc")
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return sum(int(fields[name].split()[0]) for name in ("RssFile", "RssShmem")) * 1024
+
+
+@pytest.mark.parametrize("view", [lambda a: a, lambda a: a[:, 0], lambda a: a.reshape(len(a), -1)])
+def test_an_array_on_disk_takes_no_memory_when_let_go(monkeypatch, view):
+    monkeypatch.setattr(settings, "patch_memory", 0)
+    array = large_array((2**14, 1, 2**10), np.float32)  # 64 MiB
+    before = mapped_bytes()
+    array[:] = np.arange(2**14, dtype=np.float32)[:, None, None]
+    assert mapped_bytes() - before > 2**25
+    let_go(view(array))
+    assert mapped_bytes() - before < 2**20
+    np.testing.assert_array_equal(array, np.arange(2**14)[:, None, None] * np.ones((1, 1, 2**10)))
+
+
+def test_what_is_in_memory_stays_when_let_go(monkeypatch):
+    monkeypatch.setattr(settings, "patch_memory", 0)
+    on_disk = large_array(SHAPE, np.float32)
+    on_disk[:] = 2
+    for array in (np.full(SHAPE, 2), on_disk[np.array([0, 1])], on_disk.mean(axis=1)):
+        let_go(array)
+        assert (array == 2).all()
 
 
 @pytest.mark.parametrize("size", [5, 2**24, 2**24 + 5])

@@ -5,6 +5,8 @@ from typing import Self
 
 import numpy as np
 
+from ..storage.arrays import let_go
+
 CONSTANT = 1e-6  # relative spread below which a feature says nothing
 ROWS = 4096  # of features that are in double precision at once
 
@@ -30,6 +32,7 @@ class Moments:
         moments = cls()
         for rows in rows_at_once(len(block)):
             moments.add(block[rows])
+            let_go(block)
         return moments
 
     def add(self, part: np.ndarray) -> None:

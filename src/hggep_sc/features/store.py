@@ -16,7 +16,7 @@ from torch import Tensor
 from .._settings import settings
 from ..errors import InputError
 from ..nn import Encoder, ModuleEncoder
-from ..storage.arrays import large_array
+from ..storage.arrays import large_array, let_go
 from ..storage.checkpoint import Parts
 from .colours import colour_maps, colour_statistics
 from .describe import PLAIN, View, describe_parts, of_patches, of_views
@@ -224,6 +224,7 @@ def gathered(
                 if name not in arrays:
                     arrays[name] = large_array((n, *values.shape[1:]), np.float32)
                 arrays[name][spots] = values.numpy()
+                let_go(arrays[name])
             if advance is not None:
                 advance(len(spots))
     return arrays

@@ -17,6 +17,7 @@ from ..config import Config
 from ..encoders.side_by_side import Known
 from ..features.describe import DIHEDRAL, PLAIN, View
 from ..features.encoders import SHUFFLENET, Eye, ObsmEncoder, beside_colours, is_frozen, make_encoder
+from ..features.moments import Moments
 from ..features.patches import (
     fields_of_view,
     model_mpp,
@@ -413,7 +414,7 @@ class HGGEP:
         """Warn of spots that are unlike those of training, add the linear path, and refuse what is no number."""
         if self.confidence is not None:
             assert described.encoded is not None  # there is an encoder
-            mean = described.encoded[:, 0].mean(axis=0, dtype=np.float64)
+            mean = Moments.of(described.encoded[:, 0]).mean
             self.confidence.say_if_unlike(name, mean, stain)
         if self.linear is not None:
             add_linear(expression, self.linear, described)

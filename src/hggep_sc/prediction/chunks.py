@@ -16,6 +16,7 @@ from ..nn.interface import upload
 from ..runtime.device import mixed_precision
 from ..runtime.messages import warn
 from ..runtime.threads import Result, ahead, compute_alone
+from ..storage.arrays import let_go
 from ..storage.checkpoint import Parts
 from .context import layers_at_pitch
 
@@ -199,7 +200,9 @@ def predict_in_chunks(
             todo.append(chunk)
 
     def decode(chunk: Chunk) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-        return list(decoder.core(chunk, upload(torch.from_numpy(features[chunk.spots]), positions.device)))
+        seen = torch.from_numpy(features[chunk.spots])
+        let_go(features)
+        return list(decoder.core(chunk, upload(seen, positions.device)))
 
     with closing(_in_turn(decode, todo, max_spots, positions.device, config)) as arriving:
         for chunk, decoded in zip(todo, arriving, strict=True):

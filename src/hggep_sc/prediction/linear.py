@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..features.moments import Moments, rows_at_once
+from ..storage.arrays import let_go
 
 if TYPE_CHECKING:
     from ..features.store import Described
@@ -74,7 +75,10 @@ class LinearFeatures:
         return sum(block.shape[1] for block, _ in self._blocks)
 
     def __getitem__(self, rows: "slice | np.ndarray") -> np.ndarray:
-        return np.hstack([moments.standardised(block[rows]) for block, moments in self._blocks])
+        standardised = np.hstack([moments.standardised(block[rows]) for block, moments in self._blocks])
+        for block, _ in self._blocks:
+            let_go(block)
+        return standardised
 
 
 def linear_features(described: "Described") -> np.ndarray:

@@ -1,6 +1,7 @@
 """Large arrays: in memory as long as there is room for them, else in a temporary file."""
 
 import logging
+import mmap
 import os
 import tempfile
 import weakref
@@ -63,6 +64,17 @@ def large_array(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
             f"{error.strerror}: patches or their features take {size / 2**30:.1f} GiB in {tempfile.gettempdir()}; set "
             "TMPDIR to a folder with room, or hold them in memory (hggep_sc.settings.patch_memory)",
         ) from error
+
+
+def let_go(array: np.ndarray) -> None:
+    """Give back the memory that a large array in a temporary file takes; what is looked at again is read again.
+
+    To be called when a part of it, or of a view of it, has been read or written: it would count as the process's memory
+    from then on. Other arrays stay as they are.
+    """
+    mapped = getattr(array, "_mmap", None)  # None in a copy of such an array, too
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # Windows has no such call
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _reserve(file: IO[bytes], size: int) -> None:

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..nn import Batch
 from ..prediction.linear import LinearFeatures
 from ..section.expression import ExpressionScale
+from ..storage.arrays import let_go
 
 if TYPE_CHECKING:
     from ..section import Section
@@ -44,6 +45,7 @@ class SectionData:
     def batch(self, spots: np.ndarray) -> Batch:
         """Return some of the spots as tensors."""
         seen = torch.from_numpy(np.ascontiguousarray(self.seen[spots]))
+        let_go(self.seen)
         return Batch(
             patches=None if self.holds_features else seen,
             features=seen if self.holds_features else None,

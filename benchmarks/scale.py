@@ -4,6 +4,7 @@
     python benchmarks/scale.py --spots 10000 --views 8            # with average_flips=True
     python benchmarks/scale.py --spots 10000 --image zarr         # a SpatialData on disk in place of a TIFF
     python benchmarks/scale.py --spots 40000 160000 660000 --spacing 16 --genes 200  # as on Visium HD, 8 um apart
+    python benchmarks/scale.py --spots 10000 --precision bfloat16 # what the encoder computes in
     python benchmarks/scale.py --spots 100000 --spacing 64 --device cuda
     python benchmarks/scale.py --arrays                           # fits to arrays like those of Visium and Visium HD
 
@@ -40,9 +41,9 @@ from slides import count_decodes, write_slide
 import hggep_sc as hggep
 
 MPP = 0.5
-KEYS = ["device", "threads", "image", "views", "genes", "spacing_px", "spots"]
+KEYS = ["device", "threads", "image", "views", "encoder_precision", "genes", "spacing_px", "spots"]
 ARRAYS = {"Visium": (78, 64, 100.0, True), "Visium HD 8 um": (317, 317, 8.0, False)}  # rows, columns, um, hexagonal
-ARRAY_KEYS = ["device", "threads", "array"]
+ARRAY_KEYS = ["device", "threads", "array", "encoder_precision"]
 ARRAY_GENES = 200
 GIB = 2**30
 
@@ -85,6 +86,7 @@ def one(n_spots: int, spacing: int, views: int, genes: int, image: str, device: 
         **on(device),
         "image": image,
         "views": views,
+        "encoder_precision": hggep.settings.encoder_precision,
         "genes": genes,
         "spacing_px": spacing,
         "spots": slide.n_obs,
@@ -128,6 +130,7 @@ def one_array(array: str, device: str) -> dict[str, object]:
     return {
         **on(device),
         "array": array,
+        "encoder_precision": hggep.settings.encoder_precision,
         "spots_each": section.n_obs,
         "fit_s": trained - started,
         "predict_s": done - trained,
@@ -155,7 +158,7 @@ def growth(rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for _, same in rows.groupby(KEYS[:-1]):
         same = same.sort_values("spots")
-        part = same[["device", "image", "views", "genes", "spacing_px"]].copy()
+        part = same[["device", "image", "views", "encoder_precision", "genes", "spacing_px"]].copy()
         part["from"], part["to"] = same["spots"].shift(), same["spots"]
         part["spots x"] = same["spots"] / same["spots"].shift()
         part["time x"] = (same["tile_s"] + same["predict_s"]) / (same["tile_s"] + same["predict_s"]).shift()
@@ -174,8 +177,10 @@ def main() -> None:
     parser.add_argument("--image", choices=["tif", "zarr"], default="tif", help="the file that it is read from")
     parser.add_argument("--arrays", nargs="*", choices=ARRAYS, help="arrays instead of slides; all where none is named")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of the encoder")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    hggep.settings.encoder_precision = options.precision
     if options.one:
         (array,) = options.arrays or (None,)
         slide = (options.spots[0], options.spacing, options.views, options.genes, options.image)
@@ -187,9 +192,9 @@ def main() -> None:
         cases, file, keys = [["--spots", str(n), *layout] for n in options.spots], "scale.csv", KEYS
     else:
         cases, file, keys = [["--arrays", name] for name in options.arrays or ARRAYS], "scale_arrays.csv", ARRAY_KEYS
-    rows = []
+    rows, precision = [], ["--precision", options.precision]
     for case in cases:
-        command = [sys.executable, __file__, "--one", "--device", options.device, *case]
+        command = [sys.executable, __file__, "--one", "--device", options.device, *precision, *case]
         rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         print(rows[-1], flush=True)
     found = pd.DataFrame(rows).assign(**made_by())

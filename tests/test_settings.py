@@ -39,6 +39,8 @@ def test_bytes_are_any_number():
         ("device", 0, TypeError),
         ("feature_route", "map", ValueError),
         ("feature_route", None, ValueError),
+        ("encoder_precision", "float16", ValueError),
+        ("encoder_precision", None, ValueError),
         ("skip_checks", "images_agree", TypeError),
         ("skip_checks", {"no such check"}, ValueError),
         ("skip_checks", [["images_agree"]], ValueError),

@@ -22,6 +22,8 @@ CHECKS = {
     "training_neighbours": "predicted spots do not lie beside training spots of the same image",
 }
 
+CHOICES = {"feature_route": ("auto", "maps", "crops"), "encoder_precision": ("auto", "float32", "bfloat16")}
+
 
 def _cache_dir() -> Path:
     import pooch
@@ -56,6 +58,10 @@ class Settings:
     feature_route
         How HGGEP's own encoder sees the slide around spots: "maps" of all tissue, "crops" around each spot, or "auto",
         whichever is less to encode. All give the same features, but for what lies far outside of a window.
+    encoder_precision
+        What encoders compute in: "bfloat16" is faster, and rounds features more coarsely than "float32"; "auto" is
+        bfloat16 on a GPU that has it, and float32 elsewhere. On a CPU bfloat16 pays where the processor has it
+        (AVX512-BF16 or AMX). The networks that look at the features are not concerned.
     tile_cache
         Bytes of decoded tiles that each open image keeps, so that overlapping patches decode a compressed tile once;
         512 MiB hold two rows of tiles of a slide 100,000 px wide. 0 keeps none.
@@ -71,11 +77,16 @@ class Settings:
     patch_memory: int = 4 * 2**30
     feature_memory: int = 2**30
     feature_route: Literal["auto", "maps", "crops"] = "auto"
+    encoder_precision: Literal["auto", "float32", "bfloat16"] = "auto"
     tile_cache: int = 2**29
     skip_checks: frozenset[str] = frozenset()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, _checked(name, value))
+
+    def of_features(self) -> dict[str, str]:
+        """Return those that features depend on: what was computed with others does not belong to a call."""
+        return {"feature_route": self.feature_route, "encoder_precision": self.encoder_precision}
 
     def take(self, values: Mapping[str, Any]) -> None:
         """Set what another process has set, as `dataclasses.asdict` gives it."""
@@ -96,8 +107,8 @@ def _checked(name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
             raise ValueError(f"{here} must be a number of bytes, 0 or more")
         return int(float(value))
-    if name == "feature_route" and value not in ("auto", "maps", "crops"):
-        raise ValueError(f"{here} must be 'auto', 'maps' or 'crops'")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(f"{here} must be one of {', '.join(map(repr, CHOICES[name]))}")
     if name == "progress" and not isinstance(value, bool):
         raise TypeError(f"{here} must be True or False")
     if name == "device" and not isinstance(value, str):

@@ -158,6 +158,18 @@ def test_parts_change_nothing(section, monkeypatch, own):
         _memory._kept.clear()
 
 
+def test_an_encoder_in_bfloat16(section, monkeypatch, own):
+    """It rounds more coarsely, colours stay, and neither precision's features are taken for the other's."""
+    single = described(section, own, colours=True)
+    monkeypatch.setattr(settings, "encoder_precision", "bfloat16")
+    mixed = described(section, own, colours=True)
+    assert (mixed.encoded != single.encoded).mean() > 0.5
+    assert np.corrcoef(mixed.encoded.ravel(), single.encoded.ravel())[0, 1] > 0.95  # random weights let rounding grow
+    np.testing.assert_array_equal(mixed.colours, single.colours)
+    monkeypatch.setattr(settings, "encoder_precision", "float32")
+    np.testing.assert_array_equal(described(section, own).encoded, single.encoded)
+
+
 def test_views_are_those_asked_for(section, own):
     for encoder in (own, module_of(Corner())):
         every = described(section, encoder, views=DIHEDRAL).encoded

@@ -255,8 +255,8 @@ class TestKindsOfInput:
     def test_in_mixed_precision_as_on_a_gpu(self, test_section, trained, monkeypatch):
         (section,) = _open(test_section)
         single, _ = trained.predict(section, device="cpu")
-        for module in ("features.slide", "prediction.chunks"):
-            monkeypatch.setattr(f"hggep_sc.{module}.mixed_precision", lambda device: bfloat16(device.type))
+        monkeypatch.setattr(hggep.settings, "encoder_precision", "bfloat16")
+        monkeypatch.setattr("hggep_sc.prediction.chunks.mixed_precision", lambda device: bfloat16(device.type))
         (section,) = _open(test_section)  # of which no features are kept
         mixed, latent = trained.predict(section, device="cpu")
         assert mixed.dtype == latent.dtype == np.float32

@@ -141,7 +141,10 @@ def test_without_a_folder_the_message_names_it(sections, trained, monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    ["model", "mpp of the model", "places", "scale", "image", "average_flips", "chunk_spots", "feature_route"],
+    [
+        *("model", "mpp of the model", "places", "scale", "image"),
+        *("average_flips", "chunk_spots", "feature_route", "encoder_precision"),
+    ],
 )
 def test_another_prediction_is_refused(sections, trained, tmp_path, monkeypatch, change):
     section, model, how = sections["S3"], trained, {"checkpoint_dir": tmp_path / "run", **CHUNKS, **HOW}
@@ -154,8 +157,8 @@ def test_another_prediction_is_refused(sections, trained, tmp_path, monkeypatch,
         model = hggep.HGGEP(model.network, model.config, model.genes, mpp=0.9, fingerprint=model.fingerprint)
     elif change in ("average_flips", "chunk_spots"):
         how[change] = {"average_flips": True, "chunk_spots": 20}[change]
-    elif change == "feature_route":
-        monkeypatch.setattr(settings, change, "maps")
+    elif hasattr(settings, change):
+        monkeypatch.setattr(settings, change, {"feature_route": "maps", "encoder_precision": "bfloat16"}[change])
         named = "config"
     else:
         named = "data"

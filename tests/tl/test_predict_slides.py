@@ -97,6 +97,7 @@ def test_a_rerun_does_what_is_not_done(slides, sections, trained, tmp_path, monk
     ("change", "expected"),
     [
         ("settings", ["S1", "S2"]),
+        ("settings of the package", ["S1", "S2"]),
         ("model", ["S1", "S2"]),
         ("scale of one", ["S1"]),
         ("file", ["S2"]),
@@ -112,6 +113,8 @@ def test_what_has_changed_is_predicted_again(slides, trained, tmp_path, monkeypa
     hggep.tl.predict_slides(slides, model, out, **HOW)
     if change == "settings":
         options = {"average_flips": False}
+    elif change == "settings of the package":
+        monkeypatch.setattr(hggep.settings, "encoder_precision", "bfloat16")
     elif change == "model":
         model = hggep.tl.fit(slides["S1"], method="gene_mean", genes=10)
     elif change == "scale of one":

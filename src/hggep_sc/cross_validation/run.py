@@ -90,7 +90,7 @@ def tasks_of(folds: Sequence[Fold], methods: Mapping[str, Mapping[str, Any]], se
                     "genes_by": arguments["genes_by"],
                     "validation": arguments["validation"],
                     "weights": weights[name],
-                    "feature_route": package_settings.feature_route,
+                    **package_settings.of_features(),
                     **encoders[name],
                     **({} if (of_user := own_settings[name]) is None else {"settings": of_user}),
                     **({"groups": groups} if any(groups) else {}),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.device import mixed_precision
+from ..runtime.device import encoder_precision
 from ..runtime.threads import Item, Result, ahead, compute_alone
 from .patches import read_patches
 
@@ -183,7 +183,7 @@ def of_views(encode: Callable[[Tensor], Tensor], views: tuple[View, ...]) -> Cal
     """Return a function that encodes all patches in one view after the other, (n, ...) to (n, views, ...)."""
 
     def apply(patches: Tensor) -> Tensor:
-        with mixed_precision(patches.device):
+        with encoder_precision(patches.device):
             return torch.stack([encode(view) for view in turned(patches, views)], dim=1)
 
     return apply

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .._settings import settings
 from ..nn import Sight
-from ..runtime.device import mixed_precision
+from ..runtime.device import encoder_precision
 from .describe import AtOnce, View, in_parts, turned
 from .parts import halved
 from .windows import middle, summed_area, window_sums
@@ -237,7 +237,7 @@ def describe_windows(
 
 def _averages(pixels: Tensor, maps_of: MapsOf, average: Callable[[Tensor], Tensor]) -> Tensor:
     """Encode squares and average their maps over windows, (n, C) of all maps side by side."""
-    with mixed_precision(pixels.device):
+    with encoder_precision(pixels.device):
         maps = maps_of(pixels)
     return torch.cat([average(of_stage) for of_stage in maps], dim=1)
 

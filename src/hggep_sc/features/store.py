@@ -150,7 +150,7 @@ def describe_section(
         return Described(section.embeddings(encoder.slot)[:, None, None], None)
     say_if_coarse(section, fields, patch_size)
     sight = SIGHT if encoder is None or encoder.sight is None else encoder.sight
-    definition = fields, patch_size, sight, settings.feature_route
+    definition = fields, patch_size, sight, *settings.of_features().values()
     # a user's module has more to it than its hash tells: its features are its own
     name = (encoder and encoder.id), ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
     keys: dict[View | str, Hashable] = {view: (name, view, definition) for view in views if encoder is not None}

@@ -66,6 +66,13 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
 
 
+def encoder_precision(device: torch.device) -> torch.autocast:
+    """Return the context in which encoders run, see `settings.encoder_precision`."""
+    wanted = settings.encoder_precision
+    mixed = has_bfloat16(device) if wanted == "auto" else wanted == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
+
+
 def is_first_process() -> bool:
     """Whether this process is to write what all processes of a fit hold; True where there is one."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()

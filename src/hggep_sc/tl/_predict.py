@@ -246,7 +246,7 @@ def _checkpoints(
         "model": model.id,
         "mpp of the model": told(model, "mpp"),
         "reduction of the model": told(model, "reduction"),
-        "config": told(model, "config").to_dict() | {"feature_route": settings.feature_route},
+        "config": told(model, "config").to_dict() | settings.of_features(),
         "data": [sight_hash(section, embeddings, looks=told(model, "reads_image")) for section in sections],
         **how,
     }

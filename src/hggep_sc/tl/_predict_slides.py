@@ -312,7 +312,7 @@ def _identity(data: "Data | Path", model: Model, options: Mapping[str, Any]) -> 
         "model": model.id,
         "mpp": told(model, "mpp"),
         "reduction": told(model, "reduction"),
-        "config": told(model, "config").to_dict(),
+        "config": told(model, "config").to_dict() | settings.of_features(),
         "options": dict(options),
         "slide": content,
     }

@@ -258,7 +258,7 @@ def stores_of_features(
         "encoder": encoder.id,
         "fields of view": fields,
         "views": views,
-        "config": {name: getattr(config, name) for name in names} | {"feature_route": settings.feature_route},
+        "config": {name: getattr(config, name) for name in names} | settings.of_features(),
     }
     folder = checkpoint_dir / FEATURES
     if not resume:

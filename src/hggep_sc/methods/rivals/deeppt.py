@@ -21,7 +21,7 @@ from ...encoders.card import IMAGENET_MEAN, IMAGENET_STD
 from ...metrics import pearson
 from ...nn import Batch, Output
 from ...nn.resnet import DEPTHS, ResNet
-from ...runtime.device import mixed_precision
+from ...runtime.device import encoder_precision
 from ...training.data import SectionData
 from ...training.run import Run
 from .base import RivalConfig, n_features_of
@@ -163,7 +163,7 @@ class DeepPT(BySpot):
         """Return what the frozen backbone makes of a section's patches, float32 (n, 1, 1, n_features)."""
         network.to(run.devices.own).eval()
         found = np.empty((len(part.seen), 1, 1, network.n_features), dtype=np.float32)
-        with torch.no_grad(), mixed_precision(run.devices.own):
+        with torch.no_grad(), encoder_precision(run.devices.own):
             for start in range(0, len(found), config.batch_spots):
                 spots = slice(start, start + config.batch_spots)
                 patches = torch.from_numpy(np.ascontiguousarray(part.seen[spots])).to(run.devices.own)

@@ -1,10 +1,13 @@
 """Predictability: dots are the table's figures, coloured by its q."""
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from hggep_sc import pl
 
@@ -42,8 +45,21 @@ def test_dots_are_the_figures_and_colours_tell_which_pass(table) -> None:
 
 def test_genes_are_named_where_they_are(table) -> None:
     ax = pl.predictability(table, genes=["gene3", "gene30"])
-    assert [text.get_text() for text in ax.texts] == ["gene3", "gene30"]
-    np.testing.assert_allclose(ax.texts[1].xy, table.loc["gene30", ["ceiling_beyond_depth", "pcc_beyond_depth"]])
+    found = {text.get_text(): text.xy for text in ax.texts}
+    assert set(found) == {"gene3", "gene30"}
+    for gene, xy in found.items():
+        np.testing.assert_allclose(xy, table.loc[gene, ["ceiling_beyond_depth", "pcc_beyond_depth"]])
+
+
+@pytest.mark.parametrize("rows", [slice(15), slice(-16, -1)], ids=["lowest", "highest"])
+def test_names_of_genes_do_not_cover_each_other(table, within_figure, rows) -> None:
+    """Though their dots lie close together, at the bottom or the top."""
+    genes = table.sort_values("pcc_beyond_depth").index[rows]
+    ax = pl.predictability(table, genes=list(genes))
+    within_figure(ax.figure)
+    boxes = sorted((Text.get_window_extent(text) for text in ax.texts), key=lambda box: box.y0)  # without lines
+    assert len(boxes) == 15
+    assert all(above.y0 >= below.y1 - 1 for below, above in pairwise(boxes))
 
 
 def test_given_axes_are_used_and_a_new_figure_holds_everything(table, within_figure) -> None:

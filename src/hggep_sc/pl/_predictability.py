@@ -13,6 +13,7 @@ from ._tissue import MANY_SPOTS
 
 X, Y = "ceiling_beyond_depth", "pcc_beyond_depth"
 NEEDED = (X, Y, "q")
+LINE = 0.045  # height of a gene's name, of the axes
 
 
 def predictability(
@@ -69,14 +70,28 @@ def predictability(
     highest = 1.05 * float(np.nanmax(known[[X, Y]].to_numpy()))
     ax.plot([0, highest], [0, highest], color=ink(), linewidth=1, linestyle="--", zorder=0, label="noise ceiling")
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    for gene in named:
-        at = float(known[X][gene]), float(known[Y][gene])
-        ax.scatter(*at, s=22, facecolor="none", edgecolor=ink(), linewidth=1)
-        ax.annotate(gene, at, xytext=(4, 3), textcoords="offset points", fontsize="small")
     means = known[[X, Y]].mean()
     ax.set_title(f"mean PCC {means[Y]:.2f} of a mean ceiling of {means[X]:.2f}", fontsize="medium")
     ax.set(xlabel="noise ceiling beyond depth", ylabel="PCC of the held-out probe beyond depth")
     ax.set_xlim(left=0 if known[X].min() < 0.15 * highest else None)
     ax.legend(fontsize="small", frameon=False, loc="upper left", handletextpad=0.4)
     ax.spines[["top", "right"]].set_visible(False)
+    _name(ax, known.loc[named])
     return ax
+
+
+def _name(ax: Axes, genes: pd.DataFrame) -> None:
+    """Ring some dots, and write their names beside the axes, one below the other, with a line to each."""
+    genes = genes.sort_values(Y)
+    low, high = ax.get_ylim()
+    heights = (genes[Y].to_numpy() - low) / (high - low)
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + LINE)
+    for i in reversed(range(len(heights))):  # down again, where they would leave the axes
+        heights[i] = min(heights[i], heights[i + 1] - LINE if i + 1 < len(heights) else 1)
+    for (gene, row), height in zip(genes.iterrows(), heights, strict=True):
+        at = float(row[X]), float(row[Y])
+        ax.scatter(*at, s=22, facecolor="none", edgecolor=ink(), linewidth=1)
+        line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2.5}
+        beside: dict[str, Any] = {"xytext": (1.03, height), "textcoords": "axes fraction", "va": "center"}
+        ax.annotate(str(gene), at, arrowprops=line, fontsize="small", **beside)

@@ -1,16 +1,18 @@
-"""What each part of the default's network earns: the paper's Figure 4 on real sections, one part changed at a time.
+"""What each part of the default's networks earns: the paper's Figure 4 on real sections, one part changed at a time.
 
-One network is alone here, without the two others of its ensemble, cross-fitting and the linear path, which accuracy.py
+The networks are alone here, without the linear path and what is learnt from sections that are left out, which parts.py
 sets apart.
 
-    python benchmarks/ablation.py              # one seed, one core: fits of 85 minutes in all, 22 with --no-pixels
+    python benchmarks/ablation.py              # one seed
     python benchmarks/ablation.py --seeds 0 1 2
+    python benchmarks/ablation.py --pixels     # parts that look at pixels, about an hour on one core
 
 Leave one section out of B4, C2, C3, C4, C5 of her2st, as in accuracy.py. Parts that look at pixels (GEM, CBAM, a
-backbone that learns) cost a hundred times the rest on a CPU: they are compared at two fields of view and eight epochs,
-with a frozen encoder at the same.
+backbone that learns) are HGGEP's own encoder's, the ShuffleNet, and cost a hundred times the rest on a CPU: they are
+compared at two fields of view and eight epochs, with a frozen ShuffleNet at the same and one network.
 
-Needs HGGEP_SHARED. Finished folds are kept in `--store`; results/ablation.csv, .md and two .png are renewed at the end.
+Needs HGGEP_SHARED. Finished folds are kept in `--store`; results/ablation.csv, .md and .png are renewed at the end, or
+those of ablation_pixels.
 """
 
 import argparse
@@ -44,7 +46,8 @@ PARTS = {
     "no views": {"flips": False},
     "no shift": {"feature_shift": 0.0},
     "not standardised": {"standardize": False},
-    "plus conv5": {"stages": ("stage2", "stage3", "stage4", "conv5")},
+    "one network": {"ensemble": 1},
+    "three networks": {"ensemble": 3},
 }
 PIXELS = {
     "short": SHORT,
@@ -71,32 +74,34 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--store", type=Path, default=Path(__file__).parent / "folds", help="folder of finished folds")
-    parser.add_argument("--no-pixels", action="store_true", help="leave GEM, CBAM and the trained backbone out")
+    parser.add_argument(
+        "--pixels", action="store_true", help="GEM, CBAM and the trained backbone instead of the others"
+    )
     options, shared = parse(parser)
     matplotlib.use("Agg")
     sections, how = load("her2st", shared)
-    parts = PARTS if options.no_pixels else {**PARTS, **PIXELS}
+    if options.pixels:
+        name, parts, alone = "ablation_pixels", PIXELS, {"ensemble": 1, "cross_fit": False}
+        how["weights"] = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
+        said = "Mean per-gene PCC of one network on two fields of view, after eight epochs"
+    else:
+        name, parts, alone = "ablation", PARTS, {"cross_fit": False}
+        said = "Mean per-gene PCC of the networks, without the linear path"
     result = hggep.tl.cross_validate(
         sections,
-        methods={name: {"config": {**part, "ensemble": 1, "cross_fit": False}} for name, part in parts.items()},
+        methods={part: {"config": {**alone, **changed}} for part, changed in parts.items()},
         seeds=options.seeds,
-        weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
         path=options.store,
         device=options.device,
         **how,
     )
-    text = ["# What each part of the default's network earns", ""]
-    text += [f"Mean per-gene PCC of one network, without ensemble and linear path; seeds {options.seeds}.", ""]
-    text += [table(compared(result, list(PARTS)).rename_axis("part")), ""]
-    if not options.no_pixels:
-        text += ["Parts that look at pixels, at two fields of view and eight epochs:", ""]
-        text += [table(compared(result, list(PIXELS)).rename_axis("part")), ""]
-    (RESULTS / "ablation.md").write_text("\n".join(text))
-    result.folds.drop(columns=["training", "model"]).to_csv(RESULTS / "ablation.csv", index=False, float_format="%.5f")
-    for name, drawn in {"ablation": PARTS, "ablation_pixels": {} if options.no_pixels else PIXELS}.items():
-        if drawn:
-            ax = hggep.pl.ablation(result.table[result.table["method"].isin(drawn)], reference=next(iter(drawn)))
-            ax.figure.savefig(RESULTS / f"{name}.png", dpi=150, bbox_inches="tight")
+    shown = table(compared(result, list(parts)).rename_axis("part"))
+    title = "# What each part of the default's networks earns"
+    (RESULTS / f"{name}.md").write_text(f"{title}\n\n{said}; seeds {options.seeds}.\n\n{shown}\n")
+    folds = result.folds.drop(columns=["training", "model"])
+    folds.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.5f")
+    ax = hggep.pl.ablation(result.table, reference=next(iter(parts)))
+    ax.figure.savefig(RESULTS / f"{name}.png", dpi=150, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,8 @@ GENES = 300
 
 def agreement(training: dict, name: str, section: object) -> list[dict[str, object]]:
     """Compare chunks of several sizes with the whole section, as predicted by a network fitted to others."""
-    weights = SHARED / "weights" / "shufflenetv2_x0_5_trunk.pth"
     alone = {"cross_fit": False, "linear": False}  # the linear path does not know chunks
-    model = hggep.tl.fit(training, genes=GENES, weights=weights, config=alone, device="cpu", progress=False)
+    model = hggep.tl.fit(training, genes=GENES, config=alone, device="cpu", progress=False)
     (opened,) = open_sections(section)
     fields, device = fields_of_view(model.config, model.mpp, opened.mpp), torch.device("cpu")
     xy, n = opened.xy, len(opened.xy)

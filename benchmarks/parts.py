@@ -1,11 +1,12 @@
-"""The parts of `preset="default"` apart, by one fit of each fold: linear path, one network, three, and their sum.
+"""The parts of `preset="default"` apart, by one fit of each fold: linear path, a network, all networks, and their sum.
 
     python benchmarks/parts.py                        # her2st and mob, one seed
     python benchmarks/parts.py her2st --seeds 0 1 2
 
 Leave one section out, as in accuracy.py. A fold is fitted once, from images to the model, as a user fits it (nothing
 that is kept of another fit serves it), and the section that is left out is predicted by each part alone: by the linear
-path, by the first network, by all networks, and by all with their weights, which is the default.
+path, by each of the networks (the mean of whose scores is told), by all networks, and by all with their weights, which
+is the default.
 
 A section of the other data set, another tissue, is predicted too: that one should be warned of as unlike the training
 sections, the section that is left out should not.
@@ -21,30 +22,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
 
+import numpy as np
 import pandas as pd
 import torch
 from accuracy import DATA, RESULTS, load, made, made_by, parse, table
-from torch import nn
 
 import hggep_sc as hggep
 from hggep_sc.evaluation.section_scores import section_scores
 from hggep_sc.nn import Ensemble
 from hggep_sc.section import Section, open_sections
 
-PARTS = ["linear path", "one network", "three networks", "default"]
+PARTS = ["linear path", "one network", "all networks", "default"]
 KEYS = ["data", "fold", "seed"]
 UNLIKE = "unlike the training sections"  # what a warning of another tissue says
 
 
-def parts_of(model: "hggep.HGGEP") -> dict[str, "hggep.HGGEP"]:
-    """Return models that predict by some of this one's parts."""
+def parts_of(model: "hggep.HGGEP") -> dict[str, list["hggep.HGGEP"]]:
+    """Return models that predict by some of this one's parts; one for each network alone."""
     assert isinstance(model.network, Ensemble)
-    path, one, three = copy(model), copy(model), copy(model)
-    path.network, one.network = deepcopy(model.network), deepcopy(model.network)
+    path, networks = copy(model), copy(model)
+    path.network = deepcopy(model.network)
     path.network.scale_output(0.0)
-    one.network.networks = nn.ModuleList([one.network.networks[0]])
-    one.linear = three.linear = None
-    return dict(zip(PARTS, [path, one, three, model], strict=True))
+    networks.linear = None
+    ones = [copy(networks) for _ in model.network.networks]
+    for one, network, seen in zip(ones, model.network.networks, model.network.seen, strict=True):
+        one.network = Ensemble([deepcopy(network)], model.network.groups, [seen])
+        one.network.encoder = model.network.encoder
+    return dict(zip(PARTS, [[path], ones, [networks], [model]], strict=True))
 
 
 @contextmanager
@@ -61,10 +65,10 @@ def row_of(model: "hggep.HGGEP", section: Section, foreign: Section) -> dict[str
     """Mean PCC of each part on the section that was left out, and whether either section was warned of."""
     found: dict[str, object] = {}
     with heard() as messages:
-        for name, part in parts_of(model).items():
-            expression, _ = part.predict(section)
-            scores = section_scores(section.table, section.obs_rows, expression, model.genes, model.scale)
-            found[name] = scores["pcc"].mean()
+        for name, parts in parts_of(model).items():
+            predicted = [part.predict(section)[0] for part in parts]
+            told = [section_scores(section.table, section.obs_rows, x, model.genes, model.scale) for x in predicted]
+            found[name] = np.mean([scores["pcc"].mean() for scores in told])
     found["warned"] = any(UNLIKE in message for message in messages)
     with heard() as messages:
         model.predict(foreign)
@@ -108,13 +112,7 @@ def main() -> None:
             for fold in sections:
                 training = {name: section for name, section in sections.items() if name != fold}
                 started = time.perf_counter()
-                model = hggep.tl.fit(
-                    training,
-                    weights=shared / "weights" / "shufflenetv2_x0_5_trunk.pth",
-                    seed=seed,
-                    device=options.device,
-                    **how,
-                )
+                model = hggep.tl.fit(training, seed=seed, device=options.device, **how)
                 row = {
                     "data": data,
                     "fold": fold,

@@ -30,8 +30,7 @@ def main() -> None:
     test, rng = sections.pop(TEST), np.random.default_rng(options.seed)
     for section in sections.values():
         section.X = section.X[rng.permutation(section.n_obs)]
-    weights = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
-    model = hggep.tl.fit(sections, weights=weights, seed=options.seed, device=options.device, **how)
+    model = hggep.tl.fit(sections, seed=options.seed, device=options.device, **how)
     hggep.tl.predict(test, model, device=options.device)
     pcc = hggep.tl.evaluate(test).loc[model.genes, "pcc"]
     reliability = model.confidence.reliability

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
-from accuracy import RESULTS, load, parse, table
+from accuracy import RESULTS, TRUNK, load, parse, table
 
 import hggep_sc as hggep
 
@@ -82,7 +82,7 @@ def main() -> None:
     sections, how = load("her2st", shared)
     if options.pixels:
         name, parts, alone = "ablation_pixels", PIXELS, {"ensemble": 1, "cross_fit": False}
-        how["weights"] = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
+        how["weights"] = shared / TRUNK
         said = "Mean per-gene PCC of one network on two fields of view, after eight epochs"
     else:
         name, parts, alone = "ablation", PARTS, {"cross_fit": False}

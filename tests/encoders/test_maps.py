@@ -125,13 +125,14 @@ def test_convolutions_see_surroundings(section, monkeypatch):
     assert max(apart) < 1  # where cells of 32 px begin differs, too
 
 
+@pytest.mark.parametrize("size", [(2, 3, 96, 64), (1, 3, 448, 512)])  # which a CPU expands at once, and in parts
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
-def test_what_is_made_for_inference_gives_the_same(name):
+def test_what_is_made_for_inference_gives_the_same(name, size):
     encoder = encoders.load(name)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     fast = encoder.for_inference()
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
-    pixels = torch.randint(256, (2, 3, 96, 64), generator=torch.Generator().manual_seed(0)).float()
+    pixels = torch.randint(256, size, generator=torch.Generator().manual_seed(0)).float()
     with torch.no_grad():
         for expected, found in zip(encoder.maps(pixels), fast.maps(pixels), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max())

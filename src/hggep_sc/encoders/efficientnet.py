@@ -3,9 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..nn import folded
+
+CACHE = 2**23  # bytes of expanded maps, above which a CPU computes this many channels of them at once
+CHANNELS = 16
+ALL = slice(None)
 
 
 def resolutions(network: Any, pixels: Tensor) -> list[Tensor]:
@@ -53,16 +59,26 @@ class FoldedBlock(nn.Module):
         super().__init__()
         told = block._block_args
         self.adds = told.id_skip and told.stride == 1 and told.input_filters == told.output_filters
-        expansion = (block._expand_conv, block._bn0) if told.expand_ratio != 1 else None
-        pairs = [*([expansion] if expansion else []), (block._depthwise_conv, block._bn1)]
-        self.convolutions = nn.Sequential(
-            *(FoldedConvolution(conv, norm, activated=True) for conv, norm in pairs),
-            FoldedConvolution(block._project_conv, block._bn2, activated=False),
-        )
+        expands = told.expand_ratio != 1
+        self.expansion = FoldedConvolution(block._expand_conv, block._bn0, activated=True) if expands else None
+        self.depthwise = FoldedConvolution(block._depthwise_conv, block._bn1, activated=True)
+        self.projection = FoldedConvolution(block._project_conv, block._bn2, activated=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        found = self.convolutions(maps)
+        found = self.projection(self.depthwise(maps) if self.expansion is None else self._expanded(maps))
         return found.add_(maps) if self.adds else found
+
+    def _expanded(self, maps: Tensor) -> Tensor:
+        """Expand and convolve some channels at a time, where all of them would not fit a CPU's cache."""
+        assert self.expansion is not None
+        n = len(self.expansion.weight)
+        large = maps.device.type == "cpu" and maps[:, :1].numel() * n * maps.element_size() > CACHE
+        at_once = CHANNELS if large else n
+        parts = [
+            self.depthwise(self.expansion(maps, some), some)
+            for some in (slice(start, start + at_once) for start in range(0, n, at_once))
+        ]
+        return torch.cat(parts, dim=1) if large else parts[0]
 
 
 class FoldedConvolution(nn.Module):
@@ -70,17 +86,18 @@ class FoldedConvolution(nn.Module):
 
     def __init__(self, conv: Any, norm: nn.BatchNorm2d, *, activated: bool) -> None:
         super().__init__()
-        fused = fuse_conv_bn_eval(conv, norm)
+        one = folded(conv, norm)
         left, right, top, bottom = getattr(conv.static_padding, "padding", (0, 0, 0, 0))
         # where less is padded above and left, zeros in the kernel are in its place: a padded copy takes longer
-        weight = F.pad(fused.weight, (right - left, 0, bottom - top, 0))
-        height, width = weight.shape[2:]
-        how = {"stride": conv.stride, "padding": (bottom, right), "groups": conv.groups}
-        self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, (height, width), **how)
-        self.conv.weight, self.conv.bias = nn.Parameter(weight), fused.bias
+        self.weight = nn.Parameter(F.pad(one.weight, (right - left, 0, bottom - top, 0)), requires_grad=False)
+        assert one.bias is not None  # it holds the normalisation's
+        self.bias = one.bias
+        self.how = {"stride": one.stride, "padding": (bottom, right), "dilation": one.dilation}
+        self.depthwise = one.groups > 1
         self.activated = activated
-        self.requires_grad_(False)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        found = self.conv(maps)
+    def forward(self, maps: Tensor, channels: slice = ALL) -> Tensor:
+        """(N, C_in, H, W) to some of the channels (N, C, H', W'); of a depthwise one `maps` holds these alone."""
+        weight, bias = self.weight[channels], self.bias[channels]
+        found = F.conv2d(maps, weight, bias, groups=len(weight) if self.depthwise else 1, **self.how)
         return found.clamp_(0, 6) if self.activated else found

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from .encoder import STAGES, Encoder, ModuleEncoder, ShuffleNetEncoder, Sight, averaged_maps, state_hash
 from .ensemble import Ensemble, averaged
+from .folding import folded
 from .hggep import OUTLIER, HGGEPNetwork
 from .interface import Batch, CountParameters, Output, average_views
 from .published import PublishedNetwork
@@ -27,6 +28,7 @@ __all__ = [
     "average_views",
     "averaged",
     "averaged_maps",
+    "folded",
     "shufflenet_encoder",
     "state_hash",
 ]

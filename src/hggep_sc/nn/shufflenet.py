@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .folding import folded
 
 STEM, CHANNELS, REPEATS, LAST = 24, (48, 96, 192), (4, 8, 4), 1024
 
@@ -89,9 +90,9 @@ class FoldedBranch:
         modules = list(branch)
         for conv, norm, after in zip(modules, modules[1:], [*modules[2:], None], strict=False):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                fused = fuse_conv_bn_eval(conv, norm).requires_grad_(False)
-                weight = fused.weight.contiguous(memory_format=memory_format)
-                how = weight, fused.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+                one = folded(conv, norm)
+                weight = one.weight.contiguous(memory_format=memory_format)
+                how = weight, one.bias, one.stride, one.padding, one.dilation, one.groups
                 self.steps.append((how, isinstance(after, nn.ReLU)))
 
     def __call__(self, x: Tensor) -> Tensor:

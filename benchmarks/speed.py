@@ -5,9 +5,9 @@
 
 One section of 180 spots, 785 genes, patches in memory, random weights. A step is forward, backward and update, as
 Lightning runs it, less the transfer to the device, clipping and augmentation; of `default` it is one of each of its
-three networks, on crops of 176 px. `published` sees every patch six times (five
-augmented views); `default` looks at features that its frozen encoder computed once, which is the third row: it is
-spread over all epochs of a fit. The floor is the arithmetic of the step (its multiplications and additions, counted) at
+five networks. `published` sees every patch six times (five augmented views); `default` looks at features that its
+frozen encoder, EfficientNet-Lite0, computed once of crops with their surroundings, which is the third row: it is spread
+over all epochs of a fit. The floor is the arithmetic of the step (its multiplications and additions, counted) at
 the rate of a large matrix product in the same precision on the same device; no schedule of the same arithmetic can be
 faster. Writes results/speed.csv and .md beside this file; rows of another device stay.
 """
@@ -25,13 +25,13 @@ from accuracy import RESULTS, made, made_by, table
 from torch.utils.flop_counter import FlopCounterMode
 
 import hggep_sc as hggep
+from hggep_sc.encoders import load
 from hggep_sc.features.describe import PLAIN, TURNS, View
-from hggep_sc.features.encoders import make_encoder
-from hggep_sc.features.slide import SIGHT, in_view
+from hggep_sc.features.slide import in_view
 from hggep_sc.features.windows import middle
 from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, average_views, averaged
 from hggep_sc.nn.ensemble import networks_for, seen_by_each
-from hggep_sc.runtime.device import mixed_precision
+from hggep_sc.runtime.device import encoder_precision, mixed_precision
 
 SPOTS, GENES, PATCH = 180, 785, 112
 GIB = 2**30
@@ -125,9 +125,11 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     rows["prediction", "published"] = measured(predict_published, device, 20 if on_gpu else 3)
 
     config = hggep.Config()
-    encoder = make_encoder("shufflenet", config, None).to(device).eval()
+    encoder = load("efficientnet_lite0").to(device).eval()
     fields = moved(section_batch(len(config.fields_px), generator), device)
-    n_fields, side = len(config.fields_px), PATCH + 2 * SIGHT.surroundings
+    sight = encoder.sight
+    assert sight is not None  # of a convolutional network
+    n_fields, side = len(config.fields_px), sight.stride * -(-(PATCH + 2 * sight.surroundings) // sight.stride)
     crops = torch.randint(0, 256, (SPOTS * n_fields, 3, side, side), dtype=torch.uint8, generator=generator).to(device)
     fast = encoder.for_inference()
 
@@ -135,7 +137,7 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     def encode(views: tuple[View, ...] = PLAIN) -> torch.Tensor:
         found = []
         for crop in crops.split(1024 if on_gpu else 8):
-            with mixed_precision(device):
+            with encoder_precision(device):
                 maps = [in_view(fast.maps, view)(crop) for view in views]
             found.append(torch.stack([torch.cat([middle(m, PATCH / side) for m in of_view], 1) for of_view in maps], 1))
         return torch.cat(found).unflatten(0, (SPOTS, n_fields)).transpose(1, 2)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from accuracy import DATA, RESULTS, load, made, made_by, parse, table
+from accuracy import DATA, RESULTS, TRUNK, load, made, made_by, parse, table
 
 import hggep_sc as hggep
 from hggep_sc.evaluation.section_scores import section_scores
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     _, shared = parse(parser)
     logging.basicConfig(level=logging.WARNING)
-    weights = shared / "weights" / "shufflenetv2_x0_5_trunk.pth"
+    weights = shared / TRUNK
     sections = {section.name: section for section in open_sections(load("her2st", shared)[0])}
     features_once()
     rows, repeats = [], []

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from accuracy import RESULTS, load, made, made_by, parse, table
+from accuracy import RESULTS, TRUNK, load, made, made_by, parse, table
 
 import hggep_sc as hggep
 from hggep_sc.config import Config
@@ -69,7 +69,7 @@ def main() -> None:
         counts = section.counts(how["genes"]).toarray()
         seen = counts.sum(axis=1) > 0
         targets.append((seen, np.log1p(1e4 * counts[seen] / counts[seen].sum(axis=1, keepdims=True))))
-    encoder = make_encoder("shufflenet", CONFIG, shared / "weights" / "shufflenetv2_x0_5_trunk.pth")
+    encoder = make_encoder("shufflenet", CONFIG, shared / TRUNK)
     assert isinstance(encoder, Encoder)
     encoder.eval()
     mpp, rows = model_mpp(sections), []

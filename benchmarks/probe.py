@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from accuracy import RESULTS, load, made, made_by, parse, table
+from accuracy import RESULTS, TRUNK, load, made, made_by, parse, table
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import scale
 
@@ -69,7 +69,7 @@ def main() -> None:
     _, shared = parse(parser)
     data, how = load("her2st", shared)
     sections, config = open_sections(data), BaselineConfig(normalize="panel")
-    trunk = Trunk.pretrained(shared / "weights" / "shufflenetv2_x0_5_trunk.pth", 0)
+    trunk = Trunk.pretrained(shared / TRUNK, 0)
     expression, X, Y = ExpressionScale("panel"), [], []
     for section in sections:
         counts = section.counts(how["genes"])

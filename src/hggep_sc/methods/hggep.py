@@ -1,9 +1,8 @@
 """HGGEP, the model that users hold: configuration, network, genes and expression scale in one object."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -44,19 +43,19 @@ from ..section import Section, require_counts, require_plausible, spot_spacing
 from ..section.expression import ExpressionScale
 from ..section.fingerprint import Fingerprint
 from ..storage.checkpoint import Checkpoint, Parts
-from ..storage.models import load_model, save_model, stored_scale
+from ..storage.models import identity
 from ..training.checkpoint import folder_of_fit
 from ..training.devices import Devices, Strategy
 from ..training.fit import train
 from ..training.run import Run
 from ..training.split import held_out_spots
-from .card import model_card
 from .encoder import encoder_entry
+from .fitted import FittedModel, known_of_fit
 from .genes import NAMED, GenesBy, training_genes
 from .networks import Network, filled, published, stored_state
 
 
-class HGGEP:
+class HGGEP(FittedModel):
     """A trained predictor of gene expression from H&E patches; made by `hggep_sc.tl.fit` or `HGGEP.load`.
 
     Attributes
@@ -148,12 +147,8 @@ class HGGEP:
     @cached_property
     def id(self) -> str:
         """Name of this trained model: a hash of its genes and weights."""
-        digest = hashlib.sha256("\n".join(self.genes).encode())
         linear = {} if self.linear is None else self.linear.tensors()
-        for name, tensor in sorted(self.network.state_dict().items()) + sorted(linear.items()):
-            raw = tensor.cpu().flatten().view(torch.uint8)  # also of types that NumPy lacks
-            digest.update(name.encode() + raw.numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return identity("\n".join(self.genes), self.network.state_dict(), linear)
 
     def __repr__(self) -> str:
         config = self.config
@@ -456,53 +451,23 @@ class HGGEP:
         )
         return Described(seen, None)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a folder: the network as safetensors, everything else as JSON.
-
-        An encoder of your own (`tl.fit(encoder=module)`) is not written: `load` wants it again.
-        The manifest is replaced last and in one step, so that an interruption leaves the earlier model whole.
-
-        Parameters
-        ----------
-        path
-            Folder to write; made if it does not exist.
-        overwrite
-            Replace the model in the folder.
-
-        Raises
-        ------
-        FileExistsError
-            If something is there already, unless `overwrite`; always, if it is not a model.
-        """
+    def _kept(self) -> tuple[dict[str, Any], dict[str, Mapping[str, torch.Tensor]]]:
+        entries: dict[str, Any] = {
+            "seen": self.network.seen if isinstance(self.network, Ensemble) else None,
+            "encoder": encoder_entry(self.encoder, getattr(self.network, "groups", None), self.config.patch_size),
+            "scale": asdict(self.scale),
+            "history": self.history.to_dict("records"),
+        }
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_state(self.network).items()}
-        save_model(
-            path,
-            method=self.method,
-            model_id=self.id,
-            content={
-                "config": self.config.to_dict(),
-                "seen": self.network.seen if isinstance(self.network, Ensemble) else None,
-                "encoder": encoder_entry(self.encoder, getattr(self.network, "groups", None), self.config.patch_size),
-                "scale": asdict(self.scale),
-                "mpp": self.mpp,
-                "reduction": self.reduction,
-                "spacing_um": self.spacing_um,
-                "seed": self.seed,
-                "genes": self.genes,
-                "genes_by": self.genes_by,
-                "training_sections": self.fingerprint.sections,
-                "library_genes": self.fingerprint.library_genes,
-                "history": self.history.to_dict("records"),
-            },
-            tensors={
-                "network": state,
-                "training": self.fingerprint.tensors(),
-                **({} if self.linear is None else {"linear": self.linear.tensors()}),
-                **({} if self.confidence is None else {"confidence": self.confidence.tensors()}),
-            },
-            card=model_card(self, self.encoder),
-            overwrite=overwrite,
-        )
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {"network": state}
+        for name, part in {"linear": self.linear, "confidence": self.confidence}.items():
+            if part is not None:
+                tensors[name] = part.tensors()
+        return entries, tensors
+
+    @property
+    def _sees_through(self) -> Eye | None:
+        return self.encoder
 
     @classmethod
     def load(cls, path: str | Path, *, encoder: nn.Module | str | Path | None = None, device: str = "auto") -> Self:
@@ -530,7 +495,7 @@ class HGGEP:
             If the model wants an encoder that was not given, is another, or computes something else.
         """
         target = resolve_device(device)
-        model = load_model(path, method=cls.method, rebuild=partial(cls._rebuild, given=encoder))
+        model = super().load(path, encoder=encoder)
         model.network.to(target)
         return model
 
@@ -548,17 +513,11 @@ class HGGEP:
             filled(config, len(genes), tensors["network"], entry, given, content.get("seen")),
             config,
             genes,
-            mpp=content["mpp"],
-            fingerprint=Fingerprint.from_tensors(
-                content["training_sections"], tensors["training"], library_genes=content["library_genes"]
-            ),
             history=content["history"],
-            seed=content["seed"],
-            genes_by=content.get("genes_by"),
             embeddings=entry["key"] if entry is not None and entry["kind"] == "obsm" else None,
             linear=LinearPath.from_tensors(tensors["linear"]) if "linear" in tensors else None,
             confidence=Confidence.from_tensors(tensors["confidence"]) if "confidence" in tensors else None,
-            **stored_scale(content),
+            **known_of_fit(content, tensors),
         )
 
     @classmethod

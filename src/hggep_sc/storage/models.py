@@ -162,6 +162,16 @@ def load_model(
             raise ModelError(f"the model in {path} is damaged: {_reason(error)}") from error
 
 
+def identity(text: str, *tensors: Mapping[str, Tensor]) -> str:
+    """Return the id of a model: a hash of its genes, what else tells it from others, and its tensors by name."""
+    digest = hashlib.sha256(text.encode())
+    for entries in tensors:
+        for name, tensor in sorted(entries.items()):
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # also of types that NumPy lacks
+            digest.update(name.encode() + raw.numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 def folder_of(path: str | Path) -> Path:
     """Return the folder of a model, downloaded where it is on the hub.
 

@@ -1,9 +1,8 @@
 """Baseline: what all of them share; a method learns from features and centred targets, and responds to features."""
 
-import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,17 +32,17 @@ from ...section import Section, require_counts
 from ...section.expression import ExpressionScale
 from ...section.fingerprint import Fingerprint
 from ...storage.checkpoint import Checkpoint, Parts
-from ...storage.models import load_model, save_model, stored_scale
+from ...storage.models import identity
 from ...training.data import counts_to_learn
 from ...training.selection import Training
-from ..card import model_card
 from ..encoder import encoder_entry, required_encoder
+from ..fitted import FittedModel, known_of_fit
 from ..genes import GenesBy, training_genes
 from .config import BaselineConfig
 from .trunk import Trunk
 
 
-class Baseline(ABC):
+class Baseline(FittedModel):
     """A predictor without training by gradient; made by `hggep_sc.tl.fit(method=...)` or `load`.
 
     The prediction is `gene_mean`, the mean over the training sections of their mean expression, plus what the
@@ -145,13 +144,8 @@ class Baseline(ABC):
     @cached_property
     def id(self) -> str:
         """Name of this fitted model: a hash of its genes and of what was learnt."""
-        digest = hashlib.sha256("\n".join([self.method, *self.genes]).encode())
-        if self.encoder is not None:
-            digest.update(self.encoder.id.encode())
-        for tensors in (self._array_tensors(), self._trunk_state()):
-            for name, tensor in sorted(tensors.items()):
-                digest.update(name.encode() + tensor.numpy().tobytes())
-        return digest.hexdigest()[:12]
+        seen_by = "" if self.encoder is None else self.encoder.id
+        return identity("\n".join([self.method, *self.genes]) + seen_by, self._array_tensors(), self._trunk_state())
 
     def __repr__(self) -> str:
         shapes = ", ".join(
@@ -352,78 +346,17 @@ class Baseline(ABC):
         )
         return linear_features(described) if cls.within_section else plain_features(described)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a folder; see `HGGEP.save`.
+    def _kept(self) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+        """See `FittedModel`; the trunk's weights are kept too, so that prediction needs no download."""
+        entries: dict[str, Any] = {}
+        if self.encoder is not None:
+            entries["encoder"] = encoder_entry(self.encoder, [self.n_features], self.config.patch_size)
+        network = {} if self.trunk is None else {"network": self._trunk_state()}
+        return entries, {"arrays": self._array_tensors(), **network}
 
-        The trunk's weights are saved too, so that prediction needs no download. An encoder of your own is not: `load`
-        wants it again.
-
-        Parameters
-        ----------
-        path
-            Folder to write; made if it does not exist.
-        overwrite
-            Replace the model in the folder.
-
-        Raises
-        ------
-        FileExistsError
-            If something is there already, unless `overwrite`; always, if it is not a model.
-        """
-        save_model(
-            path,
-            method=self.method,
-            model_id=self.id,
-            content={
-                "config": self.config.to_dict(),
-                **(
-                    {}
-                    if self.encoder is None
-                    else {"encoder": encoder_entry(self.encoder, [self.n_features], self.config.patch_size)}
-                ),
-                "mpp": self.mpp,
-                "reduction": self.reduction,
-                "spacing_um": self.spacing_um,
-                "seed": self.seed,
-                "genes": self.genes,
-                "genes_by": self.genes_by,
-                "training_sections": self.fingerprint.sections,
-                "library_genes": self.fingerprint.library_genes,
-            },
-            tensors={
-                "arrays": self._array_tensors(),
-                "training": self.fingerprint.tensors(),
-                **({"network": self._trunk_state()} if self.trunk is not None else {}),
-            },
-            card=model_card(self, self.encoder or self.trunk),
-            overwrite=overwrite,
-        )
-
-    @classmethod
-    def load(cls, path: str | Path, *, encoder: nn.Module | str | Path | None = None) -> Self:
-        """Read a model that `save` wrote.
-
-        Parameters
-        ----------
-        path
-            The folder, or "hf://owner/name@revision", as in `HGGEP.load`.
-        encoder
-            As in `HGGEP.load`.
-
-        Returns
-        -------
-        The model, as it was saved.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such folder.
-        ModelError
-            If the folder is not a model of this class, is damaged, or was written by another version.
-        ValueError
-            If the model wants an encoder that was not given, or is another.
-        """
-        return load_model(path, method=cls.method, rebuild=partial(cls._rebuild, given=encoder))
+    @property
+    def _sees_through(self) -> "Eye | Trunk | None":
+        return self.encoder or self.trunk
 
     @classmethod
     def _rebuild(
@@ -440,14 +373,8 @@ class Baseline(ABC):
             content["genes"],
             {name: tensor.numpy() for name, tensor in tensors["arrays"].items()},
             trunk=Trunk.of_state(tensors["network"]) if "network" in tensors else None,
-            mpp=content["mpp"],
-            fingerprint=Fingerprint.from_tensors(
-                content["training_sections"], tensors["training"], library_genes=content["library_genes"]
-            ),
-            seed=content["seed"],
             encoder=ObsmEncoder(entry["key"]) if "key" in entry else found,
-            **stored_scale(content),
-            genes_by=content.get("genes_by"),
+            **known_of_fit(content, tensors),
         )
 
     def _array_tensors(self) -> dict[str, Tensor]:

@@ -1,8 +1,7 @@
 """What the published rivals share: reading, training, prediction and storage; each adds its network and settings."""
 
-import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from ...section import Section, require_counts, require_plausible
 from ...section.expression import ExpressionScale
 from ...section.fingerprint import Fingerprint
 from ...storage.checkpoint import Checkpoint, Parts
-from ...storage.models import load_model, save_model, stored_scale
+from ...storage.models import identity
 from ...training.checkpoint import checkpoint_to_resume, folder_of_fit, identity_of, last_checkpoint
 from ...training.data import SectionData, section_data
 from ...training.devices import Devices
@@ -49,8 +48,8 @@ from ...training.loop import Chunks, EpochOrder, run_plan
 from ...training.plan import History, SeededPlan
 from ...training.read import held_patches
 from ...training.run import Run
-from ..card import model_card
 from ..encoder import encoder_entry, required_encoder
+from ..fitted import FittedModel, known_of_fit
 from ..genes import NAMED, GenesBy, training_genes
 
 CHECKED: dict[Any, Callable[[str, Any], Any]] = {bool: flag, int: whole, float: partial(number, least=0)}
@@ -151,7 +150,7 @@ class RivalPlan(SeededPlan):
         return self.network.loss(batch, self.randomness(step))  # type: ignore[operator]  # a RivalNetwork
 
 
-class Rival(ABC):
+class Rival(FittedModel):
     """A published predictor, as its paper and code specify it; made by `hggep_sc.tl.fit(method=...)` or `load`.
 
     Attributes
@@ -541,13 +540,8 @@ class Rival(ABC):
     @cached_property
     def id(self) -> str:
         """Name of this trained model: a hash of its genes and of what was learnt."""
-        digest = hashlib.sha256("\n".join([self.method, *self.genes]).encode())
-        if self.encoder is not None:
-            digest.update(self.encoder.id.encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # also of types that NumPy lacks
-            digest.update(name.encode() + raw.numpy().tobytes())
-        return digest.hexdigest()[:12]
+        seen_by = "" if self.encoder is None else self.encoder.id
+        return identity("\n".join([self.method, *self.genes]) + seen_by, self.network.state_dict())
 
     def __repr__(self) -> str:
         n_parameters = sum(parameter.numel() for parameter in self.network.parameters())
@@ -558,71 +552,16 @@ class Rival(ABC):
             f"    trained on: {sections}; {len(self.history)} epochs, seed {self.seed}"
         )
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a folder; see `HGGEP.save`.
+    def _kept(self) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+        entries: dict[str, Any] = {"history": self.history.to_dict("records")}
+        if self.encoder is not None:
+            entries["encoder"] = encoder_entry(self.encoder, [self.network.n_features], self.config.patch_size)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        return entries, {"network": state}
 
-        An encoder that was given in place of its own is not written: `load` wants it again, or its weights.
-
-        Parameters
-        ----------
-        path
-            Folder to write; made if it does not exist.
-        overwrite
-            Replace the model in the folder.
-
-        Raises
-        ------
-        FileExistsError
-            If something is there already, unless `overwrite`; always, if it is not a model.
-        """
-        config, given, state = self.config, self.encoder, self.network.state_dict()
-        entry = None if given is None else encoder_entry(given, [self.network.n_features], config.patch_size)
-        save_model(
-            path,
-            method=self.method,
-            model_id=self.id,
-            content={
-                "config": config.to_dict(),
-                **({} if entry is None else {"encoder": entry}),
-                "mpp": self.mpp,
-                "reduction": self.reduction,
-                "spacing_um": self.spacing_um,
-                "seed": self.seed,
-                "genes": self.genes,
-                "genes_by": self.genes_by,
-                "training_sections": self.fingerprint.sections,
-                "library_genes": self.fingerprint.library_genes,
-                "history": self.history.to_dict("records"),
-            },
-            tensors={
-                "network": {name: value.detach().cpu().contiguous() for name, value in state.items()},
-                "training": self.fingerprint.tensors(),
-            },
-            card=model_card(self, self.encoder),
-            overwrite=overwrite,
-        )
-
-    @classmethod
-    def load(cls, path: str | Path, *, encoder: nn.Module | str | Path | None = None) -> Self:
-        """Read a model that `save` wrote.
-
-        Parameters
-        ----------
-        path
-            The folder, or "hf://owner/name@revision", as in `HGGEP.load`.
-        encoder
-            As in `HGGEP.load`.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such folder.
-        ModelError
-            If the folder is not a model of this class, is damaged, or was written by another version.
-        ValueError
-            If the model wants an encoder that was not given, or is another.
-        """
-        return load_model(path, method=cls.method, rebuild=partial(cls._rebuild, given=encoder))
+    @property
+    def _sees_through(self) -> Eye | None:
+        return self.encoder
 
     @classmethod
     def _rebuild(
@@ -641,15 +580,9 @@ class Rival(ABC):
             cls.filled(config, len(genes), n_features, tensors["network"]),
             config,
             genes,
-            mpp=content["mpp"],
-            fingerprint=Fingerprint.from_tensors(
-                content["training_sections"], tensors["training"], library_genes=content["library_genes"]
-            ),
             history=content["history"],
-            seed=content["seed"],
-            genes_by=content["genes_by"],
             encoder=eye,
-            **stored_scale(content),
+            **known_of_fit(content, tensors),
         )
 
     @classmethod

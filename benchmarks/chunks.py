@@ -147,7 +147,7 @@ def report(compared: pd.DataFrame, grown: pd.DataFrame) -> str:
             "",
             *markdown(compared),
             "",
-            f"Pearson's r of chunks with the whole section, per gene over spots, of {GENES} genes; the network of the "
+            f"Pearson's r of chunks with the whole section, per gene over spots, of {GENES} genes; the networks of the "
             "default alone, fitted to the other sections of the tissue (C2, C3, C4; MOB1, MOB2). Spots of the dense "
             f"section lie {DENSE_UM:.0f} um apart over the image of B4. Without a halo a "
             "chunk is predicted by itself; with one, at most half of its spots are, and `decoded_per_spot` is what "

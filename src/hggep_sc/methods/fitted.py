@@ -109,6 +109,10 @@ class FittedModel(ABC):
             The module that the model was fitted with (`tl.fit(encoder=module)`), with the same weights. For a model
             that was fitted with one known by name: the file or folder of its weights, or None where they are to be had.
 
+        Returns
+        -------
+        The model, as it was saved.
+
         Raises
         ------
         FileNotFoundError

@@ -485,6 +485,10 @@ class HGGEP(FittedModel):
         device
             "auto", "cpu", "cuda", "cuda:1", "mps".
 
+        Returns
+        -------
+        The model, as it was saved.
+
         Raises
         ------
         FileNotFoundError

@@ -294,7 +294,8 @@ def test_squidpy(own, trained):
     plt.close("all")
 
 
-def test_sharing(trained):
+def test_sharing(trained, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     trained.save("her2.hggep")
     assert run("docs/sharing.md", hggep=hggep)["model"].id == trained.id
 

@@ -94,6 +94,13 @@ def weights_of(method: dict, shared: Path) -> str | Path:
     return shared / TRUNK if method.get("encoder") == "shufflenet" else "pretrained"
 
 
+def trunk_by_name(shared: Path) -> TemporaryDirectory:
+    """Return a folder that holds the trunk, called as its encoder is, for encoders side by side."""
+    folder = TemporaryDirectory()
+    (Path(folder.name) / "shufflenet.pth").symlink_to((shared / TRUNK).resolve())
+    return folder
+
+
 def rows_of(data: str, result: "hggep.CrossValidation") -> pd.DataFrame:
     """One row per fold, method and seed: means over genes, times, device, versions, and the error where it failed."""
     means = result.table.pivot_table(index=KEYS[1:], columns="metric", values="value", aggfunc="mean", dropna=False)
@@ -205,8 +212,7 @@ def main() -> None:
     if left_out:
         print(f"no GPU: {', '.join(left_out)} are left out")
     RESULTS.mkdir(exist_ok=True)
-    csv, weights = RESULTS / "accuracy.csv", TemporaryDirectory()
-    (Path(weights.name) / "shufflenet.pth").symlink_to((shared / TRUNK).resolve())  # called as encoders are
+    csv, weights = RESULTS / "accuracy.csv", trunk_by_name(shared)
     for data in options.data or DATA:
         sections, how = load(data, shared)
         chosen = [name for name in METHODS if name in (options.methods or METHODS) and name not in left_out]

@@ -3,8 +3,8 @@
     python benchmarks/encoders.py
 
 The five sections of her2st that accuracy.py leaves out in turn are described once, as they lie, at four fields of view,
-each encoder in a process of its own: seconds, and the most memory that the process held, Python,
-libraries and images with it. What fits and predictions take on these features is in results/accuracy.md.
+each encoder in a process of its own: seconds, and the most memory that the process held, Python, libraries and images
+with it. What fits and predictions take on these features is in results/accuracy.md.
 
 Needs HGGEP_SHARED. Writes results/encoders.csv and .md beside this file.
 """
@@ -15,11 +15,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
-from accuracy import RESULTS, THREE, TRUNK, TWO, load, made, made_by, parse, table
+from accuracy import RESULTS, THREE, TRUNK, TWO, load, made, made_by, parse, table, trunk_by_name
 
 from hggep_sc.config import Config
 from hggep_sc.features.encoders import make_encoder
@@ -35,11 +34,8 @@ def one(name: str, shared: Path) -> dict[str, object]:
     sections, _ = load("her2st", shared)
     opened, config = open_sections(sections), Config()
     mpp = model_mpp(opened)
-    with TemporaryDirectory() as folder:
-        trunk = Path(folder) / "shufflenet.pth"  # called as encoders are
-        trunk.symlink_to((shared / TRUNK).resolve())
-        weights = trunk if name == "shufflenet" else folder if "shufflenet" in name else "pretrained"
-        encoder = make_encoder(name, config, weights)
+    with trunk_by_name(shared) as folder:
+        encoder = make_encoder(name, config, {"shufflenet": shared / TRUNK, THREE: folder}.get(name, "pretrained"))
     started = time.perf_counter()
     for section in opened:
         fields = fields_of_view(config, mpp, section.mpp)

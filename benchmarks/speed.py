@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hggep_sc as hggep
 from hggep_sc.encoders import load
 from hggep_sc.features.describe import PLAIN, TURNS, View
-from hggep_sc.features.slide import in_view
+from hggep_sc.features.slide import in_view, side_of_crop
 from hggep_sc.features.windows import middle
 from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, average_views, averaged
 from hggep_sc.nn.ensemble import networks_for, seen_by_each
@@ -129,7 +129,7 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     fields = moved(section_batch(len(config.fields_px), generator), device)
     sight = encoder.sight
     assert sight is not None  # of a convolutional network
-    n_fields, side = len(config.fields_px), sight.stride * -(-(PATCH + 2 * sight.surroundings) // sight.stride)
+    n_fields, side = len(config.fields_px), side_of_crop(PATCH, sight)
     crops = torch.randint(0, 256, (SPOTS * n_fields, 3, side, side), dtype=torch.uint8, generator=generator).to(device)
     fast = encoder.for_inference()
 

@@ -123,7 +123,8 @@ def tiles_under(centres: np.ndarray, size: int, sight: Sight) -> tuple[np.ndarra
     return start + found * side, side
 
 
-def _side_of_crop(size: int, sight: Sight) -> int:
+def side_of_crop(size: int, sight: Sight) -> int:
+    """Return the side of the square that a window is encoded in as a crop, px of the scale."""
     if sight.native is not None:
         return sight.native
     return sight.stride * -(-(size + 2 * sight.surroundings) // sight.stride)
@@ -134,7 +135,7 @@ def costs(centres: np.ndarray, size: int, sight: Sight = SIGHT) -> dict[str, int
     corners, side = tiles_under(centres, size, sight)
     return {
         "maps": len(corners) * (side + 2 * sight.surroundings) ** 2,
-        "crops": len(centres) * _side_of_crop(size, sight) ** 2,
+        "crops": len(centres) * side_of_crop(size, sight) ** 2,
     }
 
 
@@ -149,7 +150,7 @@ def _way(centres: np.ndarray, size: int, sight: Sight) -> str:
 def _squares(centres: np.ndarray, size: int, scale: int, way: str, batch: int, sight: Sight) -> Iterator[Squares]:
     """Yield what is to be encoded at one scale; `centres` in px of it."""
     if way == "crops":
-        side = _side_of_crop(size, sight)
+        side = side_of_crop(size, sight)
         for start in range(0, len(centres), batch):
             spots = np.arange(start, min(start + batch, len(centres)))
             yield Squares(scale, spots, centres[spots], side, None)
@@ -201,7 +202,7 @@ def describe_windows(
     if sight.native not in (None, size):
         raise ValueError(f"config.patch_size={size}: this encoder takes patches of {sight.native} px and no other")
     steps = [field / size for field in fields]
-    batch = batch_size if device.type != "cpu" else max(PIXELS // _side_of_crop(size, sight) ** 2, 1)
+    batch = batch_size if device.type != "cpu" else max(PIXELS // side_of_crop(size, sight) ** 2, 1)
     ways = [[_way(xy / step, size, sight) for step in steps] for xy in parts]
     work = [
         [

@@ -102,12 +102,9 @@ class FittedModel(ABC):
         Parameters
         ----------
         path
-            The folder; or a model on the Hugging Face hub, "hf://owner/name@revision" (`pip install "hggep-sc[hub]"`),
-            which is downloaded once. Without a revision it is what the repository holds today; the log names its
-            commit.
+            The folder, or "hf://owner/name@revision", as in `HGGEP.load`.
         encoder
-            The module that the model was fitted with (`tl.fit(encoder=module)`), with the same weights. For a model
-            that was fitted with one known by name: the file or folder of its weights, or None where they are to be had.
+            As in `HGGEP.load`.
 
         Returns
         -------

@@ -458,8 +458,7 @@ class HGGEP(FittedModel):
             "scale": asdict(self.scale),
             "history": self.history.to_dict("records"),
         }
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_state(self.network).items()}
-        tensors: dict[str, Mapping[str, torch.Tensor]] = {"network": state}
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {"network": stored_state(self.network)}
         for name, part in {"linear": self.linear, "confidence": self.confidence}.items():
             if part is not None:
                 tensors[name] = part.tensors()

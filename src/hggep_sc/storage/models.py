@@ -22,6 +22,7 @@ from ..runtime.validators import flag, path_of
 from .files import read_regular
 from .hub import local_folder, real_file
 from .replace import is_under_way, replacing
+from .sealed import on_host
 
 FORMAT = 3  # of the folder, and of how features are defined: 2 saw each spot's patches by themselves
 MANIFEST = "model.json"
@@ -92,7 +93,7 @@ def save_model(
         _require_ours(path)
         if (path / MANIFEST).exists() and not overwrite:
             raise FileExistsError(f"{path} holds a model already: pass overwrite=True to replace it")
-    blobs = {_file(stem, model_id): save_tensors(dict(entries)) for stem, entries in tensors.items()}
+    blobs = {_file(stem, model_id): save_tensors(on_host(entries)) for stem, entries in tensors.items()}
     head = {"format": FORMAT, "hggep_sc": __version__, "torch": torch.__version__, "method": method, "id": model_id}
     files = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
     sizes = {name: len(blob) for name, blob in blobs.items()}
@@ -166,8 +167,8 @@ def identity(text: str, *tensors: Mapping[str, Tensor]) -> str:
     """Return the id of a model: a hash of its genes, what else tells it from others, and its tensors by name."""
     digest = hashlib.sha256(text.encode())
     for entries in tensors:
-        for name, tensor in sorted(entries.items()):
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # also of types that NumPy lacks
+        for name, tensor in sorted(on_host(entries).items()):
+            raw = tensor.flatten().view(torch.uint8)  # also of types that NumPy lacks
             digest.update(name.encode() + raw.numpy().tobytes())
     return digest.hexdigest()[:12]
 

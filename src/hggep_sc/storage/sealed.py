@@ -13,9 +13,14 @@ from torch import Tensor
 NOTE, CHECKSUM = "note", "sha256"  # entries of the header
 
 
+def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring tensors to the host, each in one piece, as they are written and hashed."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def sealed(tensors: Mapping[str, Tensor], note: Any = None) -> bytes:
     """Return the content of a file with tensors and a note, which is anything that JSON holds."""
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    flat = on_host(tensors)
     text = json.dumps(note)
     return save(flat, {NOTE: text, CHECKSUM: _checksum(flat, text)})
 

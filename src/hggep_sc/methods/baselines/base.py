@@ -381,6 +381,4 @@ class Baseline(FittedModel):
         return {name: torch.from_numpy(array) for name, array in self.arrays.items()}
 
     def _trunk_state(self) -> dict[str, Tensor]:
-        if self.trunk is None:
-            return {}
-        return {name: tensor.cpu().contiguous() for name, tensor in self.trunk.state_dict().items()}
+        return {} if self.trunk is None else self.trunk.state_dict()

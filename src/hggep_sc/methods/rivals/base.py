@@ -556,8 +556,7 @@ class Rival(FittedModel):
         entries: dict[str, Any] = {"history": self.history.to_dict("records")}
         if self.encoder is not None:
             entries["encoder"] = encoder_entry(self.encoder, [self.network.n_features], self.config.patch_size)
-        state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        return entries, {"network": state}
+        return entries, {"network": self.network.state_dict()}
 
     @property
     def _sees_through(self) -> Eye | None:

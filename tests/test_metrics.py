@@ -10,14 +10,17 @@ from sklearn.metrics import root_mean_squared_error
 from helpers import slow_moran
 from hggep_sc.metrics import (
     benjamini_hochberg,
+    ceiling_beyond_depth,
     is_hexagonal,
     morans_i,
     noise_ceiling,
     pearson,
+    pearson_beyond_depth,
     pearson_log_pvalues,
     rmse,
     spearman,
     ssim,
+    without_depth,
 )
 
 
@@ -100,11 +103,68 @@ def test_rmse_against_scikit_learn(pair, dtype):
 @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_array])
 def test_sparse_and_in_blocks_gives_the_same(tied, form, monkeypatch):
     places = np.argwhere(np.ones((12, 5)))
+    totals = np.random.default_rng(2).integers(1, 200, 60)
     figures = [pearson, spearman, rmse, lambda p, o: ssim(p, o, places)]
+    figures += [lambda p, o: pearson_beyond_depth(p, o, totals)]
+    figures += [lambda _, o: ceiling_beyond_depth(np.linspace(0.3, 0.9, 5), o, totals)]
     expected = [figure(*tied) for figure in figures]
     monkeypatch.setattr("hggep_sc.metrics.BLOCK", 130)  # two genes at a time
     for figure, whole in zip(figures, expected, strict=True):
         np.testing.assert_allclose(figure(tied[0], form(tied[1])), whole, rtol=1e-12)
+
+
+class TestBeyondDepth:
+    def test_is_the_correlation_of_what_a_fit_by_depth_leaves(self, pair):
+        totals = np.random.default_rng(3).integers(1, 500, 40)
+
+        def left(values):
+            return values - np.polynomial.Polynomial.fit(np.log(totals), values, 2)(np.log(totals))
+
+        expected = [pearsonr(left(p), left(o)).statistic for p, o in zip(*(a.T for a in pair), strict=True)]
+        np.testing.assert_allclose(pearson_beyond_depth(*pair, totals), expected, rtol=1e-10)
+        np.testing.assert_allclose(without_depth(pair[1], totals), np.column_stack([left(o) for o in pair[1].T]))
+
+    def test_nothing_is_left_where_all_shares_are_alike(self):
+        """Depth alone tells every gene, as log expression follows it."""
+        rng = np.random.default_rng(4)
+        depth = np.exp(rng.normal(6, 0.8, 4000))
+        counts = rng.poisson(depth[:, None] * np.full(200, 1 / 200))
+        observed = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+        seen = np.log(depth)[:, None] + rng.normal(0, 0.3, observed.shape)
+        assert pearson(seen, observed).mean() > 0.3
+        found = pearson_beyond_depth(seen, observed, counts.sum(axis=1))
+        assert abs(found.mean()) < 3 / np.sqrt(found.size * len(depth))
+        ceiling = noise_ceiling(counts)
+        assert ceiling.mean() > 0.3
+        assert np.mean(ceiling_beyond_depth(ceiling, observed, counts.sum(axis=1))) < 0.15
+
+    def test_the_ceiling_is_that_of_the_signal_which_depth_does_not_tell(self):
+        """Two thirds of the variance are signal, half of which is depth: a half of the rest is signal."""
+        rng = np.random.default_rng(5)
+        log_depth = rng.normal(size=200_000)
+        observed = (log_depth + rng.normal(size=log_depth.size) + rng.normal(size=log_depth.size))[:, None]
+        found = ceiling_beyond_depth(np.sqrt([2 / 3]), observed, np.exp(log_depth))
+        np.testing.assert_allclose(found, np.sqrt(0.5), atol=0.005)
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_a_function_of_depth_has_none(self, pair, dtype):
+        totals = np.arange(1, 41)
+        pair[0][:, 2] = 7 + 0.3 * np.log(totals) - 0.05 * np.log(totals) ** 2
+        pair[0][:, 3] = 0.1
+        predicted = pair[0].astype(dtype)
+        for found in (
+            pearson_beyond_depth(predicted, pair[1], totals),
+            ceiling_beyond_depth(np.ones(6), predicted, totals),
+        ):
+            assert np.flatnonzero(np.isnan(found)).tolist() == [2, 3]
+
+    def test_of_spots_that_are_alike_in_depth_it_is_pearsons(self, pair):
+        np.testing.assert_allclose(pearson_beyond_depth(*pair, np.full(40, 100)), pearson(*pair), rtol=1e-10)
+
+    @pytest.mark.parametrize("totals", [np.ones(39), np.zeros(40), np.full(40, np.nan)])
+    def test_totals_that_are_none(self, pair, totals):
+        with pytest.raises(ValueError, match=r"totals must hold numbers above 0 of shape \(40,\)"):
+            pearson_beyond_depth(*pair, totals)
 
 
 class TestSSIM:

@@ -13,7 +13,7 @@ KEY = "hggep"
 # figures per gene that `tl.evaluate` writes
 METRICS = (
     *("pcc", "pcc_pval", "pcc_padj", "pcc_neg_log10_p", "spearman", "rmse", "ssim", "ceiling"),
-    *("moran_observed", "moran_predicted"),
+    *("pcc_beyond_depth", "ceiling_beyond_depth", "moran_observed", "moran_predicted"),
 )
 
 

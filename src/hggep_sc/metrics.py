@@ -23,6 +23,8 @@ AT_ONCE = 2**24  # spots times genes whose Moran's I is computed at a time
 WINDOW = 7  # spots, side of the window of `ssim`: scikit-image's default
 K1, K2 = 0.01, 0.03  # constants of `ssim`, as in Wang et al. 2004 and scikit-image
 LARGEST = 30  # count of a half from which on doubling the depth no longer changes the expected logarithm
+ROUNDING = 1e-14  # of values in single precision, squared
+DEGREE = 2  # of the polynomial in log depth that `without_depth` takes out
 RIDGE = 30.0  # weight of the variance against the squared bias in `_doubling`, over the number of spots
 
 
@@ -39,6 +41,96 @@ def pearson(predicted: Matrix, observed: Matrix) -> np.ndarray:
     (n_genes,) float64; NaN where either is constant, or with fewer than two spots.
     """
     return _per_gene(predicted, observed, _correlation)
+
+
+def without_depth(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Take a quadratic function of log depth, fitted by least squares, out of each gene's values.
+
+    Log expression follows how much was counted at a spot even where a gene's share of the counts is the same
+    everywhere, and an image shows where tissue is dense: see docs/predictability.md.
+
+    Parameters
+    ----------
+    values
+        (n_spots, n_genes), dense.
+    totals
+        (n_spots,) counts of each spot, above 0: those that expression was scaled by.
+
+    Returns
+    -------
+    (n_spots, n_genes) float64; 0 for genes that depth explains but for rounding.
+
+    Raises
+    ------
+    ValueError
+        If there is not a total above 0 for each spot.
+    """
+    values = matrix("values", values, "n_spots", "n_genes").astype(np.float64)
+    totals = array("totals", totals).astype(np.float64)
+    if totals.shape != values.shape[:1] or not (np.isfinite(totals) & (totals > 0)).all():
+        raise ValueError(f"totals must hold numbers above 0 of shape {values.shape[:1]}, one for each spot")
+    if not len(values):
+        return values
+    depth = np.log(totals)
+    spread = depth.std()
+    basis = np.vander((depth - depth.mean()) / (spread if spread > 0 else 1), DEGREE + 1)
+    left = values - basis @ np.linalg.lstsq(basis, values, rcond=None)[0]
+    left[:, (left**2).sum(axis=0) < ROUNDING * (values**2).sum(axis=0)] = 0
+    return left
+
+
+def pearson_beyond_depth(predicted: Matrix, observed: Matrix, totals: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each gene across spots beyond what depth tells: of both `without_depth`.
+
+    Parameters
+    ----------
+    predicted, observed
+        (n_spots, n_genes).
+    totals
+        (n_spots,) counts of each spot, above 0.
+
+    Returns
+    -------
+    (n_genes,) float64; NaN where either is a function of depth alone, or with fewer than two spots.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or there is not a total above 0 for each spot.
+    """
+    return _per_gene(predicted, observed, lambda p, o: _correlation(without_depth(p, totals), without_depth(o, totals)))
+
+
+def ceiling_beyond_depth(ceiling: np.ndarray, observed: Matrix, totals: np.ndarray) -> np.ndarray:
+    """Noise ceiling of `pearson_beyond_depth`, from that of `pearson`.
+
+    A gene's reliability R = ceiling^2 is the share of its variance that is signal. Depth tells a share D of the
+    variance, so that (R - D) / (1 - D) is the reliability beyond depth.
+
+    Parameters
+    ----------
+    ceiling
+        (n_genes,) of `noise_ceiling`.
+    observed
+        (n_spots, n_genes) log expression.
+    totals
+        (n_spots,) counts of each spot, above 0.
+
+    Returns
+    -------
+    (n_genes,) float64 within 0..1; NaN for genes that are constant, or a function of depth alone.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or there is not a total above 0 for each spot.
+    """
+    ceiling = array("ceiling", ceiling, ndim=1)
+    left = _per_gene(observed, observed, lambda _, o: without_depth(o, totals).var(axis=0))
+    whole_variance = _per_gene(observed, observed, lambda _, o: o.var(axis=0))
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a constant gene, or one that depth tells all of
+        by_depth = 1 - left / whole_variance
+        return np.sqrt(np.clip((ceiling**2 - by_depth) / (1 - by_depth), 0, 1))
 
 
 def spearman(predicted: Matrix, observed: Matrix) -> np.ndarray:

@@ -42,6 +42,9 @@ def test_every_figure_by_hand():
     pairs = [(p[:, j], observed[:, j]) for j in range(6)]
     pvalues = np.array([pearsonr(*pair).pvalue for pair in pairs])
     places = table.obs[["array_col", "array_row"]].to_numpy()[kept]
+    depth = np.log(counts.sum(axis=1))
+    left = [[x - np.polynomial.Polynomial.fit(depth, x, 2)(depth) for x in values.T] for values in (p, observed)]
+    by_depth = 1 - np.var(left[1], axis=1) / observed.var(axis=0)
     expected = {
         "pcc": [pearsonr(*pair).statistic for pair in pairs],
         "pcc_pval": pvalues,
@@ -51,6 +54,8 @@ def test_every_figure_by_hand():
         "rmse": np.sqrt(((p - observed) ** 2).mean(axis=0)),
         "ssim": ssim(p, observed, places),
         "ceiling": noise_ceiling(counts),
+        "pcc_beyond_depth": [pearsonr(*pair).statistic for pair in zip(*left, strict=True)],
+        "ceiling_beyond_depth": np.sqrt(np.clip((noise_ceiling(counts) ** 2 - by_depth) / (1 - by_depth), 0, 1)),
         "moran_observed": [slow_moran(x, table.obsm["spatial"][kept]) for x in observed.T],
         "moran_predicted": [slow_moran(x, table.obsm["spatial"][kept]) for x in p.T],
     }
@@ -79,8 +84,9 @@ def test_log10_is_brought_to_natural_units():
 def test_some_rows_in_any_order():
     table, predicted = make_table()
     rows = np.random.default_rng(0).permutation(90)[:70]
-    found = section_scores(table, rows, predicted[rows], GENES, SCALE).drop(columns="ceiling")
-    expected = scored(table[np.sort(rows)].copy(), predicted[np.sort(rows)]).drop(columns="ceiling")
+    drawn = ["ceiling", "ceiling_beyond_depth"]  # by splits at random
+    found = section_scores(table, rows, predicted[rows], GENES, SCALE).drop(columns=drawn)
+    expected = scored(table[np.sort(rows)].copy(), predicted[np.sort(rows)]).drop(columns=drawn)
     pd.testing.assert_frame_equal(found, expected)
 
 

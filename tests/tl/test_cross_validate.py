@@ -185,6 +185,19 @@ def test_finished_folds_are_read_and_not_run_again(sections, tmp_path, monkeypat
     pd.testing.assert_frame_equal(renamed.table, expected)
 
 
+def test_a_fold_that_an_earlier_version_scored_gets_the_figures_that_it_lacks(sections, tmp_path, monkeypatch, one_run):
+    from hggep_sc.cross_validation import run as cross_validation
+
+    tl.cross_validate(sections, methods=METHODS, path=tmp_path, **HOW)
+    for file in tmp_path.iterdir():
+        stored = ad.read_h5ad(file)
+        stored.uns["scores"] = stored.uns["scores"].query("not metric.str.endswith('beyond_depth')")
+        stored.write_h5ad(file)
+    monkeypatch.setattr(cross_validation, "run_task", lambda task: pytest.fail(f"{task.name} is run again"))
+    again = tl.cross_validate(sections, methods=METHODS, path=tmp_path, **HOW)
+    pd.testing.assert_frame_equal(again.table, one_run.table)
+
+
 @pytest.mark.parametrize(
     "change", ["counts", "image", "config", "seed", "genes", "name of a gene", "places", "order", "damage"]
 )

@@ -89,7 +89,7 @@ def predict(
         table = predict_slides(
             named, load(model), out, mpp=mpp, key_added=key_added, device=device, progress=_shows(quiet)
         )
-        _echo(table)
+        _echo(table.drop(columns="error"))  # which was warned of
         if (table["error"] != "").any():
             sys.exit(1)
 
@@ -113,6 +113,7 @@ def evaluate(predictions: tuple[Path, ...], key: str | None, null: Any, out: Pat
     """
     import pandas as pd
 
+    from ..evaluation.section_scores import MEANS
     from ..section import read_data
     from ..tl import evaluate as evaluate_section
 
@@ -120,7 +121,7 @@ def evaluate(predictions: tuple[Path, ...], key: str | None, null: Any, out: Pat
         means = {}
         for name, path in _by_stem(predictions).items():
             scores = evaluate_section(read_data(path), key=key, null=null)
-            means[name] = scores.select_dtypes("number").filter(regex="^(?!pcc_)").mean()
+            means[name] = scores[MEANS].mean()
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
                 scores.to_csv(out / f"{name}.csv")

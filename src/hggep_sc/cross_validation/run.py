@@ -19,7 +19,7 @@ from ..encoders.registry import AUTO, SHUFFLENET, known_here, load, portable_enc
 from ..encoders.side_by_side import Known
 from ..encoders.weights import PRETRAINED, locate_weights
 from ..errors import FailedWarning, HggepWarning
-from ..evaluation.section_scores import section_scores, tidy
+from ..evaluation.section_scores import FIGURES, section_scores, tidy
 from ..features.encoders import is_slot, require_one_meaning
 from ..methods.registry import fit_method, predict_section, reads_image, settings_hash
 from ..nn import state_hash
@@ -28,6 +28,7 @@ from ..runtime.device import resolve_device
 from ..runtime.executor import outcomes
 from ..runtime.messages import warn
 from ..section import Section
+from ..section.expression import ExpressionScale
 from ..section.fingerprint import content_hash
 from .folds import Fold, FoldResult, Task
 from .store import FoldStore
@@ -145,17 +146,6 @@ def run_task(task: Task) -> FoldResult:
     predicted = time.perf_counter()
     scored = [tested.scored for tested in task.test]
     records = {section.name: prediction_record(model, [section]) for section in scored}
-    scores = []
-    for section in scored:
-        there = np.flatnonzero(np.isin(model.genes, section.var_names))
-        figures = section_scores(
-            section.table,
-            section.obs_rows,
-            predictions[section.name][:, there],
-            [model.genes[int(j)] for j in there],
-            model.scale,
-        )
-        scores.append(tidy(figures, fold=task.fold, section=section.name, method=task.method, seed=task.seed))
     facts = {
         **task.facts,
         "role": ", ".join(dict.fromkeys(role for record in records.values() for role in record["sections"]["role"])),
@@ -174,10 +164,23 @@ def run_task(task: Task) -> FoldResult:
     }
     confidence = confidence_of(model, list(predictions.values()))
     uncertainties = dict(zip(predictions, confidence["uncertainties"], strict=True)) if confidence else None
-    table = pd.concat(scores, ignore_index=True)
+    scores = scores_of(task, model.genes, predictions, model.scale)
     return FoldResult(
-        list(model.genes), predictions, records, table, facts, confidence.get("reliability"), uncertainties
+        list(model.genes), predictions, records, scores, facts, confidence.get("reliability"), uncertainties
     )
+
+
+def scores_of(
+    task: Task, genes: Sequence[str], predictions: Mapping[str, np.ndarray], scale: ExpressionScale
+) -> pd.DataFrame:
+    """Score the predictions of a task's test sections, (n_spots, n_genes) each; a tidy table."""
+    scores = []
+    for section in (tested.scored for tested in task.test):
+        there = np.flatnonzero(np.isin(genes, section.var_names))
+        names, predicted = [genes[int(j)] for j in there], predictions[section.name][:, there]
+        figures = section_scores(section.table, section.obs_rows, predicted, names, scale)
+        scores.append(tidy(figures, fold=task.fold, section=section.name, method=task.method, seed=task.seed))
+    return pd.concat(scores, ignore_index=True)
 
 
 def run_tasks(
@@ -201,6 +204,9 @@ def run_tasks(
         if stored is None:
             todo.append(task)
         else:
+            if not set(FIGURES) <= set(stored.scores["metric"]):  # stored by a version that knew fewer
+                scale = ExpressionScale.of_record(next(iter(stored.records.values())))
+                stored = replace(stored, scores=scores_of(task, stored.genes, stored.predictions, scale))
             results[task] = stored
             on_result()
     for task, outcome in outcomes(run_task, todo, executor):

@@ -18,7 +18,6 @@ from ..section.expression import ExpressionScale
 from .section_scores import combined_z, moved_log_pvalues
 
 COLUMNS = ("pcc", "ceiling", "pcc_beyond_depth", "ceiling_beyond_depth", "share", "p", "q", "n_sections")
-DEGREE = 2  # of the polynomial in log depth that is taken out
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,34 +49,22 @@ def agreement_of(
 ) -> Agreement:
     """Compare a prediction that was made without the section's counts, (n_spots, n_genes), with them.
 
-    The section holds spots with counts alone. The logarithm is the natural one, as the ceiling's is. The reliability of
-    a gene R = ceiling^2 is the share of its variance that is signal; depth tells a share D of it, so that
-    (R - D) / (1 - D) is the reliability beyond depth.
+    The section holds spots with counts alone. The logarithm is the natural one, as the ceiling's is.
     """
     counts = section.counts(genes)
     totals = scale.totals(counts, section.library())
     observed = replace(scale, log_base="e").transform(counts, totals).astype(np.float64)
     ceiling = metrics.noise_ceiling(counts, target_sum=scale.target_sum, library=totals, seed=seed)
-    seen, told = _without(observed, np.log(totals)), _without(predicted, np.log(totals))
+    seen, told = metrics.without_depth(observed, totals), metrics.without_depth(predicted, totals)
     pcc = metrics.pearson(told, seen)
-    with np.errstate(invalid="ignore", divide="ignore"):  # of a constant gene, or one that depth tells all of
-        by_depth = 1 - seen.var(axis=0) / observed.var(axis=0)
-        reliability = (ceiling**2 - by_depth) / (1 - by_depth)
     return Agreement(
         metrics.pearson(predicted, observed),
         ceiling,
         pcc,
-        np.sqrt(np.clip(reliability, 0, 1)),
+        metrics.ceiling_beyond_depth(ceiling, observed, totals),
         moved_log_pvalues(pcc, told, seen, section.xy, seed),
         len(totals),
     )
-
-
-def _without(values: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Return the residuals of columns, (n_spots, n), after a polynomial in depth."""
-    spread = depth.std()
-    basis = np.vander((depth - depth.mean()) / (spread if spread > 0 else 1), DEGREE + 1)
-    return values - basis @ np.linalg.lstsq(basis, values, rcond=None)[0]
 
 
 def over_genes(agreements: Sequence[Agreement], genes: Sequence[str]) -> pd.DataFrame:

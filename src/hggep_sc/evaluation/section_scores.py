@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 FIGURES = _keys.METRICS
+MEANS = [name for name in FIGURES if name not in ("pcc_pval", "pcc_padj", "pcc_neg_log10_p")]  # a mean p says nothing
 COLUMNS = ["fold", "section", "method", "seed", "gene", "metric", "value"]
 N_MAPS = 199  # motions of the spatial null: the smallest p-value is 1 / 200
 
@@ -62,7 +63,8 @@ def section_scores(
     -------
     Indexed by gene, a column for each of `FIGURES`: see `hggep_sc.tl.evaluate`. Spots without counts, or without a
     scale those with NaN, are left out; `attrs["n_spots"]` says how many are compared. `ssim` is NaN where the places on
-    the array are not known, Moran's I where coordinates are not either, `ceiling` without a scale.
+    the array are not known, Moran's I where coordinates are not either, the ceilings and what is beyond depth
+    without a scale.
 
     Raises
     ------
@@ -74,7 +76,7 @@ def section_scores(
     if null not in ("independent", "spatial"):
         raise ValueError(f"null={null!r} must be 'independent' or 'spatial'")
     unknown = np.full(len(panel), np.nan)
-    ceiling = unknown
+    ceiling = beyond = ceiling_beyond = unknown
     observed: metrics.Matrix
     if scale is None:
         observed = layer_values(table, rows, panel, layer)
@@ -90,6 +92,8 @@ def section_scores(
         observed = replace(scale, log_base="e").transform_sparse(counts, totals)
         predicted = predicted[seen] * scale.log_unit
         ceiling = metrics.noise_ceiling(counts, target_sum=scale.target_sum, library=totals, seed=seed)
+        beyond = metrics.pearson_beyond_depth(predicted, observed, totals)
+        ceiling_beyond = metrics.ceiling_beyond_depth(ceiling, observed, totals)
     rows = rows[seen]
     array_xy = _array_xy(table, rows)
     xy = _coordinates(table, rows, array_xy)
@@ -113,6 +117,8 @@ def section_scores(
         "rmse": metrics.rmse(predicted, observed),
         "ssim": unknown if array_xy is None else metrics.ssim(predicted, observed, array_xy),
         "ceiling": ceiling,
+        "pcc_beyond_depth": beyond,
+        "ceiling_beyond_depth": ceiling_beyond,
         "moran_observed": unknown if xy is None else metrics.morans_i(observed, xy),
         "moran_predicted": unknown if xy is None else metrics.morans_i(predicted, xy),
     }

@@ -24,6 +24,8 @@ NAMES = {
     "rmse": "RMSE",
     "ssim": "SSIM",
     "ceiling": "noise ceiling",
+    "pcc_beyond_depth": "PCC beyond depth",
+    "ceiling_beyond_depth": "noise ceiling beyond depth",
 }
 NOTES = {"rmse": "natural log units, lower is better"}
 

@@ -8,7 +8,7 @@ from .. import _keys
 from .._version import __version__
 from ..config import Normalize
 from ..errors import InputError, LeakageWarning, MissingSlotError, ResultWarning
-from ..evaluation.section_scores import FIGURES, Null, layer_scores, over_sections, section_scores
+from ..evaluation.section_scores import FIGURES, MEANS, Null, layer_scores, over_sections, section_scores
 from ..prediction.record import warn_of_a_subset, warn_of_neighbours
 from ..runtime.messages import warn
 from ..runtime.validators import flag, seed_of, text_or_none
@@ -136,6 +136,8 @@ def evaluate(
     - `ssim`: structural similarity of the two maps on the array (`hggep_sc.metrics.ssim`, the paper's equation 20)
     - `ceiling`: the correlation that a perfect predictor of the underlying expression could reach, given the counts
       (`hggep_sc.metrics.noise_ceiling`)
+    - `pcc_beyond_depth`, `ceiling_beyond_depth`: the same without what depth tells, the total that counts are scaled
+      by (`hggep_sc.metrics.pearson_beyond_depth`): dense tissue has more counts, and every gene follows these
     - `moran_observed`, `moran_predicted`: Moran's I over the six nearest spots (`hggep_sc.metrics.morans_i`), how
       smooth the two maps are; a prediction is smoother than tissue, so that its own says little of a gene
 
@@ -320,7 +322,7 @@ def _sections(table: "AnnData", record: dict[str, Any], key: str, rows: np.ndarr
 
 def _summary(scores: pd.DataFrame) -> dict[str, Any]:
     summary: dict[str, Any] = {}
-    for name in ("pcc", "spearman", "rmse", "ssim", "ceiling", "moran_observed", "moran_predicted"):
+    for name in MEANS:
         defined = scores[name].dropna()
         summary[f"mean_{name}"] = float(defined.mean())
         summary[f"median_{name}"] = float(defined.median())

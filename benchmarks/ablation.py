@@ -43,7 +43,6 @@ PARTS = {
     "no low rank": {"n_components": None},
     "no centring": {"center_sections": False},
     "no correlation": {"correlation_weight": 0.0},
-    "no views": {"flips": False},
     "no shift": {"feature_shift": 0.0},
     "not standardised": {"standardize": False},
     "one network": {"ensemble": 1},

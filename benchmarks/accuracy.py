@@ -126,10 +126,15 @@ def markdown(rows: pd.DataFrame) -> str:
             "",
             table(by_fold(of_data, "pcc", "ceiling")),
             "",
-            "The same beyond depth (docs/predictability.md), of rows that were made since it is a figure of its own:",
-            "",
-            table(by_fold(of_data.dropna(subset="ceiling_beyond_depth"), "pcc_beyond_depth", "ceiling_beyond_depth")),
-            "",
+        ]
+        if len(known := of_data.dropna(subset="ceiling_beyond_depth")):
+            parts += [
+                "The same beyond depth (docs/predictability.md), of rows that are younger than this figure:",
+                "",
+                table(by_fold(known, "pcc_beyond_depth", "ceiling_beyond_depth")),
+                "",
+            ]
+        parts += [
             "Means over folds; times in seconds, of one fold:",
             "",
             table(other),

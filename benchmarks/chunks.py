@@ -52,7 +52,7 @@ def agreement(training: dict, name: str, section: object) -> list[dict[str, obje
     def predict(spots: np.ndarray, size: int) -> np.ndarray:
         expression, _ = predict_in_chunks(
             model.network,
-            seen[spots],
+            seen[spots, None],
             xy[spots],
             positions[spots],
             model.config,

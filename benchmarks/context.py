@@ -59,7 +59,7 @@ def main() -> None:
     spacing = model.spacing_um[0] / section.mpp
 
     def predicted(data: AnnData) -> np.ndarray:
-        found = model.predict(open_sections(data, mpp=section.mpp)[0], average_flips=False)[0]
+        found = model.predict(open_sections(data, mpp=section.mpp)[0])[0]
         return found[: test.n_obs]
 
     alone, rows = predicted(test), []

@@ -5,7 +5,7 @@
 
 A tiled JPEG pyramid of 8,192 px at .5 um per px holds as many spots as fit, up to 40,000, so many px apart: 200 px are
 the 100 um of Visium, 16 the 8 um of Visium HD. By each way that `settings.feature_route` knows, seconds of
-`describe_section` (four fields of view, colours, one view) a spot, and px encoded a spot in bare crops of 112 px. Where
+`describe_section` (four fields of view and colours) a spot, and px encoded a spot in bare crops of 112 px. Where
 crops would take more than ten times as long as the cheaper way they are not run.
 
 Writes results/features.csv and results/features.md beside this file.
@@ -70,7 +70,7 @@ def main() -> None:
     found.to_csv(RESULTS / "features.csv", index=False, float_format="%.4f")
     shown = found.drop(columns=[*made_by()]).set_index("spacing_px")
     (RESULTS / "features.md").write_text(
-        "# What it takes to describe a spot\n\nEfficientNet-Lite0, four fields of view, colours, one view, from a "
+        "# What it takes to describe a spot\n\nEfficientNet-Lite0, four fields of view and colours, from a "
         f"JPEG pyramid at .5 um per px.\n\n{table(shown)}\n\n{made(found)}.\n"
     )
 

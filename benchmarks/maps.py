@@ -46,7 +46,7 @@ def described(section: Section, encoder: Encoder, mpp: float, route: str | None)
             )
             ((found,),) = patches
         colours = describe_section(section, None, fields, size, colours=True, device=CPU).colours
-        return Described(found[:, None].numpy(), colours), float(len(fields))
+        return Described(found.numpy(), colours), float(len(fields))
     hggep.settings.feature_route = route
     costs = [
         slide.costs(section.xy[spots] * (size / field), size)
@@ -88,7 +88,7 @@ def main() -> None:
     shown = measured.drop(columns=[*made_by()]).set_index("way")
     (RESULTS / "maps.md").write_text(
         "# Features of the slide instead of the spot\n\nMean PCC over 785 genes in each section that is left out, by a "
-        "low-rank ridge on one view of the trunk's features, without and with colours, and what is encoded for a spot, "
+        "low-rank ridge on the trunk's features, without and with colours, and what is encoded for a spot, "
         f"in bare crops of 112 px.\n\n{table(shown)}\n\n{made(measured)}.\n"
     )
 

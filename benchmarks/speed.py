@@ -16,7 +16,6 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -26,10 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hggep_sc as hggep
 from hggep_sc.encoders import load
-from hggep_sc.features.describe import PLAIN, TURNS, View
-from hggep_sc.features.slide import in_view, side_of_crop
+from hggep_sc.features.slide import side_of_crop
 from hggep_sc.features.windows import middle
-from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, average_views, averaged
+from hggep_sc.nn import Batch, HGGEPNetwork, PublishedNetwork, averaged
 from hggep_sc.nn.ensemble import networks_for, seen_by_each
 from hggep_sc.runtime.device import encoder_precision, mixed_precision
 
@@ -134,16 +132,14 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     fast = encoder.for_inference()
 
     @torch.inference_mode()
-    def encode(views: tuple[View, ...] = PLAIN) -> torch.Tensor:
+    def encode() -> torch.Tensor:
         found = []
         for crop in crops.split(1024 if on_gpu else 8):
             with encoder_precision(device):
-                maps = [in_view(fast.maps, view)(crop) for view in views]
-            found.append(torch.stack([torch.cat([middle(m, PATCH / side) for m in of_view], 1) for of_view in maps], 1))
-        return torch.cat(found).unflatten(0, (SPOTS, n_fields)).transpose(1, 2)
+                found.append(torch.cat([middle(maps, PATCH / side) for maps in fast.maps(crop)], 1))
+        return torch.cat(found).unflatten(0, (SPOTS, n_fields))
 
-    turned = partial(encode, TURNS)
-    rows["encoding, once for all epochs", "default"] = measured(turned, device, 5 if on_gpu else 1)
+    rows["encoding, once for all epochs", "default"] = measured(encode, device, 5 if on_gpu else 1)
     features = encode().clone()
     groups = encoder.groups
     seen = seen_by_each(len(groups), networks_for(len(groups)))
@@ -153,7 +149,7 @@ def rows_of(device: torch.device) -> pd.DataFrame:
         own, columns = groups[part.first : part.end], part.columns(groups)
         network = HGGEPNetwork(config, GENES, encoder=encoder, groups=own, n_fields=len(config.fields_px)).to(device)
         network.start_from(fields.expression.mean(0), torch.eye(config.n_components, GENES), fields.counts.mean(0))
-        batch = replace(fields, features=features[:, 0, :, columns].contiguous())
+        batch = replace(fields, features=features[..., columns].contiguous())
         networks.append(network)
         steps.append(step(network.train(), batch, 1e-3))
     rows["training step", "default"] = measured(lambda: [once() for once in steps], device, 20)
@@ -162,7 +158,7 @@ def rows_of(device: torch.device) -> pd.DataFrame:
     @torch.inference_mode()
     def predict() -> None:
         with mixed_precision(device):
-            average_views(ensemble, encode(), fields.positions)
+            ensemble.decode(encode(), fields.positions)
 
     rows["prediction", "default"] = measured(predict, device, 5 if on_gpu else 1)
     found = pd.DataFrame(rows).T.rename_axis(["what", "preset"]).reset_index()

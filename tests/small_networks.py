@@ -52,7 +52,7 @@ def data_for(network, config):
     if not published:
         data.positions = data.positions * np.float32(100)
         if is_frozen(network.encoder, config):
-            shape = (N_SPOTS, 8, n_fields, sum(network.groups))
+            shape = (N_SPOTS, n_fields, sum(network.groups))
             data.seen = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     return data
 

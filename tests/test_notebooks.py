@@ -39,7 +39,7 @@ def test_first_steps_runs(tmp_path):
 
 SMALL = """
 ONE_FIELD = {"patch_size": 32, "fields_um": (240.0,), "fields_px": (336.0,)}
-SMALL = {**ONE_FIELD, "width": 32, "epochs": 2, "ensemble": 1, "flips": False}
+SMALL = {**ONE_FIELD, "width": 32, "epochs": 2, "ensemble": 1}
 """
 # half of the spots, at low resolution
 THINNED = f"""{SMALL}

@@ -15,7 +15,6 @@ SHORT = {
     "chunk_spots": 100,
     "epochs": 10,
     "ensemble": 1,
-    "flips": False,
 }
 
 

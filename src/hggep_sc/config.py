@@ -128,9 +128,8 @@ class Config(BaseConfig):
     correlation_weight
         Weight of 1 - mean per-gene Pearson correlation in the loss.
     flips
-        Augment each spot's patches by a random flip and rotation by a multiple of 90 degrees; what a frozen encoder
-        sees, by one of the four quarter turns, unless there are so many spots that training comes back to each fewer
-        than four times.
+        Augment each spot's patches by a random flip and rotation by a multiple of 90 degrees; for an encoder that
+        learns.
     stain_jitter
         Standard deviation of the random change of each stain's strength, per patch; for an encoder that learns.
     feature_shift

@@ -65,7 +65,7 @@ def test_in_tiles_patch_tokens_are_averaged_over_the_window(section, monkeypatch
     monkeypatch.setattr(settings, "feature_route", "maps")
     encoder = named(Local())
     section.xy[:] = TOKEN * np.round(section.xy / TOKEN)  # so that windows are made of whole cells
-    found = describe_section(section, encoder, (PX,), PX, device=CPU).encoded[:, 0, 0, 5:]
+    found = describe_section(section, encoder, (PX,), PX, device=CPU).encoded[:, 0, 5:]
     margin = 2 * PX
     with section.open_image() as image:
         pixels = image.thumbnail(max(image.shape))
@@ -112,7 +112,7 @@ def test_convolutions_see_surroundings(section, monkeypatch):
     for way in ("maps", "crops"):
         monkeypatch.setattr(settings, "feature_route", way)
         settings.feature_memory, kept = 0, settings.feature_memory
-        found[way] = describe_section(section, encoder, (112.0,), 112, device=CPU).encoded[:, 0, 0]
+        found[way] = describe_section(section, encoder, (112.0,), 112, device=CPU).encoded[:, 0]
         settings.feature_memory = kept
     with section.open_image() as image:
         patches = torch.from_numpy(read_patches(image, section.xy, (112.0,), 112)[:, 0])

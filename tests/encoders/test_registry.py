@@ -60,7 +60,6 @@ def test_what_is_known():
         "patch_size": 224,
         "fields_px": (224.0, 448.0, 896.0),
         "fields_um": (112.0, 224.0, 448.0),
-        "flips": False,
     }
 
 
@@ -100,7 +99,7 @@ def test_every_method_takes_a_name(sections, blocks, method, tmp_path):
     """The model predicts as the same network given as a module does, and again from its folder."""
     test = sections.pop("S3")
     # the linear path is given colours beside a module of the user's
-    config = {**SMALL, "flips": False, "linear": False} if method == "hggep" else None
+    config = {**SMALL, "linear": False} if method == "hggep" else None
 
     class Plain(nn.Module):
         def forward(self, pixels):
@@ -399,7 +398,7 @@ def test_colours_stand_beside_the_own_encoders_alone(sections, blocks):
     field = {"fields_um": (60.0,), "fields_px": (100.0,)}
     for name, n_features in {"blocks": 12, "efficientnet_lite0": 512 + 48}.items():
         ridge = hggep.tl.fit(sections, method="ridge", encoder=name, config=field, **how)
-        network = hggep.tl.fit(sections, encoder=name, config={**SMALL, "flips": False}, **how)
+        network = hggep.tl.fit(sections, encoder=name, config=SMALL, **how)
         assert ridge.n_features == len(network.linear.coefficients) == n_features
 
 

@@ -14,7 +14,6 @@ from hggep_sc import encoders
 from hggep_sc.encoders.named import NamedEncoder
 from hggep_sc.encoders.registry import _known, is_known, known_here, portable_encoder, require_weights
 from hggep_sc.errors import InputError, MissingSlotError
-from hggep_sc.features.describe import PLAIN
 from hggep_sc.features.encoders import sees_colours
 from hggep_sc.features.store import describe_section
 from hggep_sc.nn import Sight
@@ -62,7 +61,7 @@ def registered():
 
 
 def described(section, encoder):
-    return describe_section(section, encoder, (64.0, 96.0), 32, views=PLAIN, device=torch.device("cpu")).encoded
+    return describe_section(section, encoder, (64.0, 96.0), 32, device=torch.device("cpu")).encoded
 
 
 def test_features_are_those_of_each_in_its_own_way(sections):

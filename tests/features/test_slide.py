@@ -11,9 +11,8 @@ from hggep_sc import settings
 from hggep_sc.config import Config
 from hggep_sc.encoders.weights import load_pretrained
 from hggep_sc.features import slide as module
-from hggep_sc.features.describe import DIHEDRAL, PLAIN
 from hggep_sc.features.patches import fields_of_view
-from hggep_sc.features.slide import SIGHT, describe_windows, in_view, parts_of
+from hggep_sc.features.slide import SIGHT, describe_windows, parts_of
 from hggep_sc.image import SectionImage
 from hggep_sc.nn import ShuffleNetEncoder, Sight
 from hggep_sc.section import open_sections
@@ -346,43 +345,6 @@ def test_parts_do_not_depend_on_the_order_of_spots(monkeypatch):
 
     xy = PLACES["cloud"]
     assert places(xy[np.random.default_rng(1).permutation(len(xy))]) == places(xy)
-
-
-# --- views
-
-
-@pytest.mark.parametrize("view", DIHEDRAL)
-def test_maps_of_a_view_lie_as_the_pixels_do(pixels, view):
-    turns, flip = view
-    square, shown = torch.from_numpy(pixels[None, :320, :320].transpose(0, 3, 1, 2).copy()), []
-
-    def maps_of(turned):
-        shown.append(turned.numpy())
-        return [turned.float(), F.avg_pool2d(turned.float(), 16)]
-
-    whole, cells = in_view(maps_of, view)(square)
-    mirrored = square.numpy()[..., ::-1] if flip else square.numpy()
-    np.testing.assert_array_equal(shown[0], np.rot90(mirrored, turns, (2, 3)))
-    assert torch.equal(whole, square.float())
-    torch.testing.assert_close(cells, F.avg_pool2d(square.float(), 16))
-
-
-@ways
-@pytest.mark.parametrize("view", DIHEDRAL)
-def test_a_view_is_what_a_turned_slide_shows(pixels, monkeypatch, way, view):
-    monkeypatch.setattr(settings, "feature_route", way)
-    turns, flip = view
-    xy = on_cells(LAYOUTS["turned"])
-    found = described(slide_of(pixels)[0], xy, in_view(local_maps, view))
-    slide, (x, y) = pixels, xy.T
-    if flip:
-        slide, x = slide[:, ::-1], slide.shape[1] - x
-    for _ in range(turns):
-        slide, (x, y) = np.rot90(slide), (y, slide.shape[1] - x)
-    expected = described(slide_of(np.ascontiguousarray(slide))[0], np.column_stack([x, y]))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    plain = described(slide_of(pixels)[0], xy)
-    assert (np.abs(found - plain).max() > 0.01) == (view not in PLAIN)
 
 
 # --- a GPU without room

@@ -8,8 +8,7 @@ import torch
 
 from helpers import Corner, MeanColour, alive
 from hggep_sc import settings
-from hggep_sc.features import slide
-from hggep_sc.features.describe import DIHEDRAL, PLAIN, turned
+from hggep_sc.features import slide, store
 from hggep_sc.features.encoders import ObsmEncoder
 from hggep_sc.features.patches import read_patches
 from hggep_sc.features.store import _memory, describe_section, gathered, use_once
@@ -69,33 +68,31 @@ def crops_of(section, spots):
 
 
 def test_a_users_module_sees_each_patch_by_itself(section):
-    """In every view and field."""
+    """In every field."""
     with section.open_image() as image:
         patches = torch.from_numpy(read_patches(image, section.xy, FIELDS, SIZE))
-    expected = [[Corner()(view[:, i] / 255) for i in range(2)] for view in turned(patches, DIHEDRAL)]
-    found = described(section, module_of(Corner()), views=DIHEDRAL)
+    expected = [Corner()(patches[:, i] / 255) for i in range(2)]
+    found = described(section, module_of(Corner()))
     assert found.colours is None
     assert found.encoded.dtype == np.float32
-    np.testing.assert_allclose(found.encoded, np.transpose(expected, (2, 0, 1, 3)), atol=1e-6)
+    np.testing.assert_allclose(found.encoded, np.transpose(expected, (1, 0, 2)), atol=1e-6)
 
 
 def test_own_encoder_sees_what_is_around_a_window_too(section, monkeypatch, own):
-    """Plainly: each crop in each view by itself, its maps averaged over the window by a loop."""
+    """Plainly: each crop by itself, its maps averaged over the window by a loop."""
     monkeypatch.setattr(settings, "feature_route", "crops")
-    spots, expected = np.arange(0, 40, 8), []
+    spots = np.arange(0, 40, 8)
     with torch.no_grad():
-        for view in turned(torch.from_numpy(crops_of(section, spots)).flatten(0, 1), DIHEDRAL):
-            maps = [of_stage.numpy() for of_stage in own.maps(view)]
-            low = np.full(2, (CROP - SIZE) / 2)
-            of_crops = zip(*maps, strict=True)
-            expected.append([averaged_by_loop(of_one, low, SIZE, CROP) for of_one in of_crops])
-    expected = np.array(expected).reshape(8, len(spots), 2, -1).swapaxes(0, 1)
-    found = described(section, own, views=DIHEDRAL).encoded
-    assert found.shape == (40, 8, 2, sum(own.groups))
+        maps = [of_stage.numpy() for of_stage in own.maps(torch.from_numpy(crops_of(section, spots)).flatten(0, 1))]
+    low = np.full(2, (CROP - SIZE) / 2)
+    expected = [averaged_by_loop(of_crop, low, SIZE, CROP) for of_crop in zip(*maps, strict=True)]
+    expected = np.array(expected).reshape(len(spots), 2, -1)
+    found = described(section, own).encoded
+    assert found.shape == (40, 2, sum(own.groups))
     np.testing.assert_allclose(found[spots], expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_colours_are_those_of_spots_as_they_lie(section, monkeypatch, own):
+def test_colours_beside_an_encoder_and_alone(section, monkeypatch, own):
     """Against scikit-image's, of crops without what is around the window."""
     monkeypatch.setattr(settings, "feature_route", "crops")
     spots = np.arange(0, 40, 8)
@@ -105,22 +102,22 @@ def test_colours_are_those_of_spots_as_they_lie(section, monkeypatch, own):
     np.testing.assert_allclose(alone.colours[spots], expected, atol=3e-4)
     for encoder in (own, module_of(MeanColour())):
         _memory._kept.clear()
-        beside = described(section, encoder, views=DIHEDRAL, colours=True)
+        beside = described(section, encoder, colours=True)
         np.testing.assert_array_equal(beside.colours, alone.colours)
-        assert beside.encoded.shape[1] == 8
+        assert len(beside.encoded) == 40
 
 
-def test_embeddings_have_one_view_and_one_field_and_need_no_image(sections):
+def test_embeddings_have_one_field_and_need_no_image(sections):
     adata = sections["S1"][::-1].copy()
     adata.obsm["X_emb"] = np.random.default_rng(0).normal(size=(40, 5))
     (section,) = open_sections(adata)
     section.opener = lambda: pytest.fail("the image is not needed")
     told = []
-    found = described(section, ObsmEncoder("X_emb"), views=DIHEDRAL, colours=True, advance=told.append)
+    found = described(section, ObsmEncoder("X_emb"), colours=True, advance=told.append)
     assert found.colours is None
     assert found.encoded.dtype == np.float32
     assert told == [40]
-    np.testing.assert_array_equal(found.encoded, adata.obsm["X_emb"].astype(np.float32)[:, None, None])
+    np.testing.assert_array_equal(found.encoded, adata.obsm["X_emb"].astype(np.float32)[:, None])
 
 
 def test_features_that_are_no_numbers_are_refused(section):
@@ -170,18 +167,6 @@ def test_an_encoder_in_bfloat16(section, monkeypatch, own):
     np.testing.assert_array_equal(described(section, own).encoded, single.encoded)
 
 
-def test_views_are_those_asked_for(section, own):
-    for encoder in (own, module_of(Corner())):
-        every = described(section, encoder, views=DIHEDRAL).encoded
-        assert np.abs(every - every[:, :1]).max() > 0.05
-        _memory._kept.clear()
-        some = (DIHEDRAL[5], DIHEDRAL[0], DIHEDRAL[2])
-        np.testing.assert_allclose(
-            described(section, encoder, views=some).encoded, every[:, [5, 0, 2]], atol=1e-6 * np.abs(every).max()
-        )
-        _memory._kept.clear()
-
-
 def test_every_spot_is_told_of_once(section, monkeypatch):
     monkeypatch.setattr(slide, "PART_SPOTS", 7)
     told = []
@@ -194,10 +179,10 @@ def test_every_spot_is_told_of_once(section, monkeypatch):
 
 def test_features_that_memory_does_not_hold_are_on_disk(section, monkeypatch):
     encoder = module_of(Corner())
-    expected = described(section, encoder, views=DIHEDRAL, colours=True)
+    expected = described(section, encoder, colours=True)
     _memory._kept.clear()
     monkeypatch.setattr(settings, "patch_memory", 0)
-    found = described(section, encoder, views=DIHEDRAL, colours=True)
+    found = described(section, encoder, colours=True)
     assert isinstance(found.encoded, np.memmap)
     assert isinstance(found.colours, np.memmap)
     assert_same(found, expected)
@@ -277,10 +262,9 @@ def test_what_is_kept_is_not_computed_again(section, tmp_path, monkeypatch, own,
     monkeypatch.setattr(settings, "feature_route", way)
     monkeypatch.setattr(slide, "PART_SPOTS", 10)
     encoder = own if kind == "own" else module_of(Corner())
-    how = {"views": DIHEDRAL[:3], "colours": True}
-    expected = described(section, encoder, **how)
+    expected = described(section, encoder, colours=True)
     _memory._kept.clear()
-    assert_same(described(section, encoder, **how, kept=Parts(tmp_path)), expected)
+    assert_same(described(section, encoder, colours=True, kept=Parts(tmp_path)), expected)
     files = sorted(tmp_path.iterdir())
     assert len(files) == 4
     files[1].unlink()
@@ -294,7 +278,7 @@ def test_what_is_kept_is_not_computed_again(section, tmp_path, monkeypatch, own,
     for computed in (10, 0):
         _memory._kept.clear()
         looked_at.clear()
-        assert_same(described(section, encoder, **how, kept=Parts(tmp_path)), expected)
+        assert_same(described(section, encoder, colours=True, kept=Parts(tmp_path)), expected)
         assert sum(looked_at) == computed
 
 
@@ -305,18 +289,17 @@ def kept_bytes():
     return sum(array.nbytes for of_section in _memory._kept.values() for _, array in of_section.values())
 
 
-@pytest.mark.parametrize("views", [PLAIN, DIHEDRAL])
-def test_features_are_computed_once(section, reads, views):
+def test_features_are_computed_once(section, reads):
     encoder = module_of(Corner())
-    first = described(section, encoder, views=views, colours=True)
+    first = described(section, encoder, colours=True)
     assert len(reads) == 1
-    assert_same(described(section, encoder, views=views, colours=True), first)
-    assert_same(described(section, ModuleEncoder(encoder.module, SIZE), views=views, colours=True), first)
+    assert_same(described(section, encoder, colours=True), first)
+    assert_same(described(section, ModuleEncoder(encoder.module, SIZE), colours=True), first)
     assert len(reads) == 1
 
 
 def test_what_is_missing_is_added(section, reads, monkeypatch):
-    """Other views, and colours; what is known of them is not computed again."""
+    """The encoder's to colours, and colours to the encoder's; what is known is not computed again."""
     seen = []
 
     class Counted(Corner):
@@ -325,21 +308,21 @@ def test_what_is_missing_is_added(section, reads, monkeypatch):
             return super().forward(pixels)
 
     encoder = module_of(Counted())
-    expected = described(section, module_of(Corner()), views=DIHEDRAL, colours=True)
-    steps = [(PLAIN, False, 1), (DIHEDRAL[1:4], False, 3), (DIHEDRAL, False, 4), (DIHEDRAL, True, 0), (PLAIN, True, 0)]
-    reads.clear()
-    colour_passes = []
-    monkeypatch.setattr("hggep_sc.features.store.colour_statistics", lambda x: colour_passes.append(1) or x)
-    described(section, None, colours=True)
-    for views, colours, new in steps:
+    expected = described(section, module_of(Corner()), colours=True)
+    colour_passes, statistics = [], store.colour_statistics
+    monkeypatch.setattr(store, "colour_statistics", lambda x: colour_passes.append(1) or statistics(x))
+    for first in ("encoded", "colours"):
+        _memory._kept.clear()
+        reads.clear()
+        colour_passes.clear()
         seen.clear()
-        found = described(section, encoder, views=views, colours=colours)
-        places = [DIHEDRAL.index(view) for view in views]
-        np.testing.assert_array_equal(found.encoded, expected.encoded[:, places])
-        assert sum(seen) == 40 * 2 * new
-        assert (found.colours is not None) == colours
-    assert len(colour_passes) == 0  # those of the first call serve the module's
-    assert len(reads) == 3
+        if first == "encoded":
+            assert described(section, encoder).colours is None
+        else:
+            assert described(section, None, colours=True).encoded is None
+        for _ in range(2):
+            assert_same(described(section, encoder, colours=True), expected)
+        assert (sum(seen), len(colour_passes), len(reads)) == (40 * 2, 1, 2)
 
 
 def test_other_features_are_not_taken_for_them(sections, section, reads, monkeypatch, own):

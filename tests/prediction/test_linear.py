@@ -29,7 +29,7 @@ def data(seed, n=40, n_features=5, n_genes=12):
 
 
 def seen(features):
-    return LinearFeatures(Described(features[:, None, None].astype(np.float32), None))
+    return LinearFeatures(Described(features[:, None].astype(np.float32), None))
 
 
 def test_closed_form():
@@ -68,12 +68,12 @@ def random_path(n_features, n_genes):
 @pytest.mark.parametrize("rows", [7, 4096])
 @pytest.mark.parametrize("with_colours", [False, True])
 def test_the_plain_formula(monkeypatch, with_colours, rows):
-    """Standardised over all spots at once, in double precision; of the encoder's features the mean over views."""
+    """Standardised over all spots at once, in double precision."""
     monkeypatch.setattr(moments, "ROWS", rows)
     rng = np.random.default_rng(0)
-    encoded = rng.normal(3, rng.uniform(0, 5, 6), size=(50, 8, 6)).reshape(50, 8, 2, 3).astype(np.float32)
+    encoded = rng.normal(3, rng.uniform(0, 5, 6), size=(50, 6)).reshape(50, 2, 3).astype(np.float32)
     colours = rng.normal(-1, 0.1, size=(50, 2, 4)).astype(np.float32) if with_colours else None
-    blocks = [encoded.mean(axis=1).reshape(50, 6)]
+    blocks = [encoded.reshape(50, 6)]
     if with_colours:
         blocks.insert(0, colours.reshape(50, 8))
     path = random_path(sum(block.shape[1] for block in blocks), 5)
@@ -96,10 +96,10 @@ def test_features_of_colours_alone():
 
 def test_features_of_all_spots_are_never_in_memory(tmp_path):
     n, n_features, n_genes = 40_000, 400, 10
-    encoded = np.memmap(tmp_path / "features", dtype=np.float32, mode="w+", shape=(n, 1, 1, n_features))
+    encoded = np.memmap(tmp_path / "features", dtype=np.float32, mode="w+", shape=(n, 1, n_features))
     rng = np.random.default_rng(0)
     for start in range(0, n, 1000):
-        encoded[start : start + 1000] = rng.random((1000, 1, 1, n_features), dtype=np.float32)
+        encoded[start : start + 1000] = rng.random((1000, 1, n_features), dtype=np.float32)
     expression, path = np.zeros((n, n_genes), dtype=np.float32), random_path(n_features, n_genes)
     tracemalloc.start()
     try:

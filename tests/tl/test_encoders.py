@@ -146,11 +146,10 @@ class TestModule:
         with pytest.raises(ValueError, match=r"one vector for each patch: 2 patches of 32 px gave \(2, 3, 32, 32\)"):
             tl.fit(training, encoder=nn.Identity(), **HOW)
 
-    def test_without_flips_each_patch_is_encoded_once(self, training, monkeypatch):
+    def test_each_patch_is_encoded_once(self, training, monkeypatch):
         encoded, forward = [], MeanColour.forward
         monkeypatch.setattr(MeanColour, "forward", lambda self, p: encoded.append(len(p)) or forward(self, p))
-        config = {**TINY, "flips": False}
-        tl.fit(training, encoder=MeanColour(), **{**HOW, "config": config})
+        tl.fit(training, encoder=MeanColour(), **HOW)
         assert sum(encoded) == 2 + 2 * 40 * 2  # tried on two; sections, spots, fields
 
 

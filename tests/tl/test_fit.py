@@ -48,7 +48,7 @@ encoders = pytest.mark.parametrize("encoder", [{}, LEARNING], ids=["frozen", "le
 
 
 def spots_to_describe(monkeypatch):
-    """What is given to be encoded: how many spots, of a part at a time, and in how many views."""
+    """How many spots are given to be encoded, of a part at a time, and how many kinds of maps are made."""
     numbers, describe = [], store.describe_windows
 
     def noted(image, parts, fields, size, maps_of, **more):
@@ -184,7 +184,7 @@ class TestLearning:
         assert {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])} == learnt
 
     def test_a_frozen_encoder_sees_each_section_once(self, training, monkeypatch):
-        """Epochs and views cost nothing more; the loss is given one view's features."""
+        """Epochs cost nothing more."""
         described, seen = spots_to_describe(monkeypatch), []
         loss = HGGEPNetwork.loss
 
@@ -194,12 +194,12 @@ class TestLearning:
 
         monkeypatch.setattr(HGGEPNetwork, "loss", recorded)
         hggep.tl.fit(training, genes=10, config=TINY, **CPU)
-        assert described == 2 * [(40, 4)]  # sections, in four turns
+        assert described == 2 * [(40, 1)]  # sections
         assert seen == 6 * [(None, (40, 2, 48 + 96 + 192))]
 
     def test_training_drops_out_and_prediction_does_not(self, training):
         """The network has been in eval mode before, for the statistics of its features."""
-        config = {**TINY, "flips": False, "feature_shift": 0.0, "epochs": 2}
+        config = {**TINY, "feature_shift": 0.0, "epochs": 2}
         without, *twice = (
             hggep.tl.fit(training, genes=10, config={**config, "dropout": rate}, **CPU) for rate in (0.0, 0.5, 0.5)
         )
@@ -509,7 +509,7 @@ class TestTwoAtOnce:
     """Fits in threads wait for each other; of two in one folder the second is refused."""
 
     def test_in_threads_as_one_after_another(self, training):
-        how = {**TEN_GENES, "config": {**helpers.TINY, "epochs": 1, "patch_size": 16, "flips": False}}
+        how = {**TEN_GENES, "config": {**helpers.TINY, "epochs": 1, "patch_size": 16}}
         alone = {seed: hggep.tl.fit(training, seed=seed, **how) for seed in (0, 1)}
         before = torch.get_rng_state()
         with ThreadPoolExecutor(3) as threads:
@@ -848,7 +848,7 @@ hggep.tl.fit(sections, genes=15, config={config}, checkpoint_dir={str(tmp_path /
                 hggep.tl.fit(sections, checkpoint_dir=run, **how)
         described = spots_to_describe(monkeypatch)
         assert_same_model(whole, hggep.tl.fit(sections, checkpoint_dir=run, resume=resume, **how))
-        assert described == (1 if resume else 6) * [(20, 4)]
+        assert described == (1 if resume else 6) * [(20, 1)]
         assert not (run / "encoded").exists()  # which are large, and no longer of use
         assert (run / "last.ckpt").exists()
 

@@ -5,7 +5,7 @@ import spatialdata as sd
 from PIL import Image
 
 import hggep_sc as hggep
-from helpers import CPU, TINY, as_spatialdata, assert_same, bfloat16
+from helpers import CPU, LEARNING, TINY, as_spatialdata, assert_same, bfloat16
 from hggep_sc.prediction.chunks import chunks_with_halo
 
 
@@ -264,12 +264,14 @@ class TestKindsOfInput:
         assert min(r) > 0.99
         assert not np.array_equal(single, mixed)
 
-    def test_average_flips_ignores_mirroring(self, test_section, trained, tmp_path, monkeypatch):
-        """The network's prediction, averaged over all symmetries, is that of the mirrored section."""
-        monkeypatch.setattr(hggep.settings, "feature_route", "crops")  # whose cells are mirrored with the spot
-        network = hggep.HGGEP(
-            trained.network, trained.config, trained.genes, mpp=trained.mpp, fingerprint=trained.fingerprint
-        )
+    def test_average_flips_is_refused_where_the_encoder_is_frozen(self, test_section, trained):
+        with pytest.raises(ValueError, match="average_flips=True is for networks that learn from pixels"):
+            predict(test_section, trained, average_flips=True)
+
+    def test_average_flips_ignores_mirroring(self, sections, test_section, tmp_path):
+        """The prediction of a network of pixels, averaged over all symmetries, is that of the mirrored section."""
+        config = {**TINY, **LEARNING, "epochs": 1, "cross_fit": False}
+        network = hggep.tl.fit(sections["S1"], genes=20, config=config, device="cpu", progress=False)
         mirrored = test_section.copy()
         entry = mirrored.uns["spatial"]["S3"]
         image = Image.open(entry["metadata"]["source_image_path"])
@@ -281,7 +283,7 @@ class TestKindsOfInput:
         mirrored.obsm["spatial"] = test_section.obsm["spatial"] * [-1, 1] + [image.width, 0]
         plain, averaged, by_default = (
             [
-                predict(x, network, average_flips=how, copy=True)[:, trained.genes].layers["hggep"]
+                predict(x, network, average_flips=how, copy=True)[:, network.genes].layers["hggep"]
                 for x in (test_section, mirrored)
             ]
             for how in (False, True, None)

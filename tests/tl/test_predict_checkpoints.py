@@ -143,7 +143,7 @@ def test_without_a_folder_the_message_names_it(sections, trained, monkeypatch):
     "change",
     [
         *("model", "mpp of the model", "places", "scale", "image"),
-        *("average_flips", "chunk_spots", "feature_route", "encoder_precision"),
+        *("chunk_spots", "feature_route", "encoder_precision"),
     ],
 )
 def test_another_prediction_is_refused(sections, trained, tmp_path, monkeypatch, change):
@@ -155,8 +155,8 @@ def test_another_prediction_is_refused(sections, trained, tmp_path, monkeypatch,
         how["chunk_spots"] = None
     elif change == "mpp of the model":
         model = hggep.HGGEP(model.network, model.config, model.genes, mpp=0.9, fingerprint=model.fingerprint)
-    elif change in ("average_flips", "chunk_spots"):
-        how[change] = {"average_flips": True, "chunk_spots": 20}[change]
+    elif change == "chunk_spots":
+        how[change] = 20
     elif hasattr(settings, change):
         monkeypatch.setattr(settings, change, {"feature_route": "maps", "encoder_precision": "bfloat16"}[change])
         named = "config"

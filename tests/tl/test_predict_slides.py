@@ -337,7 +337,7 @@ def test_a_slide_that_another_call_is_at_work_on(sections, trained, tmp_path, mo
         real(self, spots, **tensors)
         if not tables:
             tables.append(None)  # once
-            settings = [{}, {"average_flips": True}]
+            settings = [{}, {"chunk_spots": 20}]
             tables[:] = [hggep.tl.predict_slides(slides, trained, tmp_path, **how, **HOW) for how in settings]
 
     monkeypatch.setattr(Parts, "write", meanwhile)

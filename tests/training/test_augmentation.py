@@ -9,7 +9,6 @@ from hggep_sc.training.augmentation import (
     dihedral,
     random_dihedral,
     random_shift,
-    random_view,
     stain_jitter,
 )
 
@@ -60,9 +59,9 @@ def test_all_views_are_drawn_evenly():
     assert counts.min() > 420  # 500 expected, standard deviation 21
 
 
-def features_of(n, views=8, fields=2, d=3):
+def features_of(n, fields=2, d=3):
     """Every number another."""
-    return torch.arange(n * views * fields * d, dtype=torch.float32).view(n, views, fields, d)
+    return torch.arange(n * fields * d, dtype=torch.float32).view(n, fields, d)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +69,9 @@ def features_of(n, views=8, fields=2, d=3):
     [
         pytest.param(random_dihedral, patches_of(n=30), id="dihedral"),
         pytest.param(lambda patches, generator: stain_jitter(patches, 0.2, generator), patches_of(n=30), id="stain"),
-        pytest.param(random_view, features_of(30), id="view"),
         pytest.param(
             lambda features, generator: random_shift(features, torch.ones(2, 3), generator),
-            features_of(30)[:, 0],
+            features_of(30),
             id="shift",
         ),
     ],
@@ -163,27 +161,8 @@ def test_fields_and_pixels_of_a_spot_are_stained_alike():
 # --- features
 
 
-def test_a_view_is_drawn_for_each_spot_and_taken_whole():
-    features = features_of(200)
-    found = random_view(features, torch.Generator().manual_seed(0))
-    assert found.shape == (200, 2, 3)
-    chosen = [next(v for v in range(8) if torch.equal(features[i, v], found[i])) for i in range(200)]
-    assert set(chosen) == set(range(8))
-
-
-def test_views_are_drawn_evenly():
-    views = torch.arange(8.0).view(1, 8, 1, 1).expand(4000, -1, -1, -1)
-    drawn = random_view(views, torch.Generator().manual_seed(0)).flatten().long()
-    assert torch.bincount(drawn, minlength=8).min() > 420  # 500 expected, standard deviation 21
-
-
-def test_one_view_is_that_view():
-    features = features_of(5, views=1)
-    assert torch.equal(random_view(features, torch.Generator()), features[:, 0])
-
-
 def test_all_spots_are_shifted_alike():
-    features = features_of(20)[:, 0]
+    features = features_of(20)
     shift = random_shift(features, torch.ones(2, 3), torch.Generator().manual_seed(0)) - features
     torch.testing.assert_close(shift, shift[:1].expand_as(shift), atol=1e-4, rtol=0)
     assert len(shift[0].unique()) == 6  # and each feature of each field by itself

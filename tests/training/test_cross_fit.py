@@ -74,14 +74,14 @@ def test_mixture():
 
 @pytest.mark.parametrize("chunk_spots", [20, 60])
 def test_a_section_left_out_is_predicted_as_any_other(chunk_spots):
-    """As it lies, in the chunks of `tl.predict`, halo and all; here from features that are held, in two views."""
+    """In the chunks of `tl.predict`, halo and all; here from features that are held."""
     torch.manual_seed(0)
     config = Config(width=16, vit_heads=2, chunk_spots=chunk_spots)
     network = HGGEPNetwork(config, 5, encoder=None, groups=(6,), n_fields=1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     torch.nn.init.orthogonal_(network.basis)
-    xy, seen = np.random.default_rng(0).random((60, 2)), torch.randn(60, 2, 1, 6)
+    xy, seen = np.random.default_rng(0).random((60, 2)), torch.randn(60, 1, 6)
     empty = np.zeros((60, 5), dtype=np.float32)
     data = SectionData(
         "A", xy, seen.numpy(), xy.astype(np.float32), empty, empty, empty[:, 0], empty[:, 0], xy[:, 0] > 0
@@ -89,18 +89,18 @@ def test_a_section_left_out_is_predicted_as_any_other(chunk_spots):
     found = predict_data(network, data)
     for spots, core in chunks_with_halo(xy, np.ones(60, dtype=bool), chunk_spots):
         with torch.inference_mode():
-            expected = network.decode(seen[spots, 0], torch.from_numpy(xy[spots]).float()).expression
+            expected = network.decode(seen[spots], torch.from_numpy(xy[spots]).float()).expression
         np.testing.assert_allclose(found[spots[core]], expected.numpy()[core], atol=1e-5)
     assert found.std(axis=0).min() > 0.01
 
 
-def test_statistics_are_of_observed_spots_as_they_lie():
-    """By the plain formula, sections counting alike; other views, and spots without counts, have no part in it."""
+def test_statistics_are_of_observed_spots():
+    """By the plain formula, sections counting alike; spots without counts have no part in it."""
     network, config = small_network("default")
     training = [data_for(network, config) for _ in range(2)]
     training[1].seen = 3 * training[1].seen[:7] + 1
     training[1].observed = training[1].observed[:7]
-    of_sections = [data.seen[data.observed, 0].astype(float) for data in training]
+    of_sections = [data.seen[data.observed].astype(float) for data in training]
     expected_mean = np.mean([values.mean(axis=0) for values in of_sections], axis=0)
     expected_std = np.sqrt(np.mean([((values - expected_mean) ** 2).mean(axis=0) for values in of_sections], axis=0))
     mean, std = feature_statistics(network, training)

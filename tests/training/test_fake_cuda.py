@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from helpers import TINY_RIVALS, TINY_SPOT_RIVALS, make_adata
 from hggep_sc import methods, settings
-from hggep_sc.features.describe import DIHEDRAL
 from hggep_sc.features.encoders import ObsmEncoder
 from hggep_sc.features.store import describe_section
 from hggep_sc.methods.baselines import BaselineConfig, Ridge
@@ -246,17 +245,15 @@ def test_features_for_training(name, way, section, monkeypatch):
     monkeypatch.setattr(settings, "feature_route", way)
     network, config = small_network("default" if name == "embeddings" else name)
     encoder = ObsmEncoder("X_emb") if name == "embeddings" else network.encoder
-    fields, views = config.fields_px[:2], DIHEDRAL[:3]
+    fields = config.fields_px[:2]
     with a_gpu():
-        found = describe_section(
-            section, encoder, fields, config.patch_size, views=views, colours=True, device=GPU, batch_size=15
-        )
+        found = describe_section(section, encoder, fields, config.patch_size, colours=True, device=GPU, batch_size=15)
         assert name == "embeddings" or all_on_gpu(encoder.state_dict().values())
     assert (found.encoded == 1).all()
     if name == "embeddings":
         assert found.colours is None
     else:
-        assert found.encoded.shape == (30, 3, 2, sum(encoder.groups))
+        assert found.encoded.shape == (30, 2, sum(encoder.groups))
         assert found.colours.shape == (30, 2, 48)
 
 

@@ -88,12 +88,12 @@ def test_a_training_step_in_mixed_precision(name):
     assert losses[1] != losses[0]
 
 
-def test_validation_sees_spots_as_they_lie():
-    """As in prediction, though features of other views are held."""
+def test_validation_sees_spots_without_augmentation():
+    """As in prediction."""
     plan, batch = plan_and_batch("default")
     with torch.inference_mode():
         plan.eval().validation_step(batch, 0)
-        expected = plan.network.decode(batch.features[:, 0], batch.positions).expression[batch.observed]
+        expected = plan.network.decode(batch.features, batch.positions).expression[batch.observed]
     ((predicted, _),) = plan._validation["A"]
     torch.testing.assert_close(torch.from_numpy(predicted), expected)
     assert expected.std(0).min() > 1e-3

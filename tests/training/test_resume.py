@@ -12,12 +12,12 @@ from helpers import CPU, LEARNING, TINY
 from hggep_sc.training.checkpoint import WholeCheckpoints
 from hggep_sc.training.plan import TrainingPlan
 
-SMALL = {**TINY, "patch_size": 16, "fields_um": (60.0,), "fields_px": (112.0,), "epochs": 3, "flips": False}
+SMALL = {**TINY, "patch_size": 16, "fields_um": (60.0,), "fields_px": (112.0,), "epochs": 3}
 ALONE = {**SMALL, "cross_fit": False}
 KINDS = {
     "plain": {"config": ALONE},
     "every other epoch": {"config": {**ALONE, "epochs": 5}, "checkpoint_every": 2, "encoder": "X_emb"},
-    "an encoder that learns": {"config": {**ALONE, **LEARNING, "flips": True, "stain_jitter": 0.1}},
+    "an encoder that learns": {"config": {**ALONE, **LEARNING, "stain_jitter": 0.1}},
     "validation": {"config": {**ALONE, "patience": 2}, "validation": 0.3, "encoder": "X_emb"},
     "chunks": {"config": {**ALONE, "chunk_spots": 15, "schedule": "constant"}},
 }

@@ -76,5 +76,4 @@ class EncoderInfo:
             "patch_size": self.px,
             "fields_px": fields_px,
             "fields_um": tuple(px * self.mpp for px in fields_px),
-            "flips": False,  # four turns of each patch would take four times as long
         }

@@ -25,8 +25,7 @@ GPU_READERS = 8  # threads that read for a GPU
 
 View = tuple[int, bool]  # quarter turns, and whether mirrored first
 PLAIN: tuple[View, ...] = ((0, False),)
-TURNS: tuple[View, ...] = tuple((turns, False) for turns in range(4))
-DIHEDRAL: tuple[View, ...] = (*TURNS, *((turns, True) for turns in range(4)))
+DIHEDRAL: tuple[View, ...] = tuple((turns, flip) for flip in (False, True) for turns in range(4))
 
 
 class AtOnce:
@@ -195,7 +194,8 @@ def of_patches(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
     def apply(patches: Tensor) -> Tensor:
         flat = patches.flatten(0, 1)
         parts = flat.split(CPU_PATCHES * torch.get_num_threads()) if flat.device.type == "cpu" else [flat]
-        return torch.cat([function(part) for part in parts]).unflatten(0, patches.shape[:2])
+        with encoder_precision(flat.device):
+            return torch.cat([function(part) for part in parts]).unflatten(0, patches.shape[:2])
 
     return apply
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from .._settings import settings
 from ..nn import Sight
 from ..runtime.device import encoder_precision
-from .describe import AtOnce, View, in_parts, turned
+from .describe import AtOnce, in_parts
 from .parts import halved
 from .windows import middle, summed_area, window_sums
 
@@ -267,15 +267,3 @@ def _say(work: Sequence[Sequence[Squares]], ways: Sequence[Sequence[str]], field
             pixels[of_part[one.scale]] += len(one.centres) * one.side**2
     told = ", ".join(f"{pixels[way] / 1e6:.1f} million px by {way}" for way in sorted(pixels))
     logger.info("image %s: %d fields of view are encoded, %s", name, len(fields), told)
-
-
-def in_view(maps_of: MapsOf, view: View) -> MapsOf:
-    """Return what gives the maps of pixels that are turned or mirrored, turned back: they lie as the pixels do."""
-    turns, flip = view
-
-    def apply(pixels: Tensor) -> list[Tensor]:
-        (seen,) = turned(pixels, (view,))
-        back = (torch.rot90(maps, -turns, (-2, -1)) for maps in maps_of(seen))
-        return [maps.flip(-1) if flip else maps for maps in back]
-
-    return apply

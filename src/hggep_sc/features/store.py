@@ -19,10 +19,10 @@ from ..nn import Encoder, ModuleEncoder
 from ..storage.arrays import large_array, let_go
 from ..storage.checkpoint import Parts
 from .colours import colour_maps, colour_statistics
-from .describe import PLAIN, View, describe_parts, of_patches, of_views
+from .describe import View, describe_parts, of_patches, of_views
 from .encoders import Eye, ObsmEncoder
 from .patches import BATCH_SPOTS, say_if_coarse
-from .slide import SIGHT, MapsOf, describe_windows, in_view, parts_of
+from .slide import SIGHT, MapsOf, describe_windows, parts_of
 
 if TYPE_CHECKING:
     from ..image import SectionImage
@@ -40,7 +40,7 @@ class Described:
     Attributes
     ----------
     encoded
-        float32 (n, views, fields, D), an encoder's features; (n, 1, 1, d) embeddings; None without an encoder.
+        float32 (n, fields, D), an encoder's features; (n, 1, d) embeddings; None without an encoder.
     colours
         float32 (n, fields, 48), statistics of colour and texture; None where nobody asked for them.
     """
@@ -103,7 +103,6 @@ def describe_section(
     fields: tuple[float, ...],
     patch_size: int,
     *,
-    views: tuple[View, ...] = PLAIN,
     colours: bool = False,
     device: torch.device,
     batch_size: int = BATCH_SPOTS,
@@ -121,15 +120,13 @@ def describe_section(
     section
         Where the spots and the image are.
     encoder
-        A frozen encoder; embeddings, which have one view and one field; None for colours alone.
+        A frozen encoder; embeddings, which have one field; None for colours alone.
     fields
         Sides of the fields of view, px of the image's finest level.
     patch_size
         Their sides as they are read, px.
-    views
-        Turns and mirrorings that the encoder's features are computed in.
     colours
-        Whether statistics of colour and texture are wanted, of the spots as they lie; not beside embeddings.
+        Whether statistics of colour and texture are wanted; not beside embeddings.
     device, batch_size
         As in `describe_windows`.
     kept
@@ -147,19 +144,18 @@ def describe_section(
     if isinstance(encoder, ObsmEncoder):
         if advance is not None:
             advance(len(section.xy))
-        return Described(section.embeddings(encoder.slot)[:, None, None], None)
+        return Described(section.embeddings(encoder.slot)[:, None], None)
     say_if_coarse(section, fields, patch_size)
     sight = SIGHT if encoder is None or encoder.sight is None else encoder.sight
     definition = fields, patch_size, sight, *settings.of_features().values()
     # a user's module has more to it than its hash tells: its features are its own
     name = (encoder and encoder.id), ref(encoder.module) if isinstance(encoder, ModuleEncoder) else None
-    keys: dict[View | str, Hashable] = {view: (name, view, definition) for view in views if encoder is not None}
+    keys: dict[str, Hashable] = {} if encoder is None else {ENCODED: (name, definition)}
     keys |= {COLOURS: (COLOURS, definition)} if colours else {}
-    known: dict[View | str, np.ndarray] = {}
+    known: dict[str, np.ndarray] = {}
     if kept is None or not kept.keeps:  # parts in a folder hold all: a later call does not know what this process does
         recalled = ((what, _memory.recall(section, key)) for what, key in keys.items())
         known = {what: array for what, array in recalled if array is not None}
-    unseen = tuple(view for view in views if view in keys and view not in known)
     if len(known) == len(keys):
         if advance is not None:
             advance(len(section.xy))
@@ -167,23 +163,17 @@ def describe_section(
         see = partial(
             _seen,
             section,
-            encoder=encoder if unseen else None,
+            encoder=None if ENCODED in known else encoder,
             fields=fields,
             patch_size=patch_size,
-            views=unseen,
             colours=colours and COLOURS not in known,
             device=device,
             batch_size=batch_size,
         )
         found = gathered(parts_of(section.xy, fields, patch_size, sight), see, kept, advance)
-        new: dict[View | str, np.ndarray] = {view: found[ENCODED][:, i] for i, view in enumerate(unseen)}
-        new |= {COLOURS: found[COLOURS]} if COLOURS in found else {}
-        _memory.keep(section, {keys[what]: array for what, array in new.items()})
-        known |= new
-        if unseen and unseen == views:
-            return Described(found[ENCODED], known.get(COLOURS))  # as it is, without a copy
-    encoded = None if encoder is None else np.stack([known[view] for view in views], axis=1)
-    return Described(encoded, known.get(COLOURS))
+        _memory.keep(section, {keys[what]: array for what, array in found.items()})
+        known |= found
+    return Described(known.get(ENCODED), known.get(COLOURS))
 
 
 def require_length(section: "Section", slot: str, wanted: int) -> None:
@@ -237,7 +227,7 @@ def describe_patches(
     fields: tuple[float, ...],
     patch_size: int,
     *,
-    views: tuple[View, ...] = PLAIN,
+    views: tuple[View, ...],
     device: torch.device,
     batch_size: int,
     kept: Parts | None,
@@ -251,7 +241,9 @@ def describe_patches(
         Takes (n, fields, 3, S, S).
     centres
         Takes coordinates of spots, and gives those that patches are centred on.
-    section, fields, patch_size, views, device, batch_size, kept, advance
+    views
+        Turns and mirrorings in which each patch is seen.
+    section, fields, patch_size, device, batch_size, kept, advance
         As in `describe_section`.
     """
     say_if_coarse(section, fields, patch_size)
@@ -299,7 +291,6 @@ def _seen_by(
     *,
     fields: tuple[float, ...],
     patch_size: int,
-    views: tuple[View, ...],
     colours: bool,
     device: torch.device,
     batch_size: int,
@@ -312,16 +303,14 @@ def _seen_by(
         maps_of: list[MapsOf] = [colour_maps] if colours else []
         patches: Generator[list[Tensor], None, None] | None = None
         if encoder is not None and encoder.sight is not None:
-            fast = encoder.for_inference()
-            maps_of += [in_view(fast.maps, view) for view in views]
+            maps_of.append(encoder.for_inference().maps)
         elif encoder is not None:
-            describe = [of_views(of_patches(encoder), views)]
             patches = describe_parts(
                 image,
                 centres,
                 fields,
                 patch_size,
-                describe,
+                [of_patches(encoder)],
                 batch_size=batch_size,
                 device=device,
                 concurrently=False,  # it may note things as it goes
@@ -335,9 +324,9 @@ def _seen_by(
             found = next(windows) if maps_of else []
             seen = {COLOURS: colour_statistics(found.pop(0))} if colours else {}
             if patches is not None:
-                found = list(next(patches)[0].float().cpu().unbind(1))
+                found = [next(patches)[0].float().cpu()]
             if found:
-                seen[ENCODED] = torch.stack(found, dim=1)
+                (seen[ENCODED],) = found
                 if not seen[ENCODED].isfinite().all():
                     raise ValueError(f"section {name!r}: the encoder gives features that are NaN or infinite")
             yield seen

@@ -280,7 +280,8 @@ class HGGEP(FittedModel):
         batch_size
             Spots whose patches or crops are encoded at once; None for 64.
         average_flips
-            Average the predictions of the spots in eight views, turned and mirrored; else they are seen as they lie.
+            Average the predictions of the spots in eight views, turned and mirrored, of a network that learns from
+            pixels; else they are seen as they lie.
         chunk_spots
             Spots that attention and hypergraph see at once; None for as many as `config.chunk_spots` and free memory
             allow.
@@ -296,13 +297,18 @@ class HGGEP(FittedModel):
         Raises
         ------
         ValueError
-            If `batch_size` or `chunk_spots` is below 1.
+            If `batch_size` or `chunk_spots` is below 1, or if views are asked for of a frozen encoder's features.
         ModelError
             If what is predicted is NaN or infinite.
         OSError
             If there is no room on disk for what waits there.
         """
         whole_or_none("chunk_spots", chunk_spots)
+        if average_flips and is_frozen(self.encoder, self.config):
+            raise ValueError(
+                "average_flips=True is for networks that learn from pixels: this one has learnt from features of spots "
+                "as they lie, by a frozen encoder. Leave it out"
+            )
         if not self.embeddings:
             say_if_scale_differs(section, self.mpp, self.reduction)
         say_if_spacing_differs(section, self.spacing_um)
@@ -317,11 +323,10 @@ class HGGEP(FittedModel):
         )
         views = DIHEDRAL if average_flips else PLAIN
         seen = stained(section, self.config.stain)
-        described = self._described(seen, views, target, spots_per_batch(batch_size), known.features, advance)
-        assert described.encoded is not None  # there is an encoder
+        features, described = self._described(seen, views, target, spots_per_batch(batch_size), known.features, advance)
         expression, latent = predict_in_chunks(
             network,
-            described.encoded,
+            features,
             section.xy,
             positions.to(target),
             self.config,
@@ -389,10 +394,10 @@ class HGGEP(FittedModel):
         um = require_plausible(mpp)
         seen, places = seen.astype(np.float32), places * (1.0 if um is None else um)
         target = resolve_device(device)
-        encoded = seen[:, None, None]
+        encoded = seen[:, None]
         expression, latent = predict_in_chunks(
             self.network.to(target),
-            encoded,
+            encoded[:, None],
             places,
             torch.from_numpy(places - places.mean(axis=0)).float().to(target),
             self.config,
@@ -409,7 +414,7 @@ class HGGEP(FittedModel):
         """Warn of spots that are unlike those of training, add the linear path, and refuse what is no number."""
         if self.confidence is not None:
             assert described.encoded is not None  # there is an encoder
-            mean = Moments.of(described.encoded[:, 0]).mean
+            mean = Moments.of(described.encoded).mean
             self.confidence.say_if_unlike(name, mean, stain)
         if self.linear is not None:
             add_linear(expression, self.linear, described)
@@ -434,22 +439,24 @@ class HGGEP(FittedModel):
         batch_size: int,
         kept: Parts,
         advance: Callable[[int], object] | None,
-    ) -> Described:
-        """Return the features of all spots; see `describe_section`."""
+    ) -> tuple[np.ndarray, Described]:
+        """Return the features of all spots in each view, (n, views, ...), and what is seen of them as they lie."""
         fields, size, network = self._fields(section), self.config.patch_size, self.network
         how: dict[str, Any] = {"batch_size": batch_size, "device": device}
         if is_frozen(self.encoder, self.config):
             if self.embeddings is not None:
                 assert not isinstance(network, PublishedNetwork)  # which has its own encoder
                 require_length(section, self.embeddings, sum(network.groups))
-            how |= {"views": views, "kept": kept, "advance": advance}
+            how |= {"kept": kept, "advance": advance}
             how["colours"] = self.linear is not None and beside_colours(self.encoder)
-            return describe_section(section, self.encoder, fields, size, **how)
+            described = describe_section(section, self.encoder, fields, size, **how)
+            assert described.encoded is not None  # there is an encoder
+            return described.encoded[:, None], described
         assert not isinstance(network, Ensemble)  # whose encoder is frozen
         seen = describe_patches(
             section, network.encode, network.centres, fields, size, views=views, kept=kept, advance=advance, **how
         )
-        return Described(seen, None)
+        return seen, Described(seen[:, 0], None)
 
     def _kept(self) -> tuple[dict[str, Any], dict[str, Mapping[str, torch.Tensor]]]:
         entries: dict[str, Any] = {

@@ -59,8 +59,8 @@ class LinearPath:
 class LinearFeatures:
     """What the linear path sees of a section's spots, (n_spots, n_features), float32, computed where it is looked at.
 
-    These are statistics of colour and texture, and the encoder's features, the mean over views. Every column has mean 0
-    over the section; the columns of either kind have together variance 1.
+    These are statistics of colour and texture, and the encoder's features. Every column has mean 0 over the section;
+    the columns of either kind have together variance 1.
     """
 
     def __init__(self, described: "Described") -> None:
@@ -104,7 +104,4 @@ def add_linear(expression: np.ndarray, path: LinearPath, described: "Described")
 
 def _blocks(described: "Described") -> list[np.ndarray]:
     """Return features of either kind, (n_spots, n_features), as they are."""
-    encoded = described.encoded
-    if encoded is not None:
-        encoded = encoded[:, 0] if encoded.shape[1] == 1 else encoded.mean(axis=1)  # of one view without a copy
-    return [kind.reshape(len(kind), -1) for kind in (described.colours, encoded) if kind is not None]
+    return [kind.reshape(len(kind), -1) for kind in (described.colours, described.encoded) if kind is not None]

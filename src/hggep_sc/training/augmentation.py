@@ -1,4 +1,4 @@
-"""Random views of patches or of their features: flips and rotations of the square, and changes of stain."""
+"""Random changes of patches, flips and rotations of the square and stain, and of a frozen encoder's features."""
 
 from functools import cache
 
@@ -64,13 +64,6 @@ def stain_jitter(patches: Tensor, sigma: float, generator: torch.Generator) -> T
 def _stains(device: torch.device) -> tuple[Tensor, Tensor]:
     """`STAINS` and their inverse, uploaded once: a GPU would be waited for in every step."""
     return STAINS.to(device), UNSTAINED.to(device)
-
-
-def random_view(features: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one of the views of each spot: (N, views, ...) to (N, ...)."""
-    n, views = features.shape[:2]
-    chosen = torch.randint(views, (n,), generator=generator, device=features.device)
-    return features[torch.arange(n, device=features.device), chosen]
 
 
 def random_shift(features: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:

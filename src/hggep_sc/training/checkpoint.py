@@ -16,7 +16,6 @@ from .._settings import settings
 from .._version import __version__
 from ..config import BaseConfig, Config
 from ..errors import CheckpointError, OtherCheckpointError, TrainingWarning
-from ..features.describe import View
 from ..features.encoders import Eye, ObsmEncoder
 from ..nn import ModuleEncoder
 from ..runtime.messages import warn
@@ -232,7 +231,6 @@ def stores_of_features(
     fields: Sequence[tuple[float, ...]],
     encoder: Eye,
     config: Config,
-    views: tuple[View, ...],
 ) -> Iterator[list[Parts]]:
     """Give where the features of each section are kept, from which an interrupted fit goes on.
 
@@ -245,8 +243,6 @@ def stores_of_features(
         are removed.
     sections, fields, encoder, config
         As in `read_sections`. Of a user's module more than its hash may change: its features are not kept.
-    views
-        That features are computed in.
     """
     if checkpoint_dir is None or isinstance(encoder, ObsmEncoder | ModuleEncoder):
         yield [Parts(None) for _ in sections]
@@ -257,7 +253,6 @@ def stores_of_features(
         "data": [sight_hash(section) for section in sections],
         "encoder": encoder.id,
         "fields of view": fields,
-        "views": views,
         "config": {name: getattr(config, name) for name in names} | settings.of_features(),
     }
     folder = checkpoint_dir / FEATURES

@@ -146,9 +146,9 @@ def predict_data(network: HGGEPNetwork | Ensemble, data: SectionData) -> np.ndar
 
 @torch.no_grad()
 def data_features(network: HGGEPNetwork | Ensemble, data: SectionData) -> np.ndarray:
-    """Return the features of a section that is held for training, of the spots as they lie: (n, 1, fields, D)."""
+    """Return the features of a section that is held for training, (n, 1, fields, D)."""
     if data.holds_features:
-        return data.seen[:, :1]
+        return data.seen[:, None]
     assert isinstance(network, HGGEPNetwork)  # an ensemble is given features
     device = network.gene_mean.device
     encode = of_views(network.encode, PLAIN)

@@ -27,7 +27,7 @@ class SectionData:
 
     name: str
     xy: np.ndarray
-    seen: np.ndarray  # uint8 patches (n, fields, 3, S, S), or float32 features (n, views, fields, D)
+    seen: np.ndarray  # uint8 patches (n, fields, 3, S, S), or float32 features (n, fields, D)
     positions: np.ndarray
     expression: np.ndarray
     counts: np.ndarray

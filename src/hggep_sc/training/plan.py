@@ -15,10 +15,10 @@ from torch import Tensor
 from ..config import Config
 from ..errors import CheckpointError, DivergedError
 from ..metrics import pearson
-from ..nn import Batch, HGGEPNetwork, PublishedNetwork, average_views
+from ..nn import Batch, HGGEPNetwork, PublishedNetwork
 from ..nn.interface import upload
 from ..runtime.progress import bar
-from .augmentation import random_dihedral, random_shift, random_view, stain_jitter
+from .augmentation import random_dihedral, random_shift, stain_jitter
 
 
 class TrainSettings(Protocol):
@@ -104,11 +104,9 @@ class TrainingPlan(SeededPlan):
                 batch.patches = random_dihedral(batch.patches, generator)
             if self.config.stain_jitter:
                 batch.patches = stain_jitter(batch.patches, self.config.stain_jitter, generator)
-        if batch.features is not None and isinstance(self.network, HGGEPNetwork):
-            batch.features = random_view(batch.features, generator)
-            if self.config.feature_shift:
-                scale = self.config.feature_shift * self.network.feature_std
-                batch.features = random_shift(batch.features, scale, generator)
+        if batch.features is not None and isinstance(self.network, HGGEPNetwork) and self.config.feature_shift:
+            scale = self.config.feature_shift * self.network.feature_std
+            batch.features = random_shift(batch.features, scale, generator)
         return self.network.loss(batch, generator)
 
     def learnt(self) -> dict[str, Tensor]:
@@ -137,11 +135,11 @@ class TrainingPlan(SeededPlan):
 
     def validation_step(self, batch: Batch, step: int) -> None:
         if batch.features is not None:
-            features = batch.features[:, :1]  # as they lie, as in prediction
+            features = batch.features
         else:
             assert batch.patches is not None  # a batch holds one or the other
-            features = self.network.encode(batch.patches)[:, None]
-        expression, _ = average_views(self.network, features, batch.positions)
+            features = self.network.encode(batch.patches)
+        expression = self.network.decode(features, batch.positions).expression
         seen = batch.observed
         pair = expression[seen].float().cpu().numpy(), batch.expression[seen].cpu().numpy()
         self._validation.setdefault(batch.section, []).append(pair)

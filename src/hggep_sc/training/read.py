@@ -7,7 +7,6 @@ import numpy as np
 
 from ..config import Config
 from ..errors import InputError
-from ..features.describe import PLAIN, TURNS, View
 from ..features.encoders import Eye, ObsmEncoder, beside_colours, is_frozen
 from ..features.patches import read_patches, say_if_coarse
 from ..features.store import Described, describe_section
@@ -54,22 +53,11 @@ def read_sections(
             assert found.encoded is not None  # there is an encoder
             part.seen = found.encoded
             if config.linear and config.cross_fit:
-                part.linear = LinearFeatures(Described(found.encoded[:, :1], found.colours))  # as they lie
+                part.linear = LinearFeatures(found)
         return data
     for part, section, views in zip(data, over_sections(sections, "images", run.progress), fields, strict=True):
         part.seen = held_patches(section, network_class.centres(section.xy), views, config.patch_size)
     return data
-
-
-def views_of_training(config: Config, n_spots: int) -> tuple[View, ...]:
-    """Return the views that features of all spots are held in, of which every step draws one.
-
-    These are the quarter turns (`config.flips`), unless an epoch takes a part of the spots alone and the fit comes back
-    to a spot less often than there are turns.
-    """
-    of_epoch = (config.epoch_chunks or n_spots) * (config.chunk_spots or n_spots)
-    often = of_epoch >= n_spots or config.epochs * of_epoch >= len(TURNS) * n_spots
-    return TURNS if config.flips and often else PLAIN
 
 
 def held_patches(section: "Section", centres: np.ndarray, fields: Sequence[float], size: int) -> np.ndarray:
@@ -95,9 +83,8 @@ def _described(
             slot = sections[0].embeddings_slot(encoder.slot)
             raise InputError(f"{slot} has embeddings of different lengths: {listed}")
     folder = run.checkpoint_dir if run.devices.number == 1 else None  # each process describes all by itself
-    turns = views_of_training(config, sum(len(section.xy) for section in sections))
     with (
-        stores_of_features(folder, run.resume, sections, fields, encoder, config, turns) as kept,
+        stores_of_features(folder, run.resume, sections, fields, encoder, config) as kept,
         of_spots(sections, "images", run.progress) as bar,
     ):
         for section, views, known in zip(sections, fields, kept, strict=True):
@@ -106,7 +93,6 @@ def _described(
                 encoder,
                 views,
                 config.patch_size,
-                views=turns,
                 colours=config.linear and config.cross_fit and beside_colours(encoder),
                 device=run.devices.own,
                 kept=known,

@@ -391,7 +391,7 @@ class Rival(FittedModel):
             part.expression = cls.target(section, part, config)
             fields = fields_of_view(config, mpp, section.mpp, section.reduction / reduction)
             if eye is not None:
-                part.seen = cls._features(section, eye, fields, config, run.devices.own)[:, None]
+                part.seen = cls._features(section, eye, fields, config, run.devices.own)
                 continue
             part.seen = held_patches(section, cls.centres(section.xy), fields, config.patch_size)
         return data

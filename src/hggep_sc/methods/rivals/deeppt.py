@@ -160,14 +160,14 @@ class DeepPT(BySpot):
 
     @classmethod
     def _encoded(cls, network: DeepPTNetwork, part: SectionData, config: DeepPTConfig, run: Run) -> np.ndarray:
-        """Return what the frozen backbone makes of a section's patches, float32 (n, 1, 1, n_features)."""
+        """Return what the frozen backbone makes of a section's patches, float32 (n, 1, n_features)."""
         network.to(run.devices.own).eval()
-        found = np.empty((len(part.seen), 1, 1, network.n_features), dtype=np.float32)
+        found = np.empty((len(part.seen), 1, network.n_features), dtype=np.float32)
         with torch.no_grad(), encoder_precision(run.devices.own):
             for start in range(0, len(found), config.batch_spots):
                 spots = slice(start, start + config.batch_spots)
                 patches = torch.from_numpy(np.ascontiguousarray(part.seen[spots])).to(run.devices.own)
-                found[spots, 0, 0] = network.encode(patches).float().cpu().numpy()
+                found[spots, 0] = network.encode(patches).float().cpu().numpy()
         return found
 
     @classmethod

@@ -5,8 +5,9 @@ import spatialdata as sd
 from PIL import Image
 
 import hggep_sc as hggep
-from helpers import CPU, LEARNING, TINY, as_spatialdata, assert_same, bfloat16
+from helpers import CPU, TINY, alive, as_spatialdata, assert_same, bfloat16
 from hggep_sc.prediction.chunks import chunks_with_halo
+from small_networks import small_network
 
 
 @pytest.fixture
@@ -268,10 +269,12 @@ class TestKindsOfInput:
         with pytest.raises(ValueError, match="average_flips=True is for networks that learn from pixels"):
             predict(test_section, trained, average_flips=True)
 
-    def test_average_flips_ignores_mirroring(self, sections, test_section, tmp_path):
+    def test_average_flips_ignores_mirroring(self, test_section, trained, tmp_path):
         """The prediction of a network of pixels, averaged over all symmetries, is that of the mirrored section."""
-        config = {**TINY, **LEARNING, "epochs": 1, "cross_fit": False}
-        network = hggep.tl.fit(sections["S1"], genes=20, config=config, device="cpu", progress=False)
+        learning, config = small_network("learning")
+        alive(learning.encoder)
+        genes = trained.genes[: len(learning.gene_mean)]
+        network = hggep.HGGEP(learning, config, genes, mpp=trained.mpp, fingerprint=trained.fingerprint)
         mirrored = test_section.copy()
         entry = mirrored.uns["spatial"]["S3"]
         image = Image.open(entry["metadata"]["source_image_path"])
@@ -289,7 +292,7 @@ class TestKindsOfInput:
             for how in (False, True, None)
         )
         difference, without = (np.abs(a - b).max() for a, b in (averaged, plain))
-        assert difference < 0.01 * without
+        assert difference < 0.03 * without  # of px that are not whole
         np.testing.assert_array_equal(by_default, plain)  # spots are seen as they lie
 
 

@@ -1,7 +1,6 @@
 """A slide from its image to the predicted layer: time and peak memory, and how they grow with the number of spots.
 
     python benchmarks/scale.py                                    # 2,500, 10,000 and 40,000 spots, 100 um apart
-    python benchmarks/scale.py --spots 10000 --views 8            # with average_flips=True
     python benchmarks/scale.py --spots 10000 --image zarr         # a SpatialData on disk in place of a TIFF
     python benchmarks/scale.py --spots 40000 160000 660000 --spacing 16 --genes 200  # as on Visium HD, 8 um apart
     python benchmarks/scale.py --spots 10000 --precision bfloat16 # what the encoder computes in
@@ -41,7 +40,7 @@ from slides import count_decodes, write_slide
 import hggep_sc as hggep
 
 MPP = 0.5
-KEYS = ["device", "threads", "image", "views", "encoder_precision", "genes", "spacing_px", "spots"]
+KEYS = ["device", "threads", "image", "encoder_precision", "genes", "spacing_px", "spots"]
 ARRAYS = {"Visium": (78, 64, 100.0, True), "Visium HD 8 um": (317, 317, 8.0, False)}  # rows, columns, um, hexagonal
 ARRAY_KEYS = ["device", "threads", "array", "encoder_precision"]
 ARRAY_GENES = 200
@@ -66,7 +65,7 @@ def write_spatialdata(path: Path, side: int) -> None:
     SpatialData(images={"slide": image}).write(path)
 
 
-def one(n_spots: int, spacing: int, views: int, genes: int, image: str, device: str) -> dict[str, object]:
+def one(n_spots: int, spacing: int, genes: int, image: str, device: str) -> dict[str, object]:
     """Predict a slide of so many spots in this process."""
     fitted = model(genes)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,12 +79,11 @@ def one(n_spots: int, spacing: int, views: int, genes: int, image: str, device: 
         slide = hggep.pp.tile(data, spacing_um=spacing * MPP, mpp=MPP, model=fitted, tissue=everywhere)
         slide = data if slide is None else slide
         tiled, decodes = time.perf_counter(), count_decodes()
-        hggep.tl.predict(slide, fitted, device=device, average_flips=views == 8, progress=False)
+        hggep.tl.predict(slide, fitted, device=device, progress=False)
         done = time.perf_counter()
     return {
         **on(device),
         "image": image,
-        "views": views,
         "encoder_precision": hggep.settings.encoder_precision,
         "genes": genes,
         "spacing_px": spacing,
@@ -158,7 +156,7 @@ def growth(rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for _, same in rows.groupby(KEYS[:-1]):
         same = same.sort_values("spots")
-        part = same[["device", "image", "views", "encoder_precision", "genes", "spacing_px"]].copy()
+        part = same[["device", "image", "encoder_precision", "genes", "spacing_px"]].copy()
         part["from"], part["to"] = same["spots"].shift(), same["spots"]
         part["spots x"] = same["spots"] / same["spots"].shift()
         part["time x"] = (same["tile_s"] + same["predict_s"]) / (same["tile_s"] + same["predict_s"]).shift()
@@ -172,7 +170,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spots", nargs="+", type=int, default=[2_500, 10_000, 40_000])
     parser.add_argument("--spacing", type=int, default=200, help="px between spots")
-    parser.add_argument("--views", type=int, choices=[1, 8], default=1, help="in which spots are seen")
     parser.add_argument("--genes", type=int, default=1000)
     parser.add_argument("--image", choices=["tif", "zarr"], default="tif", help="the file that it is read from")
     parser.add_argument("--arrays", nargs="*", choices=ARRAYS, help="arrays instead of slides; all where none is named")
@@ -183,11 +180,11 @@ def main() -> None:
     hggep.settings.encoder_precision = options.precision
     if options.one:
         (array,) = options.arrays or (None,)
-        slide = (options.spots[0], options.spacing, options.views, options.genes, options.image)
+        slide = (options.spots[0], options.spacing, options.genes, options.image)
         print(json.dumps(one(*slide, options.device) if array is None else one_array(array, options.device)))
         return
     if options.arrays is None:
-        layout = ["--spacing", str(options.spacing), "--views", str(options.views), "--image", options.image]
+        layout = ["--spacing", str(options.spacing), "--image", options.image]
         layout += ["--genes", str(options.genes)]
         cases, file, keys = [["--spots", str(n), *layout] for n in options.spots], "scale.csv", KEYS
     else:

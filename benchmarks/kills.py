@@ -34,10 +34,9 @@ SMALL = {
     "width": 16,
     "vit_heads": 2,
     "n_components": 4,
-    "flips": False,
 }
 ALONE = {**SMALL, "ensemble": 1, "cross_fit": False}
-LEARNING = {"gem": True, "cbam": True, "backbone_learning_rate": 1e-4, "flips": True}
+LEARNING = {"gem": True, "cbam": True, "backbone_learning_rate": 1e-4}
 KINDS = {
     "plain: two networks, each section left out in turn": {"config": {**SMALL, "epochs": 2, "ensemble": 2}},
     "checkpoint_every=2": {"config": {**ALONE, "epochs": 7}, "checkpoint_every": 2},

@@ -25,6 +25,7 @@ def result():
     """Two folds by two methods; the second method failed in fold B, the first has no correlation in A."""
     values = {("A", "ridge"): 0.25, ("B", "ridge"): 0.35, ("A", "default"): 0.5}
     of_metric = {"pcc": 1.0, "spearman": 1.1, "rmse": 2.0, "ssim": 0.2, "ceiling": 3.0}
+    of_metric |= {"pcc_beyond_depth": 0.4, "ceiling_beyond_depth": 2.0}
     table = pd.DataFrame(
         [
             (fold, fold, method, 0, gene, metric, value * factor)
@@ -48,6 +49,8 @@ def test_report_of_a_run_in_which_a_fold_failed(accuracy, result, monkeypatch):
     assert "| ridge | 0.250 | 0.350 | 0.300 |" in report
     assert "| default | 0.500 | nan | nan |" in report  # no mean over fewer folds than the others'
     assert "| noise ceiling | 1.125 | 1.050 | 1.087 |" in report
+    assert "| ridge | 0.100 | 0.140 | 0.120 |" in report  # beyond depth
+    assert "| noise ceiling | 0.750 | 0.700 | 0.725 |" in report
     assert "| default | ridge | 0.250 |" in report  # in pairs, over the one fold that both have
     assert "Failed: default on B, seed 0: out of memory" in report
     others = ["gene_mean", "nearest_patches", "low_rank_ridge", "hest_ridge", "network_alone"]

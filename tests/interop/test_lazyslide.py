@@ -106,7 +106,9 @@ def test_lazyslide_runs_the_model(wsi, model, expected):
     np.testing.assert_allclose(table.X, expected, atol=1e-4)
 
 
-def test_lazyslide_runs_the_model_in_chunks(wsi, model, expected):
+def test_lazyslide_runs_the_model_in_chunks(wsi, _slide):
+    alone = {"linear": False, "cross_fit": False}  # a linear path knows no chunks
+    model = hggep.tl.fit(_slide, table_key="counts", encoder="uni2_tiles", config={**TINY, **alone}, **FEW)
     tile_model = interop.feature_model(model, mpp=wsi.properties.mpp, chunk_spots=40)
     zs.tl.feature_prediction(wsi, tile_model, pbar=False, device="cpu")
     corners = wsi.shapes["tiles"].bounds[["minx", "miny"]].to_numpy()

@@ -80,6 +80,13 @@ def model(_slide):
 
 
 @pytest.fixture(scope="module")
+def network_alone(_slide):
+    """Without a linear path, which knows no chunks."""
+    config = {**TINY, "linear": False, "cross_fit": False}
+    return hggep.tl.fit(_slide, table_key="counts", encoder="uni2_tiles", config=config, **FEW)
+
+
+@pytest.fixture(scope="module")
 def expected(plain, model):
     """Prediction of the AnnData, tiles in LazySlide's order."""
     predicted = hggep.tl.predict(plain, model, copy=True, **CPU)
@@ -106,9 +113,8 @@ def test_lazyslide_runs_the_model(wsi, model, expected):
     np.testing.assert_allclose(table.X, expected, atol=1e-4)
 
 
-def test_lazyslide_runs_the_model_in_chunks(wsi, _slide):
-    alone = {"linear": False, "cross_fit": False}  # a linear path knows no chunks
-    model = hggep.tl.fit(_slide, table_key="counts", encoder="uni2_tiles", config={**TINY, **alone}, **FEW)
+def test_lazyslide_runs_the_model_in_chunks(wsi, network_alone):
+    model = network_alone
     tile_model = interop.feature_model(model, mpp=wsi.properties.mpp, chunk_spots=40)
     zs.tl.feature_prediction(wsi, tile_model, pbar=False, device="cpu")
     corners = wsi.shapes["tiles"].bounds[["minx", "miny"]].to_numpy()

@@ -166,6 +166,13 @@ class TestBeyondDepth:
         with pytest.raises(ValueError, match=r"totals must hold numbers above 0 of shape \(40,\)"):
             pearson_beyond_depth(*pair, totals)
 
+    def test_a_ceiling_of_other_genes(self, pair):
+        with pytest.raises(ValueError, match=r"ceiling \(1,\) must have a value for each gene"):
+            ceiling_beyond_depth(np.ones(1), pair[1], np.ones(40))
+
+    def test_three_spots(self, pair):
+        assert np.isnan(pearson_beyond_depth(*(a[:3] for a in pair), np.arange(1, 4))).all()
+
 
 class TestSSIM:
     @pytest.fixture

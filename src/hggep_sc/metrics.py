@@ -91,7 +91,7 @@ def pearson_beyond_depth(predicted: Matrix, observed: Matrix, totals: np.ndarray
 
     Returns
     -------
-    (n_genes,) float64; NaN where either is a function of depth alone, or with fewer than two spots.
+    (n_genes,) float64; NaN where either is a function of depth alone, as any is of three spots.
 
     Raises
     ------
@@ -126,6 +126,8 @@ def ceiling_beyond_depth(ceiling: np.ndarray, observed: Matrix, totals: np.ndarr
         If shapes do not fit, or there is not a total above 0 for each spot.
     """
     ceiling = array("ceiling", ceiling, ndim=1)
+    if ceiling.shape != observed.shape[1:]:
+        raise ValueError(f"ceiling {ceiling.shape} must have a value for each gene of observed {observed.shape}")
     left = _per_gene(observed, observed, lambda _, o: without_depth(o, totals).var(axis=0))
     whole_variance = _per_gene(observed, observed, lambda _, o: o.var(axis=0))
     with np.errstate(invalid="ignore", divide="ignore"):  # of a constant gene, or one that depth tells all of

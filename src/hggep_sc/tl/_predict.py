@@ -85,8 +85,8 @@ def predict(
     batch_size
         Spots whose patches are in memory at once; None for 64.
     average_flips
-        Average the predictions of the spots in eight views, turned and mirrored: nearly eight times the work. Otherwise
-        spots are seen as they lie.
+        Of a network that learns from pixels: average the predictions of the spots in eight views, turned and mirrored,
+        which is nearly eight times the work. Otherwise spots are seen as they lie.
     chunk_spots
         Spots that attention and hypergraph see at once, for HGGEP alone; None for as many as the model's
         `config.chunk_spots` and free memory allow. A section with more spots is predicted in chunks of so many: half

@@ -41,7 +41,7 @@ SMALL = """
 ONE_FIELD = {"patch_size": 32, "fields_um": (240.0,), "fields_px": (336.0,)}
 SMALL = {**ONE_FIELD, "width": 32, "epochs": 2, "ensemble": 1}
 """
-# half of the spots, at low resolution
+# a quarter of the spots, at low resolution
 THINNED = f"""{SMALL}
 import os
 from pathlib import Path
@@ -51,7 +51,7 @@ whole = hggep.datasets.her2st
 
 
 def thinned(names):
-    sections = {{name: section[::2].copy() for name, section in whole(names).items()}}
+    sections = {{name: section[::4].copy() for name, section in whole(names).items()}}
     for name, section in sections.items():
         del section.uns["spatial"][name]["metadata"]["source_image_path"]
     return sections

@@ -3,7 +3,7 @@
     python benchmarks/features.py                 # 400 to 16 px apart
     python benchmarks/features.py --spacing 16
 
-A tiled JPEG pyramid of 8,192 px at .5 um per px holds as many spots as fit, up to 40,000, so many px apart: 200 px are
+A tiled JPEG pyramid of 4,096 px at .5 um per px holds as many spots as fit, up to 40,000, so many px apart: 200 px are
 the 100 um of Visium, 16 the 8 um of Visium HD. By each way that `settings.feature_route` knows, seconds of
 `describe_section` (four fields of view and colours) a spot, and px encoded a spot in bare crops of 112 px. Where
 crops would take more than ten times as long as the cheaper way they are not run.
@@ -30,7 +30,7 @@ from hggep_sc.features.patches import fields_of_view
 from hggep_sc.features.store import describe_section
 from hggep_sc.section import open_sections
 
-SIDE, MPP, MOST = 8192, 0.5, 40_000
+SIDE, MPP, MOST = 4096, 0.5, 40_000
 CONFIG = Config()
 
 

@@ -4,7 +4,7 @@
 
 `default` is fitted to B4, C2, C3 and C4. The spots of C5 that have counts are predicted by themselves, and among points
 100, 50 and 16 um apart over the same tissue: dealt into layers of the training spacing, as `tl.predict` does, and all
-at once, in chunks. The networks alone, in one view of every spot. Needs HGGEP_SHARED. Writes results/context.csv and
+at once, in chunks. The networks alone. Needs HGGEP_SHARED. Writes results/context.csv and
 results/context.md beside this file.
 """
 

@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spacing", nargs="+", type=int, default=[400, 200, 100, 50, 16], help="px between spots")
     options = parser.parse_args()
+    hggep.settings.skip_checks = {"images_agree"}  # levels of the pyramid are drawn one by one
     encoder = load("efficientnet_lite0")
     assert encoder.sight is not None  # of a convolutional network
     fields, size, rows = fields_of_view(CONFIG, MPP, MPP), CONFIG.patch_size, []
